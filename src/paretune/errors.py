@@ -1,0 +1,12 @@
+"""Errors that are the user's to mend."""
+
+
+class InputError(ValueError):
+    """A mistake in what the user gave: one sentence saying what is wrong, where, and what to do.
+
+    The command line prints it without a traceback and exits with code 2.
+    """
+
+
+class TrainingStoppedError(RuntimeError):
+    """Training could not go on (for example, gradients stayed non-finite); a checkpoint was kept."""
