@@ -1,0 +1,1 @@
+"""Measuring a model: preference losses, accuracy and margin per objective, and its answers."""
