@@ -1,0 +1,153 @@
+"""Which pairs make a training row, and how rows become a batch of distinct sequences."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import Dataset
+
+from paretune.data.tokenization import PairIndex, TokenizedPairs, pad_sequences
+from paretune.errors import InputError
+
+Sampling = Literal["auto", "joint", "independent"]
+Row = dict[str, int]
+"""Per objective, the position of its pair."""
+
+_JOINT_SHARE = 0.5  # "auto" takes joint rows when they keep at least this share of the pairs
+
+
+class PairRows(Dataset[Row]):
+    """Training rows, each with one pair of every objective that is trained.
+
+    Joint rows hold the objectives' pairs of the same prompt (the same two responses where there
+    are such), so their sequences are shared. Independent rows are drawn for each objective on its
+    own, as in Algorithm 1 of the CLAMP paper: an epoch ends with the longest data set, and shorter
+    ones start again in a new order, which differs from epoch to epoch.
+
+    Args:
+        data: Tokenised pairs of all objectives.
+        objectives: Those to train (the ones with a positive preference weight).
+        sampling: ``"auto"`` takes joint rows when they keep at least half of the pairs of the
+            objective that has fewest.
+        seed: Of the independent orders.
+    """
+
+    def __init__(
+        self,
+        data: TokenizedPairs,
+        objectives: Sequence[str],
+        sampling: Sampling = "auto",
+        seed: int = 0,
+    ) -> None:
+        self.objectives = tuple(objectives)
+        self.seed = seed
+        self._sizes = {name: len(data.pairs[name]) for name in objectives}
+        self._rows: list[Row] | None = None
+        self._orders: dict[str, list[int]] = {}
+        if sampling != "independent":
+            # Over all objectives, trained or not: the rows are the same for every preference.
+            rows = joint_rows(data)
+            smallest = min(len(index) for index in data.pairs.values())
+            if sampling == "joint" or len(rows) >= _JOINT_SHARE * smallest:
+                if not rows:
+                    raise InputError(
+                        "sampling='joint' needs prompts that every objective labels, and there "
+                        "are none: use sampling='independent'."
+                    )
+                self._rows = [{name: row[name] for name in objectives} for row in rows]
+        if self._rows is None:
+            self.set_epoch(0)
+
+    @property
+    def joint(self) -> bool:
+        """Whether the rows are joint."""
+        return self._rows is not None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the independent orders of an epoch; called by the data loader."""
+        if self._rows is not None:
+            return
+        longest = max(self._sizes.values())
+        for position, (name, size) in enumerate(self._sizes.items()):
+            generator = torch.Generator().manual_seed(hash((self.seed, epoch, position)))
+            rounds = -(-longest // size)
+            order = [torch.randperm(size, generator=generator) for _ in range(rounds)]
+            self._orders[name] = torch.cat(order)[:longest].tolist()
+
+    def __len__(self) -> int:
+        return len(self._rows) if self._rows is not None else max(self._sizes.values())
+
+    def __getitem__(self, row: int) -> Row:
+        if self._rows is not None:
+            return self._rows[row]
+        return {name: order[row] for name, order in self._orders.items()}
+
+
+def joint_rows(data: TokenizedPairs) -> list[Row]:
+    """Rows of pairs on the same prompt, one of each objective.
+
+    Pairs of the same two responses are put together first; what is left on a prompt is put
+    together in order. Pairs for which some objective has no counterpart make no row.
+    """
+    objectives = list(data.pairs)
+    by_prompt: dict[tuple[int, ...], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for name, index in data.pairs.items():
+        for position, chosen in enumerate(index.chosen):
+            sequence = data.sequences[chosen]
+            by_prompt[sequence.input_ids[: sequence.prompt_length]][name].append(position)
+    rows = []
+    for lists in by_prompt.values():
+        if len(lists) == len(objectives):
+            rows.extend(_match(data.pairs, {name: lists[name] for name in objectives}))
+    return rows
+
+
+def _match(pairs: Mapping[str, PairIndex], lists: Mapping[str, list[int]]) -> list[Row]:
+    def responses(name: str, position: int) -> tuple[int, int]:
+        chosen, rejected = pairs[name].chosen[position], pairs[name].rejected[position]
+        return min(chosen, rejected), max(chosen, rejected)
+
+    by_pair = {
+        name: {responses(name, position): position for position in positions}
+        for name, positions in lists.items()
+    }
+    first = next(iter(by_pair.values()))
+    shared = [key for key in first if all(key in found for found in by_pair.values())]
+    rows = [{name: found[key] for name, found in by_pair.items()} for key in shared]
+    taken = {name: {row[name] for row in rows} for name in lists}
+    rest = [[i for i in positions if i not in taken[name]] for name, positions in lists.items()]
+    return rows + [dict(zip(lists, group, strict=True)) for group in zip(*rest, strict=False)]
+
+
+class PairCollator:
+    """Turns rows into a batch in which each distinct sequence stands once.
+
+    Returns the tensors of :func:`~paretune.data.tokenization.pad_sequences`, ``reference`` ``(N,)``
+    where the data has it, and ``pairs``: per objective ``chosen`` and ``rejected`` ``(B,)``,
+    positions among the N sequences, and ``weight`` ``(B,)``.
+    """
+
+    def __init__(self, data: TokenizedPairs, pad_token_id: int) -> None:
+        self.data, self.pad_token_id = data, pad_token_id
+
+    def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
+        position: dict[int, int] = {}
+        pairs = {}
+        for name in rows[0]:
+            index = self.data.pairs[name]
+            chosen, rejected = (
+                [position.setdefault(side[row[name]], len(position)) for row in rows]
+                for side in (index.chosen, index.rejected)
+            )
+            pairs[name] = {
+                "chosen": torch.tensor(chosen),
+                "rejected": torch.tensor(rejected),
+                "weight": torch.tensor([index.weight[row[name]] for row in rows]),
+            }
+        batch: dict[str, Any] = dict(
+            pad_sequences([self.data.sequences[i] for i in position], self.pad_token_id)
+        )
+        if self.data.reference is not None:
+            batch["reference"] = self.data.reference[list(position)]
+        return {**batch, "pairs": pairs}

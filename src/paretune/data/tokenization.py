@@ -1,0 +1,191 @@
+"""From preference pairs to token ids: each distinct sequence once, and who compares which with which."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from paretune.errors import InputError
+
+Overlong = Literal["drop", "truncate"]
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """A prompt and one response: ``input_ids[prompt_length:]`` are the response's tokens."""
+
+    input_ids: tuple[int, ...]
+    prompt_length: int
+
+    @property
+    def completion_length(self) -> int:
+        return len(self.input_ids) - self.prompt_length
+
+
+@dataclass
+class PairIndex:
+    """An objective's pairs as positions in the list of sequences, with a weight each."""
+
+    chosen: list[int] = field(default_factory=list)
+    rejected: list[int] = field(default_factory=list)
+    weight: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+
+@dataclass
+class TokenizedPairs:
+    """All objectives' pairs over one list of distinct sequences.
+
+    Attributes:
+        sequences: Distinct sequences; a response that several objectives label stands here once.
+        pairs: Per objective, its pairs as positions in ``sequences``.
+        reference: ``(len(sequences),)`` float32 log-probabilities of the responses under the
+            reference model, summed over response tokens; None until they are computed.
+        dropped: Per objective, how many pairs were longer than ``max_length``.
+    """
+
+    sequences: list[TokenSequence]
+    pairs: dict[str, PairIndex]
+    reference: Tensor | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def tokenize_pairs(
+    datasets: Mapping[str, Iterable[Mapping[str, Any]]],
+    tokenizer: Any,
+    max_length: int | None = None,
+    overlong: Overlong = "drop",
+) -> TokenizedPairs:
+    """Tokenise every objective's pairs, keeping each distinct sequence once.
+
+    Args:
+        datasets: Per objective, rows with ``prompt``, ``chosen``, ``rejected`` (strings, or lists
+            of messages) and optionally ``weight``.
+        tokenizer: A transformers tokenizer; conversational rows need its chat template.
+        max_length: Longest allowed prompt plus response, in tokens.
+        overlong: Whether a pair with a longer side is dropped (and counted) or has the end of its
+            responses cut off. Prompts are never cut.
+
+    Raises:
+        InputError: for a row without a response, two equal responses, a non-positive weight, or
+            an objective left without pairs.
+    """
+    table: dict[TokenSequence, int] = {}
+    result = TokenizedPairs(sequences=[], pairs={})
+    for objective, rows in datasets.items():
+        index, dropped, row = PairIndex(), 0, 0
+        for row, record in enumerate(rows, start=1):
+            where = f"row {row} of the {objective!r} pairs"
+            both = [_encode(record, side, tokenizer, where) for side in ("chosen", "rejected")]
+            if both[0] == both[1]:
+                raise InputError(f"In {where}, chosen and rejected are the same: remove the row.")
+            if max_length is not None:
+                if overlong == "truncate":
+                    both = [_cut(sequence, max_length) for sequence in both]
+                too_long = any(len(sequence.input_ids) > max_length for sequence in both)
+                if too_long or both[0] == both[1] or not all(s.completion_length for s in both):
+                    dropped += 1
+                    continue
+            chosen, rejected = (table.setdefault(sequence, len(table)) for sequence in both)
+            index.chosen.append(chosen)
+            index.rejected.append(rejected)
+            index.weight.append(_weight(record, where))
+        if not len(index):
+            reason = f"all {row} are longer than max_length={max_length}" if row else "it is empty"
+            raise InputError(f"The data set of objective {objective!r} has no usable pairs: {reason}.")
+        result.pairs[objective], result.dropped[objective] = index, dropped
+    result.sequences = list(table)
+    return result
+
+
+def _cut(sequence: TokenSequence, max_length: int) -> TokenSequence:
+    return TokenSequence(sequence.input_ids[:max_length], sequence.prompt_length)
+
+
+def _weight(record: Mapping[str, Any], where: str) -> float:
+    weight = record.get("weight")
+    if weight is None:
+        return 1.0
+    if not 0 < float(weight) < float("inf"):
+        raise InputError(f"In {where}, weight must be a positive number, not {weight!r}.")
+    return float(weight)
+
+
+def _encode(record: Mapping[str, Any], side: str, tokenizer: Any, where: str) -> TokenSequence:
+    for key in ("prompt", side):
+        if not record.get(key):
+            raise InputError(f"In {where}, {key!r} is missing or empty.")
+    prompt, response = record["prompt"], record[side]
+    if isinstance(prompt, str) != isinstance(response, str):
+        raise InputError(
+            f"In {where}, prompt and {side} must both be strings or both be lists of messages."
+        )
+    if isinstance(prompt, str):
+        prompt_ids, full_ids = _encode_text(prompt, response, tokenizer)
+    else:
+        prompt_ids, full_ids = _encode_chat(prompt, response, tokenizer)
+    shared = _common_prefix(prompt_ids, full_ids)
+    if shared == len(full_ids):
+        raise InputError(f"In {where}, {side!r} has no tokens of its own.")
+    return TokenSequence(tuple(full_ids), shared)
+
+
+def _encode_text(prompt: str, response: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    eos = tokenizer.eos_token_id
+    prompt_ids = list(tokenizer(prompt)["input_ids"])
+    full_ids = list(tokenizer(prompt + response)["input_ids"])
+    if prompt_ids and prompt_ids[-1] == eos:
+        prompt_ids.pop()
+    if full_ids[-1] != eos:
+        full_ids.append(eos)
+    return prompt_ids, full_ids
+
+
+def _encode_chat(
+    prompt: Sequence[Any], response: Sequence[Any], tokenizer: Any
+) -> tuple[list[int], list[int]]:
+    if tokenizer.chat_template is None:
+        raise InputError(
+            "The pairs are conversational and the tokenizer has no chat template: "
+            "use a chat model, or give prompt, chosen and rejected as plain strings."
+        )
+
+    def template(messages: Sequence[Any], **options: bool) -> list[int]:
+        return list(tokenizer.apply_chat_template(list(messages), return_dict=False, **options))
+
+    full_ids = template([*prompt, *response])
+    # What a template prints after the end-of-turn token (a newline, say) is never generated.
+    last_eos = len(full_ids) - 1 - full_ids[::-1].index(tokenizer.eos_token_id) if (
+        tokenizer.eos_token_id in full_ids
+    ) else len(full_ids) - 1
+    return template(prompt, add_generation_prompt=True), full_ids[: last_eos + 1]
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens both start with: merges across the border belong to the response."""
+    limit = min(len(first), len(second))
+    return next((i for i in range(limit) if first[i] != second[i]), limit)
+
+
+def pad_sequences(sequences: Sequence[TokenSequence], pad_token_id: int) -> dict[str, Tensor]:
+    """Right-pad to a batch: ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape
+    ``(N, L)``, and ``lengths`` ``(N,)``, the numbers of response tokens."""
+    width = max(len(sequence.input_ids) for sequence in sequences)
+    input_ids = torch.full((len(sequences), width), pad_token_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    completion_mask = torch.zeros_like(input_ids, dtype=torch.bool)
+    for row, sequence in enumerate(sequences):
+        length = len(sequence.input_ids)
+        input_ids[row, :length] = torch.tensor(sequence.input_ids)
+        attention_mask[row, :length] = 1
+        completion_mask[row, sequence.prompt_length : length] = True
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "completion_mask": completion_mask,
+        "lengths": completion_mask.sum(1),
+    }

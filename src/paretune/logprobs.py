@@ -1,0 +1,148 @@
+"""Log-probabilities of responses, with logits computed at response tokens only."""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from tqdm.auto import tqdm
+
+from paretune.data.tokenization import TokenSequence, pad_sequences
+from paretune.errors import InputError
+
+
+def sequence_logps(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """``log π(y|x)`` summed over response tokens, ``(N,)`` float32, differentiable.
+
+    The vocabulary projection runs on the K positions that predict a response token, through the
+    model's own ``forward`` (so that logit scaling and soft-capping apply): logits are ``(1, K, V)``,
+    never ``(N, L, V)``.
+    """
+    input_ids, mask = batch["input_ids"], batch["completion_mask"][:, 1:]
+    positions = torch.zeros_like(batch["completion_mask"])
+    positions[:, :-1] = mask
+    with _project_only(model, positions):
+        output = model(
+            input_ids=input_ids, attention_mask=batch["attention_mask"], use_cache=False
+        )
+    logits = output.logits.squeeze(0)
+    targets = input_ids[:, 1:][mask]
+    if logits.shape[0] != targets.shape[0]:
+        raise InputError(
+            f"{type(model).__name__} does not compute its logits from its output embeddings alone: "
+            "response log-probabilities cannot be read off it."
+        )
+    token_logps = -cross_entropy(logits.float(), targets, reduction="none")
+    return torch.zeros_like(mask, dtype=torch.float32).masked_scatter(mask, token_logps).sum(1)
+
+
+@contextmanager
+def _project_only(model: nn.Module, positions: Tensor) -> Iterator[None]:
+    """Let the output embeddings see the hidden states at ``positions`` ``(N, L)`` only."""
+
+    def select(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden, *rest = args
+        return hidden[positions].unsqueeze(0), *rest
+
+    handle = output_embeddings(model).register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def output_embeddings(model: nn.Module) -> nn.Module:
+    """The vocabulary projection of a causal language model, PEFT-wrapped or not."""
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    head = base.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        raise InputError(f"{type(base).__name__} is not a causal language model: it has no LM head.")
+    return head
+
+
+@torch.no_grad()
+def score_sequences(
+    model: nn.Module,
+    sequences: Sequence[TokenSequence],
+    pad_token_id: int,
+    batch_size: int = 8,
+    rank: int = 0,
+    world_size: int = 1,
+    progress: str | None = None,
+) -> Tensor:
+    """Response log-probabilities of many sequences, ``(len(sequences),)`` float32 on the CPU.
+
+    Sequences are batched by length. With several processes each scores its share and leaves zeros
+    elsewhere: sum over ranks. The model's training mode is restored.
+
+    Args:
+        progress: Title of a progress bar; None shows none.
+    """
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].input_ids))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][rank::world_size]
+    device = next(model.parameters()).device
+    result = torch.zeros(len(sequences))
+    training = model.training
+    model.eval()
+    try:
+        for batch in tqdm(batches, desc=progress, disable=progress is None, leave=False):
+            tensors = pad_sequences([sequences[i] for i in batch], pad_token_id)
+            inputs = {name: value.to(device) for name, value in tensors.items()}
+            result[batch] = sequence_logps(model, inputs).cpu()
+    finally:
+        model.train(training)
+    return result
+
+
+class ReferenceCache:
+    """Reference log-probabilities on disk, one file per (model, sequences).
+
+    Args:
+        folder: Where the files are; None keeps nothing.
+    """
+
+    def __init__(self, folder: str | Path | None) -> None:
+        self.folder = None if folder is None else Path(folder)
+
+    def path(self, model: nn.Module, sequences: Sequence[TokenSequence]) -> Path | None:
+        """The file for these sequences under this model's base weights."""
+        if self.folder is None:
+            return None
+        digest = hashlib.sha256(fingerprint(model).encode())
+        for sequence in sequences:
+            digest.update(repr((sequence.input_ids, sequence.prompt_length)).encode())
+        return self.folder / f"{digest.hexdigest()[:32]}.safetensors"
+
+    @staticmethod
+    def load(path: Path | None) -> Tensor | None:
+        """The stored values, or None."""
+        return load_file(path)["logps"] if path is not None and path.exists() else None
+
+    @staticmethod
+    def store(path: Path | None, logps: Tensor) -> None:
+        """Write the values so that a reader sees a whole file or none."""
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file({"logps": logps}, partial)
+        partial.replace(path)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A digest of a model's base weights (adapters left out), from a sample of each tensor."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            continue
+        flat = parameter.detach().flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()
+        # PEFT renames what it wraps, so names would tell the same weights apart.
+        digest.update(f"{tuple(parameter.shape)}{parameter.dtype}".encode())
+        digest.update(sample.numpy().tobytes())
+    return digest.hexdigest()
