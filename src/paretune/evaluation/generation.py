@@ -1,0 +1,273 @@
+"""Answers of a model to prompts, sampled reproducibly in batches, and the file that keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedTokenizerBase,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from paretune.errors import InputError
+
+Prompt = str | list[dict[str, str]]
+"""A plain prompt, or a conversation as a list of {"role", "content"} messages."""
+
+Progress = Callable[[int, int], None]
+"""Called with (prompts answered so far, prompts in all) after every batch."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `finished` is False when the answer was cut at `max_new_tokens`."""
+
+    prompt: Prompt
+    response: str
+    finished: bool
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def generate(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> list[str]:
+    """The texts of `generate_answers`, in the order of `prompts`."""
+    answers = generate_answers(
+        model,
+        tokenizer,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    return [answer.response for answer in answers]
+
+
+def generate_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.7,
+    top_p: float = 0.9,
+    seed: int = 0,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> list[Answer]:
+    """Answer every prompt; the defaults are the CLAMP paper's (Table 8).
+
+    The model may be a `PreTrainedModel` or a PEFT model, also inside its `disable_adapter()`.
+    Its own generation settings (temperature, repetition penalty, ...) are not used, except for
+    its end-of-sequence tokens: an answer ends at any of them or at the tokenizer's.
+
+    A sample depends on `seed` and on its own prompt only, neither on the other prompts nor on
+    their order or the batch size; a prompt that occurs k times gets k independent samples. What
+    batching can still change is rounding: padding and other matrix shapes move the logits by
+    about 1e-6 in float32 (1e-2 in bfloat16), which now and then flips a draw or an argmax that
+    lies that close to a boundary. Float32 answers are in practice the same.
+
+    Args:
+        temperature: 0 takes the most likely token at each step.
+        top_p: Sample from the smallest set of tokens with at least this probability; 1 is all.
+
+    Raises:
+        InputError: if a sampling setting is out of range or a prompt is empty.
+    """
+    _check_settings(max_new_tokens, temperature, top_p, batch_size)
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    seeds = _prompt_seeds(encoded, seed)
+    eos_ids = _eos_ids(model, tokenizer)
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
+    config = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos_ids,
+        pad_token_id=pad_id,
+        use_cache=True,
+        # Fields left out would be filled from the model's own generation config.
+        do_sample=False,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+    )
+    answers: dict[int, Answer] = {}
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
+    was_training = model.training
+    model.eval()
+    try:
+        for start in range(0, len(prompts), batch_size):
+            rows = longest_first[start : start + batch_size]
+            ids, mask = _left_pad([encoded[i] for i in rows], pad_id, model.device)
+            processors = LogitsProcessorList()
+            if temperature > 0:
+                uniforms = torch.stack([_uniforms(seeds[i], max_new_tokens) for i in rows])
+                processors.append(_SeededSampling(temperature, top_p, uniforms, ids.shape[1]))
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=config,
+                logits_processor=processors,
+            )
+            for i, tokens in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+                end = next((n for n, token in enumerate(tokens) if token in eos_ids), None)
+                text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+                answers[i] = Answer(prompts[i], str(text), finished=end is not None)
+            if progress is not None:
+                progress(len(answers), len(prompts))
+    finally:
+        model.train(was_training)
+    return [answers[i] for i in range(len(prompts))]
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt, up to where the assistant's answer starts.
+
+    With a chat template a plain prompt is one user message and the template writes all special
+    tokens; without one, a plain prompt is tokenized as any text.
+    """
+    if tokenizer.chat_template is None:
+        if not isinstance(prompt, str):
+            raise InputError(
+                "A prompt is a list of messages, but the tokenizer has no chat template; "
+                "use a chat model, or give prompts as plain strings."
+            )
+        ids = tokenizer(prompt)["input_ids"]
+    else:
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        ids = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    if not ids:
+        raise InputError(f"Prompt {prompt!r} has no tokens; leave empty prompts out.")
+    return list(ids)
+
+
+class _SeededSampling(LogitsProcessor):
+    """Temperature and nucleus sampling by inversion, from numbers drawn beforehand.
+
+    At step t row b takes the first token, in vocabulary order, at which the cumulated
+    probability exceeds `uniforms[b, t]`. One number a token is enough, and the order of nearly
+    equal probabilities plays no part. Leaves that token alone finite, for a greedy decoder.
+    """
+
+    def __init__(self, temperature: float, top_p: float, uniforms: Tensor, start: int) -> None:
+        self._warp = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
+        if top_p < 1:
+            self._warp.append(TopPLogitsWarper(top_p))
+        self._uniforms = uniforms
+        self._start = start
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Tensor:
+        step = input_ids.shape[1] - self._start
+        cumulated = self._warp(input_ids, scores.float()).softmax(-1).cumsum(-1)
+        target = self._uniforms[:, step, None].to(scores.device) * cumulated[:, -1:]
+        token = (cumulated <= target).sum(-1, keepdim=True)
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
+
+
+def _uniforms(seed: int, count: int) -> Tensor:
+    draws = torch.rand(count, generator=torch.Generator().manual_seed(seed))
+    # One float32 step below 1, so that `target` stays below the total after rounding.
+    return draws.clamp_(max=1 - 2**-23)
+
+
+def _prompt_seeds(encoded: Sequence[list[int]], seed: int) -> list[int]:
+    """One 63-bit seed a prompt, from its tokens, `seed`, and how often it occurred before."""
+    seen: Counter[str] = Counter()
+    seeds = []
+    for ids in encoded:
+        key = str(ids)
+        digest = hashlib.sha256(f"{seed}|{seen[key]}|{key}".encode()).digest()
+        seeds.append(int.from_bytes(digest[:8]) >> 1)
+        seen[key] += 1
+    return seeds
+
+
+def _left_pad(rows: Sequence[list[int]], pad_id: int, device: Any) -> tuple[Tensor, Tensor]:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    return ids, mask
+
+
+def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    own = model.generation_config.eos_token_id
+    ids = [own] if isinstance(own, int) else list(own or [])
+    if tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    if not ids:
+        raise InputError(
+            "Neither the model's generation config nor the tokenizer has an end-of-sequence "
+            "token; set `tokenizer.eos_token`."
+        )
+    return sorted(set(ids))
+
+
+def _check_settings(max_new_tokens: int, temperature: float, top_p: float, batch_size: int) -> None:
+    if max_new_tokens < 1 or batch_size < 1:
+        raise InputError(
+            f"max_new_tokens and batch_size must be at least 1, not {max_new_tokens} "
+            f"and {batch_size}."
+        )
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature must be 0 (greedy) or a positive number, not {temperature}.")
+    if not 0 < top_p <= 1:
+        raise InputError(f"top_p must lie in (0, 1], not {top_p}.")
+
+
+def write_answers(path: str | os.PathLike[str], answers: Iterable[Answer]) -> None:
+    """Write one JSON object a line: prompt, response, finished, scores. Replaces `path` whole."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    lines = (json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+    part.write_text("".join(lines), encoding="utf-8")
+    part.replace(path)
+
+
+def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
+    """Read what `write_answers` wrote.
+
+    Raises:
+        InputError: naming the file and line that is not an answer.
+    """
+    answers = []
+    # Not `splitlines`: answers may hold other line separators, which JSON leaves as they are.
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            answers.append(Answer(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise InputError(
+                f"{path}, line {number}: not an answer ({error}); "
+                "expected a JSON object with prompt, response, finished and scores."
+            ) from error
+    return answers
