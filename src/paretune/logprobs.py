@@ -27,9 +27,7 @@ def sequence_logps(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     positions = torch.zeros_like(batch["completion_mask"])
     positions[:, :-1] = mask
     with _project_only(model, positions):
-        output = model(
-            input_ids=input_ids, attention_mask=batch["attention_mask"], use_cache=False
-        )
+        output = model(input_ids=input_ids, attention_mask=batch["attention_mask"], use_cache=False)
     logits = output.logits.squeeze(0)
     targets = input_ids[:, 1:][mask]
     if logits.shape[0] != targets.shape[0]:
@@ -61,7 +59,9 @@ def output_embeddings(model: nn.Module) -> nn.Module:
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     head = base.get_output_embeddings()
     if not isinstance(head, nn.Module):
-        raise InputError(f"{type(base).__name__} is not a causal language model: it has no LM head.")
+        raise InputError(
+            f"{type(base).__name__} is not a causal language model: it has no LM head."
+        )
     return head
 
 
@@ -84,7 +84,9 @@ def score_sequences(
         progress: Title of a progress bar; None shows none.
     """
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].input_ids))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][rank::world_size]
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][
+        rank::world_size
+    ]
     device = next(model.parameters()).device
     result = torch.zeros(len(sequences))
     training = model.training
@@ -137,8 +139,9 @@ class ReferenceCache:
 def fingerprint(model: nn.Module) -> str:
     """A digest of a model's base weights (adapters left out), from a sample of each tensor."""
     digest = hashlib.sha256()
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None)  # PEFT's, such as "lora_"
     for name, parameter in model.named_parameters():
-        if "lora_" in name:
+        if prefix is not None and (prefix in name or "modules_to_save" in name):
             continue
         flat = parameter.detach().flatten()
         sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()

@@ -40,7 +40,10 @@ def ipo(
     """
     chosen_ratio, rejected_ratio = chosen - ref_chosen, rejected - ref_rejected
     if chosen_lengths is not None and rejected_lengths is not None:
-        chosen_ratio, rejected_ratio = chosen_ratio / chosen_lengths, rejected_ratio / rejected_lengths
+        chosen_ratio, rejected_ratio = (
+            chosen_ratio / chosen_lengths,
+            rejected_ratio / rejected_lengths,
+        )
     return (chosen_ratio - rejected_ratio - 1 / (2 * beta)) ** 2
 
 
@@ -123,7 +126,9 @@ class PreferenceLoss:
             return cpo(chosen.logps, rejected.logps, self.beta, self.nll_weight, lengths)
         references = chosen.required_reference, rejected.required_reference
         if self.name == "ipo":
-            lengths_of_both = (chosen.lengths, rejected.lengths) if self.token_mean else (None, None)
+            lengths_of_both = (
+                (chosen.lengths, rejected.lengths) if self.token_mean else (None, None)
+            )
             return ipo(chosen.logps, rejected.logps, *references, self.beta, *lengths_of_both)
         return dpo(chosen.logps, rejected.logps, *references, self.beta)
 

@@ -70,7 +70,8 @@ class PairRows(Dataset[Row]):
             return
         longest = max(self._sizes.values())
         for position, (name, size) in enumerate(self._sizes.items()):
-            generator = torch.Generator().manual_seed(hash((self.seed, epoch, position)))
+            seed = (self.seed * 1_000_003 + epoch) * 1_009 + position
+            generator = torch.Generator().manual_seed(seed)
             rounds = -(-longest // size)
             order = [torch.randperm(size, generator=generator) for _ in range(rounds)]
             self._orders[name] = torch.cat(order)[:longest].tolist()

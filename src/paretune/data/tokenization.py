@@ -96,7 +96,9 @@ def tokenize_pairs(
             index.weight.append(_weight(record, where))
         if not len(index):
             reason = f"all {row} are longer than max_length={max_length}" if row else "it is empty"
-            raise InputError(f"The data set of objective {objective!r} has no usable pairs: {reason}.")
+            raise InputError(
+                f"The data set of objective {objective!r} has no usable pairs: {reason}."
+            )
         result.pairs[objective], result.dropped[objective] = index, dropped
     result.sequences = list(table)
     return result
@@ -159,9 +161,11 @@ def _encode_chat(
 
     full_ids = template([*prompt, *response])
     # What a template prints after the end-of-turn token (a newline, say) is never generated.
-    last_eos = len(full_ids) - 1 - full_ids[::-1].index(tokenizer.eos_token_id) if (
-        tokenizer.eos_token_id in full_ids
-    ) else len(full_ids) - 1
+    last_eos = (
+        len(full_ids) - 1 - full_ids[::-1].index(tokenizer.eos_token_id)
+        if (tokenizer.eos_token_id in full_ids)
+        else len(full_ids) - 1
+    )
     return template(prompt, add_generation_prompt=True), full_ids[: last_eos + 1]
 
 

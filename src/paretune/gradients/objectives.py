@@ -1,0 +1,60 @@
+"""From response log-probabilities to the M losses."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paretune.losses import PreferenceLoss, Scored
+
+Batch = Mapping[str, Any]
+
+
+def loss_sums(
+    logps: Tensor, batch: Batch, losses: Mapping[str, PreferenceLoss]
+) -> tuple[Tensor, Tensor]:
+    """Weighted sums of the pairs' losses and of their weights, each ``(M,)``.
+
+    Args:
+        logps: ``(N,)`` log-probabilities of the batch's sequences.
+        batch: As :class:`paretune.data.sampling.PairCollator` makes it.
+        losses: Per objective its loss; the order is that of the result.
+    """
+    responses = Scored(logps, batch["lengths"], batch.get("reference"))
+    sums, totals = [], []
+    for name, loss in losses.items():
+        pairs = batch["pairs"][name]
+        values = loss(responses[pairs["chosen"]], responses[pairs["rejected"]])
+        sums.append((pairs["weight"] * values).sum())
+        totals.append(pairs["weight"].sum())
+    return torch.stack(sums), torch.stack(totals)
+
+
+def restrict(batch: Batch, objective: str) -> Batch:
+    """The batch with one objective's pairs and the sequences they need, padding trimmed."""
+    pairs = batch["pairs"][objective]
+    used, inverse = torch.unique(
+        torch.cat([pairs["chosen"], pairs["rejected"]]), return_inverse=True
+    )
+    chosen, rejected = inverse.chunk(2)
+    width = int(batch["attention_mask"][used].sum(1).max())
+    restricted: dict[str, Any] = {
+        name: batch[name][used, :width]
+        for name in ("input_ids", "attention_mask", "completion_mask")
+    }
+    for name in ("lengths", "reference"):
+        if name in batch:
+            restricted[name] = batch[name][used]
+    weight = pairs["weight"]
+    return {
+        **restricted,
+        "pairs": {objective: {"chosen": chosen, "rejected": rejected, "weight": weight}},
+    }
+
+
+def all_shared(batch: Batch, objectives: Sequence[str]) -> bool:
+    """Whether every objective's pairs use every sequence of the batch."""
+    n = batch["input_ids"].shape[0]
+    pairs = (batch["pairs"][name] for name in objectives)
+    return all(torch.cat([p["chosen"], p["rejected"]]).unique().numel() == n for p in pairs)

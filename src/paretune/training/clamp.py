@@ -1,0 +1,50 @@
+"""CLAMP: multi-gradient alignment steered by a weighted Chebyshev term (Algorithm 1, Eq. 6)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from paretune.errors import InputError
+from paretune.moo.clamp_state import ClampState
+from paretune.moo.weightings import Weights
+from paretune.training.config import ClampConfig
+from paretune.training.trainer import MultiObjectiveTrainer
+
+
+class ClampTrainer(MultiObjectiveTrainer):
+    """Trains with CLAMP: at every step ``λ* = argmin ‖G(p∘λ)‖² − μ λᵀ(p∘F)``, direction ``G(p∘λ*)``.
+
+    Arguments as for :class:`~paretune.training.MultiObjectiveTrainer`, with a
+    :class:`~paretune.training.ClampConfig`.
+    """
+
+    def __init__(self, model: Any, args: ClampConfig, *positional: Any, **named: Any) -> None:
+        super().__init__(model, args, *positional, **named)
+        self.clamp = ClampState(
+            mu=args.mu,
+            mu_final=args.mu_final,
+            mu_schedule=args.mu_schedule,
+            scale_free=args.scale_free,
+            ideal=self._per_objective(args.ideal, "ideal"),
+            nadir=self._per_objective(args.nadir, "nadir"),
+            loss_ema=args.loss_ema,
+        )
+
+    def _per_objective(self, values: dict[str, float] | None, name: str) -> list[float] | None:
+        if values is None:
+            return None
+        missing = [objective for objective in self.objectives if objective not in values]
+        if missing:
+            raise InputError(f"{name} has no value for objective {missing[0]!r}.")
+        return [values[objective] for objective in self.live]
+
+    def weigh(self, gramian: Tensor, losses: Tensor, preference: Tensor) -> Weights:
+        return self.clamp.step(gramian, losses, preference, self.progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "clamp": self.clamp.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.clamp.load_state_dict(state["clamp"])

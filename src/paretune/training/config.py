@@ -1,0 +1,145 @@
+"""What a multi-objective training run needs to know beyond ``transformers.TrainingArguments``."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+from paretune.data.sampling import Sampling
+from paretune.data.tokenization import Overlong
+from paretune.errors import InputError
+from paretune.gradients import Method
+from paretune.losses import LossName, PreferenceLoss
+from paretune.moo.preference import Preference
+
+
+@dataclass
+class MultiObjectiveConfig(TrainingArguments):
+    """Arguments of :class:`~paretune.training.MultiObjectiveTrainer`.
+
+    Every field is also a key of a recipe's ``train`` section. Defaults that differ from
+    ``TrainingArguments``: ``learning_rate`` 1e-5, ``logging_steps`` 1, ``save_total_limit`` 2,
+    ``remove_unused_columns`` False, ``restore_callback_states_from_checkpoint`` True (without it
+    the patience of early stopping starts afresh on resume).
+    """
+
+    learning_rate: float = field(default=1e-5, metadata={"help": "Step of the optimiser."})
+    logging_steps: float = field(default=1, metadata={"help": "Steps between log entries."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    remove_unused_columns: bool | None = field(
+        default=False, metadata={"help": "Must stay False: batches are not columns."}
+    )
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Resume the patience of early stopping, too."}
+    )
+    preference: dict[str, float] | None = field(
+        default=None,
+        metadata={"help": "Weight of each objective, p: non-negative, adding up to one."},
+    )
+    loss: LossName = field(default="dpo", metadata={"help": "dpo, ipo, cpo or simpo (Table 1)."})
+    beta: float = field(default=0.1, metadata={"help": "Inverse temperature of the loss."})
+    gamma: float = field(default=0.5, metadata={"help": "SimPO's target margin."})
+    nll_weight: float = field(default=1.0, metadata={"help": "Weight of CPO's likelihood term."})
+    token_mean: bool = field(
+        default=False,
+        metadata={
+            "help": "Mean over tokens in IPO's log-ratios and CPO's likelihood (Table 1: sum)."
+        },
+    )
+    sampling: Sampling = field(
+        default="auto",
+        metadata={"help": "joint: same rows for every objective; independent: own rows each."},
+    )
+    gradients: Method = field(
+        default="auto", metadata={"help": "one_pass, per_objective, or auto: one pass where exact."}
+    )
+    max_length: int | None = field(
+        default=1024, metadata={"help": "Longest prompt plus response, in tokens."}
+    )
+    overlong: Overlong = field(
+        default="drop", metadata={"help": "Longer pairs: drop them, or truncate the responses."}
+    )
+    reference_cache: str | None = field(
+        default=None,
+        metadata={"help": "Folder that keeps reference log-probabilities; None: none."},
+    )
+    early_stopping_patience: int = field(
+        default=0,
+        metadata={
+            "help": "Stop after so many evaluations without a lower Chebyshev-weighted validation "
+            "loss, and keep the best adapter; 0 never stops."
+        },
+    )
+    max_nonfinite_steps: int = field(
+        default=5, metadata={"help": "Stop after so many steps in a row with NaN or infinity."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.early_stopping_patience > 0:
+            if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+                raise InputError(
+                    "early_stopping_patience needs evaluations: set eval_strategy='steps' and "
+                    "eval_steps (the CLAMP paper: 50)."
+                )
+            self.load_best_model_at_end = True
+            self.metric_for_best_model = "eval_chebyshev"
+            self.greater_is_better = False
+            self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or 500
+        super().__post_init__()
+        if self.max_nonfinite_steps < 1:
+            raise InputError("max_nonfinite_steps must be at least 1.")
+
+    def checked_preference(self, objectives: Iterable[str]) -> Preference:
+        """The preference, in the objectives' order.
+
+        Raises:
+            InputError: if it is missing, invalid, or names other objectives than the data.
+        """
+        if self.preference is None:
+            raise InputError("args.preference is missing: give a weight for each objective.")
+        names = list(objectives)
+        preference = Preference.of(self.preference)
+        for name in preference.names:
+            if name not in names:
+                raise InputError(
+                    f"The preference names {name!r}, which the training data does not have; its "
+                    f"objectives are {', '.join(names)}."
+                )
+        missing = [name for name in names if name not in preference.names]
+        if missing:
+            raise InputError(
+                f"The preference has no weight for {missing[0]!r}: give it one (0 leaves it out)."
+            )
+        return Preference.of({name: preference[name] for name in names})
+
+    def preference_loss(self) -> PreferenceLoss:
+        """The loss of every objective."""
+        return PreferenceLoss(self.loss, self.beta, self.gamma, self.nll_weight, self.token_mean)
+
+
+@dataclass
+class ClampConfig(MultiObjectiveConfig):
+    """Arguments of :class:`~paretune.training.ClampTrainer`: Eq. 6 of the CLAMP paper and options."""
+
+    mu: float = field(
+        default=100.0, metadata={"help": "Weight of the Chebyshev term against the MGDA term."}
+    )
+    mu_final: float | None = field(
+        default=None, metadata={"help": "Where the schedule of mu ends (large to small)."}
+    )
+    mu_schedule: str = field(
+        default="constant", metadata={"help": "constant, linear, cosine or exponential."}
+    )
+    scale_free: bool = field(
+        default=False,
+        metadata={"help": "Restate mu relative to running magnitudes of both terms."},
+    )
+    ideal: dict[str, float] | None = field(
+        default=None, metadata={"help": "Ideal point z*: losses reached by training each alone."}
+    )
+    nadir: dict[str, float] | None = field(
+        default=None, metadata={"help": "Nadir n; losses are divided by n - z* (DPO: ln 2)."}
+    )
+    loss_ema: float = field(
+        default=0.0, metadata={"help": "Decay of the moving average of losses in Eq. 6; 0: none."}
+    )
