@@ -1,0 +1,373 @@
+"""Exact minimisation of a convex quadratic over the probability simplex.
+
+This is the subproblem of CLAMP (Eq. 6), MGDA and their relatives. General solvers meet it with
+absolute tolerances or refuse singular matrices; here every comparison is relative to the terms
+that were added up, and each answer carries its optimality gap.
+
+Importing this module does not load torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from paretune.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+Array = TypeVar("Array")
+
+MAX_SIZE = 16
+_EPS = float(np.finfo(np.float64).eps)
+# How far a Gramian accumulated in float32 can be from symmetric or semi-definite, relative to
+# the norms of its gradients.
+_SYMMETRY_TOLERANCE = 1e-4
+_PSD_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class QPSolution(Generic[Array]):
+    """The minimiser of xᵀPx + qᵀx over the simplex, with its certificate.
+
+    Attributes:
+        x: the minimiser, shape (M,), float64, at least 0, sums to 1.
+        gap: Frank-Wolfe gap divided by the size of the terms, (xᵀg - min g) / (xᵀ|P|x + |q|ᵀx)
+            with g = 2Px + q. Scale-free; for positive semi-definite P the numerator bounds how
+            far the objective is above its minimum. 0 is exact, 1 is useless.
+        value: xᵀPx + qᵀx.
+    """
+
+    x: Array
+    gap: float
+    value: float
+
+
+@overload
+def simplex_qp(P: torch.Tensor, q: torch.Tensor) -> QPSolution[torch.Tensor]: ...
+@overload
+def simplex_qp(P: ArrayLike, q: ArrayLike) -> QPSolution[NDArray[np.float64]]: ...
+def simplex_qp(P: Any, q: Any) -> QPSolution[Any]:
+    """Minimise xᵀPx + qᵀx subject to x >= 0, sum(x) = 1, exactly.
+
+    M = 2 has a closed form; larger M uses an active-set method that moves from one face of the
+    simplex to the next, strictly downhill, and stops at a point that satisfies the optimality
+    conditions of P as given. When several x are optimal, the one closest to uniform is returned.
+
+    Args:
+        P: symmetric positive semi-definite up to rounding, shape (M, M), 1 <= M <= 16;
+            it may be singular or badly scaled.
+        q: shape (M,).
+
+    Returns:
+        QPSolution, its x a torch tensor (on the CPU) if P is one, otherwise a numpy array.
+
+    Raises:
+        InputError: wrong shape, NaN or infinity, P not symmetric or not positive semi-definite
+            beyond rounding.
+
+    >>> simplex_qp([[1.0, 0.0], [0.0, 3.0]], [0.0, 0.0]).x
+    array([0.75, 0.25])
+    """
+    if isinstance(P, np.ndarray | list | tuple):
+        rows, linear = _read(P), _read(q)
+        check_qp(rows, linear)
+        x, gap, value = solve_simplex_qp(rows, linear)
+        return QPSolution(np.array(x), gap, value)
+    import torch
+
+    if not isinstance(P, torch.Tensor):
+        raise InputError(f"P must be a numpy array or a torch tensor, got {type(P).__name__}.")
+    rows, linear = P.detach().double().tolist(), _read(q)
+    check_qp(rows, linear)
+    x, gap, value = solve_simplex_qp(rows, linear)
+    return QPSolution(torch.tensor(x, dtype=torch.float64), gap, value)
+
+
+def _read(array: Any) -> Any:
+    return array.tolist() if hasattr(array, "tolist") else array
+
+
+Rows = list[list[float]]
+Vector = list[float]
+
+
+def check_qp(P: Rows, q: Vector) -> None:
+    """Raise InputError unless P is (M, M), symmetric PSD up to rounding, q is (M,), all finite."""
+    size = len(P) if isinstance(P, Sequence) else 0
+    if not 1 <= size <= MAX_SIZE or any(
+        not isinstance(row, Sequence) or len(row) != size for row in P
+    ):
+        raise InputError(f"P must have shape (M, M) with 1 <= M <= {MAX_SIZE}.")
+    if not isinstance(q, Sequence) or len(q) != size:
+        raise InputError(f"q must have shape ({size},) to match P.")
+    isfinite = math.isfinite
+    for i, row in enumerate(P):
+        if not isfinite(q[i]):
+            raise InputError(f"q[{i}] is {q[i]}; the problem must be finite.")
+        for j, entry in enumerate(row):
+            if not isfinite(entry):
+                raise InputError(f"P[{i}, {j}] is {entry}; the problem must be finite.")
+    _check_psd(P)
+
+
+def _check_psd(P: Rows) -> None:
+    size = len(P)
+    largest = max(abs(entry) for row in P for entry in row)
+    if largest == 0:
+        return
+    # Scaled to a unit diagonal the tolerances mean the same for every pair of gradients. The
+    # floor admits zero rows with rounding in them.
+    floor = 1e-12 * largest
+    norms = [math.sqrt(max(P[i][i], floor)) for i in range(size)]
+    for i in range(size):
+        for j in range(i):
+            scale = norms[i] * norms[j]
+            if abs(P[i][j] - P[j][i]) > _SYMMETRY_TOLERANCE * scale:
+                raise InputError(
+                    f"P is not symmetric: P[{i}, {j}] = {P[i][j]} and P[{j}, {i}] = {P[j][i]}."
+                )
+    if size == 1:
+        lowest = P[0][0] / norms[0] ** 2
+    elif size == 2:
+        a, c = P[0][0] / norms[0] ** 2, P[1][1] / norms[1] ** 2
+        b = P[0][1] / (norms[0] * norms[1])
+        lowest = (a + c) / 2 - math.hypot((a - c) / 2, b)
+    else:
+        inverse = 1 / np.array(norms)
+        lowest = float(np.linalg.eigvalsh(np.array(P) * inverse * inverse[:, None])[0])
+    if lowest < -_PSD_TOLERANCE:
+        raise InputError(
+            "P is not positive semi-definite beyond rounding: scaled to a unit diagonal its "
+            f"lowest eigenvalue is {lowest:.3g}."
+        )
+
+
+def solve_simplex_qp(P: Rows, q: Vector) -> tuple[Vector, float, float]:
+    """`simplex_qp` on checked lists of floats: (x, gap, value)."""
+    size = len(q)
+    largest = max(max(abs(entry) for row in P for entry in row), max(map(abs, q)))
+    # A power of two: scaling by it rounds nothing, and no product can overflow afterwards.
+    scale = math.ldexp(1.0, min(1000, -math.frexp(largest)[1])) if largest > 0 else 1.0
+    half = 0.5 * scale
+    P = [[half * P[i][j] + half * P[j][i] for j in range(size)] for i in range(size)]
+    q = [scale * entry for entry in q]
+    if size == 1:
+        x = [1.0]
+    elif size == 2:
+        x = _two(P, q)
+    else:
+        x = _break_ties(P, q, _active_set(P, q))
+    x = _round_upwards(P, q, x)
+    gap, value = _certificate(P, q, x)
+    return x, gap, value / scale
+
+
+def _certificate(P: Rows, q: Vector, x: Vector) -> tuple[float, float]:
+    gradient, terms = _gradient(P, q, x)
+    slope = sum(xi * gi for xi, gi in zip(x, gradient, strict=True))
+    size = sum(xi * (ti + abs(qi)) for xi, ti, qi in zip(x, terms, q, strict=True)) / 2
+    gap = max(0.0, slope - min(gradient)) / size if size > 0 else 0.0
+    value = sum(xi * (gi + qi) for xi, gi, qi in zip(x, gradient, q, strict=True)) / 2
+    return gap, value
+
+
+def _gradient(P: Rows, q: Vector, x: Vector) -> tuple[Vector, Vector]:
+    """2Px + q, and the sum of the absolute values added up for each entry."""
+    gradient, terms = [], []
+    used = [(j, 2 * xj) for j, xj in enumerate(x) if xj > 0]
+    for row, entry in zip(P, q, strict=True):
+        total, size = entry, abs(entry)
+        for j, weight in used:
+            term = row[j] * weight
+            total += term
+            size += abs(term)
+        gradient.append(total)
+        terms.append(size)
+    return gradient, terms
+
+
+def _two(P: Rows, q: Vector) -> Vector:
+    """Closed form for M = 2: the stationary point of the segment, clipped to its ends."""
+    (a, b), (_, c) = P
+    half = 0.5 * (q[1] - q[0])
+    first, second = c - b + half, a - b - half  # proportional to x[0] and x[1]
+    noise = 4 * _EPS * (abs(a) + 2 * abs(b) + abs(c) + abs(half))
+    if abs(first) <= noise and abs(second) <= noise:
+        return [0.5, 0.5]
+    if first > 0 and second > 0:
+        return [first / (first + second), second / (first + second)]
+    return [1.0, 0.0] if first > second else [0.0, 1.0]
+
+
+def _active_set(P: Rows, q: Vector) -> Vector:
+    """A point of the simplex that satisfies the optimality conditions up to rounding.
+
+    The support always has a unique minimiser of its own face, and x is that minimiser. One index
+    with a smaller gradient enters; x moves to the minimiser of the larger face, or along a
+    direction without curvature, and indices that reach zero on the way leave.
+    """
+    size = len(q)
+    start = min(range(size), key=lambda i: P[i][i] + q[i])
+    x = [0.0] * size
+    x[start] = 1.0
+    support = [start]
+    refused: set[int] = set()  # entered and left without a step: optimal up to rounding
+    for _ in range(50 * size):
+        gradient, terms = _gradient(P, q, x)
+        level = sum(x[i] * gradient[i] for i in support)
+        size_of_level = sum(x[i] * terms[i] for i in support)
+        drops = {
+            i: level - gradient[i]
+            for i in range(size)
+            if i not in support and i not in refused
+            if level - gradient[i] > 4 * _EPS * (terms[i] + size_of_level)
+        }
+        if not drops:
+            break
+        entering = max(drops, key=drops.__getitem__)
+        support.append(entering)
+        before = list(x)
+        _descend(P, q, x, support)
+        refused = refused | {entering} if x == before else set()
+    return x
+
+
+def _descend(P: Rows, q: Vector, x: Vector, support: list[int]) -> None:
+    """Move x to the minimiser of a face within the support, shrinking the support on the way."""
+    while True:
+        target, curved = _face(P, q, support)
+        if curved:
+            direction = {i: target[i] - x[i] for i in support}
+        else:
+            gradient, _ = _gradient(P, q, x)
+            uphill = sum(gradient[i] * d for i, d in target.items()) > 0
+            direction = {i: -d if uphill else d for i, d in target.items()}
+        ratios = {i: x[i] / -d for i, d in direction.items() if d < 0}
+        step = min(ratios.values(), default=math.inf)
+        reached = curved and step >= 1
+        for i, d in direction.items():
+            x[i] = target[i] if reached else x[i] + step * d
+            if x[i] <= 0 or (not reached and ratios.get(i) == step):
+                x[i] = 0.0
+                support.remove(i)
+        if reached:
+            return
+
+
+def _face(P: Rows, q: Vector, support: list[int]) -> tuple[dict[int, float], bool]:
+    """The minimiser of the face spanned by the support, and True; or, where the face has a
+    direction along which P does not curve upwards, that direction (summing to 0), and False.
+
+    The coordinate of smallest P[i, i] is eliminated, so that the differences formed here cancel
+    only where gradients really are alike. The rest is an LDLᵀ factorisation, which needs no scaling.
+    """
+    base = min(support, key=lambda i: P[i][i])
+    others = [i for i in support if i != base]
+    corner = P[base][base]
+    lower: list[Vector] = []
+    pivots: Vector = []
+    forward: Vector = []
+    for n, i in enumerate(others):
+        row = P[i]
+        shift = corner - row[base]
+        entries: Vector = []
+        pivot = row[i] - row[base] + shift
+        size = abs(row[i]) + 2 * abs(row[base]) + corner
+        right = shift + 0.5 * (q[base] - q[i])
+        for k in range(n):
+            j = others[k]
+            other = lower[k]
+            entry = row[j] - P[base][j] + shift
+            for m in range(k):
+                entry -= entries[m] * other[m] * pivots[m]
+            entry /= pivots[k]
+            entries.append(entry)
+            pivot -= entry * entry * pivots[k]
+            right -= entry * forward[k]
+        if pivot <= 8 * _EPS * size:
+            flat = _solve_upper(lower, [-entry for entry in entries])
+            direction = dict.fromkeys(support, 0.0)
+            direction.update(zip(others, [*flat, 1.0], strict=False))
+            direction[base] = -1.0 - sum(flat)
+            return direction, False
+        lower.append(entries)
+        pivots.append(pivot)
+        forward.append(right)
+    solution = _solve_upper(lower, [f / d for f, d in zip(forward, pivots, strict=True)])
+    point = dict(zip(others, solution, strict=True))
+    point[base] = 1.0 - sum(solution)
+    return point, True
+
+
+def _solve_upper(lower: list[Vector], right: Vector) -> Vector:
+    """Solve Lᵀt = right for unit lower triangular L given by its rows below the diagonal."""
+    solution = list(right)
+    for n in reversed(range(len(right))):
+        for k in range(n):
+            solution[k] -= lower[n][k] * solution[n]
+    return solution
+
+
+def _round_upwards(P: Rows, q: Vector, x: Vector) -> Vector:
+    """Move entries of x up by a few units in the last place where rounding matters.
+
+    When P[i, i] is large beside the rest, x[i] rounded down leaves gradient[i] visibly below the
+    others, and the gap counts that in full; rounded up, the excess counts only times x[i].
+    """
+    x = list(x)
+    for _ in range(4 * len(x)):
+        gradient, terms = _gradient(P, q, x)
+        level = sum(xi * gi for xi, gi in zip(x, gradient, strict=True))
+        size = sum(xi * ti for xi, ti in zip(x, terms, strict=True))
+        deficits = [
+            level - g + 2 * _EPS * t if xi > 0 else 0.0
+            for g, t, xi in zip(gradient, terms, x, strict=True)
+        ]
+        i = max(range(len(x)), key=deficits.__getitem__)
+        if deficits[i] <= 32 * _EPS * size or P[i][i] <= 0:
+            break
+        rise = (deficits[i] + 2 * _EPS * terms[i]) / (2 * P[i][i])
+        x[i] += min(rise, 16 * _EPS * x[i], 0.5 * _EPS)
+    return x
+
+
+def _break_ties(P: Rows, q: Vector, x: Vector) -> Vector:
+    """The optimal point closest to uniform, given one optimal point.
+
+    All minimisers share P x, and lie on the face where the gradient is smallest. Theirs is a
+    convex set, usually one point. The projection is found by the method of multipliers on
+    min |y|² s.t. R y = R x, whose subproblems are again strictly convex simplex problems.
+    """
+    gradient, terms = _gradient(P, q, x)
+    level = min(gradient)
+    face = [i for i, g in enumerate(gradient) if x[i] > 0 or g - level <= 64 * _EPS * terms[i]]
+    if all(x[i] > 0 for i in face):
+        return x
+    matrix = np.array([[P[i][j] for j in face] for i in face])
+    norms = np.sqrt(np.where(np.diag(matrix) > 0, np.diag(matrix), 1.0))
+    eigenvalues, vectors = np.linalg.eigh(matrix / np.outer(norms, norms))
+    curved = vectors[:, eigenvalues > 64 * _EPS * len(face)]
+    R = np.linalg.qr(curved * norms[:, None])[0].T
+    right = R @ np.array([x[i] for i in face])
+    multipliers = np.zeros(len(R))
+    weight = 1e4
+    H = (np.eye(len(face)) + weight * R.T @ R).tolist()
+    for _ in range(8):
+        linear = R.T @ (multipliers - 2 * weight * right)
+        point = np.array(_active_set(H, linear.tolist()))
+        residual = R @ point - right
+        multipliers += 2 * weight * residual
+        if np.abs(residual).max(initial=0.0) <= _EPS:
+            break
+    closest = [0.0] * len(x)
+    for i, weight_i in zip(face, point.tolist(), strict=True):
+        closest[i] = weight_i
+    best = max(1e-13, _certificate(P, q, x)[0])
+    return closest if _certificate(P, q, closest)[0] <= best else x
