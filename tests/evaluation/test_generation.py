@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
+from paretune.data.tokenization import tokenize_pairs
 from paretune.errors import InputError
 from paretune.evaluation.generation import (
     Answer,
@@ -165,12 +166,21 @@ def test_the_models_own_sampling_settings_neither_apply_nor_warn(model, tokenize
     assert [record.getMessage() for record in records] == []
 
 
-def test_the_template_is_applied_once(tokenizer) -> None:
-    plain = encode_prompt(tokenizer, "w1 w2")
-    assert plain == encode_prompt(tokenizer, [{"role": "user", "content": "w1 w2"}])
-    assert tokenizer.convert_ids_to_tokens(plain) == (
+def test_a_prompt_is_encoded_as_in_training(tokenizer) -> None:
+    messages = [{"role": "user", "content": "w1 w2"}]
+    chat = encode_prompt(tokenizer, messages)
+    assert tokenizer.convert_ids_to_tokens(chat) == (
         ["<bos>", "<user>", "w1", "w2", "<eos>", "<assistant>"]
     )
+    answers = [[{"role": "assistant", "content": text}] for text in ("w3", "w4")]
+    pairs = {
+        "plain": [{"prompt": "w1 w2 ", "chosen": "w3", "rejected": "w4"}],
+        "chat": [{"prompt": messages, "chosen": answers[0], "rejected": answers[1]}],
+    }
+    for name, rows in pairs.items():
+        sequence = tokenize_pairs({name: rows}, tokenizer).sequences[0]
+        encoded = encode_prompt(tokenizer, rows[0]["prompt"])
+        assert tuple(encoded) == sequence.input_ids[: sequence.prompt_length]
 
 
 def test_progress_counts_prompts(model, tokenizer) -> None:

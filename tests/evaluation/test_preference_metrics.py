@@ -8,11 +8,7 @@ import pytest
 import torch
 
 from paretune.errors import InputError
-from paretune.evaluation.preference_metrics import (
-    PreferenceMetrics,
-    chebyshev_value,
-    implicit_reward_margins,
-)
+from paretune.evaluation.preference_metrics import PreferenceMetrics, chebyshev_value
 
 
 def test_means_are_weighted_and_a_tie_counts_half() -> None:
@@ -20,7 +16,7 @@ def test_means_are_weighted_and_a_tie_counts_half() -> None:
     weight = torch.tensor([1.0, 3.0, 4.0])
     metrics.update("a", torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.5, 0.0, -1.0]), weight)
     metrics.update("b", torch.tensor([0.25, 0.75]), torch.tensor([1.0, 2.0]))
-    result = metrics.result({"a": 0.25, "b": 0.75}, prefix="test_")
+    result = metrics.result({"a": 0.25, "b": 0.75}, prefix="test")
     assert result == {
         "test_a_loss": (1 + 6 + 16) / 8,
         "test_a_accuracy": (1 + 1.5) / 8,
@@ -44,18 +40,6 @@ def test_sums_of_two_processes_are_those_of_the_joined_data() -> None:
     summed = PreferenceMetrics.from_tensor(["a", "b"], first.tensor() + second.tensor())
     preference = {"a": 0.5, "b": 0.5}
     assert summed.result(preference) == pytest.approx(joined.result(preference), rel=1e-12)
-
-
-def test_margin_is_the_difference_of_log_ratios() -> None:
-    chosen, rejected = torch.tensor([-10.0, -4.0]), torch.tensor([-12.0, -3.0])
-    ref_chosen, ref_rejected = torch.tensor([-11.0, -4.0]), torch.tensor([-11.5, -3.0])
-    margins = implicit_reward_margins(
-        chosen, rejected, 0.1, reference_chosen=ref_chosen, reference_rejected=ref_rejected
-    )
-    torch.testing.assert_close(margins, torch.tensor([0.15, 0.0]))
-    torch.testing.assert_close(
-        implicit_reward_margins(chosen, rejected, 2.0), torch.tensor([4.0, -2.0])
-    )
 
 
 def test_an_objective_of_weight_zero_does_not_enter_the_chebyshev_value() -> None:

@@ -17,12 +17,12 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
-    PreTrainedTokenizerBase,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
 
 from paretune.errors import InputError
+from paretune.files import write_text
 
 Prompt = str | list[dict[str, str]]
 """A plain prompt, or a conversation as a list of {"role", "content"} messages."""
@@ -43,7 +43,7 @@ class Answer:
 
 def generate(
     model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 256,
@@ -70,7 +70,7 @@ def generate(
 
 def generate_answers(
     model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int = 256,
@@ -146,23 +146,24 @@ def generate_answers(
     return [answers[i] for i in range(len(prompts))]
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Token ids of a prompt, up to where the assistant's answer starts.
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Token ids up to where the answer starts, just as the model saw the prompt in training.
 
-    With a chat template a plain prompt is one user message and the template writes all special
-    tokens; without one, a plain prompt is tokenized as any text.
+    A plain prompt is text to go on from, without the chat template; a conversation goes through
+    the template once, which writes all special tokens itself (see `tokenize_pairs`).
     """
-    if tokenizer.chat_template is None:
-        if not isinstance(prompt, str):
-            raise InputError(
-                "A prompt is a list of messages, but the tokenizer has no chat template; "
-                "use a chat model, or give prompts as plain strings."
-            )
-        ids = tokenizer(prompt)["input_ids"]
+    if isinstance(prompt, str):
+        ids = list(tokenizer(prompt)["input_ids"])
+        if ids and ids[-1] == tokenizer.eos_token_id:
+            ids.pop()
+    elif tokenizer.chat_template is None:
+        raise InputError(
+            "A prompt is a list of messages, but the tokenizer has no chat template; "
+            "use a chat model, or give prompts as plain strings."
+        )
     else:
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         ids = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=False
+            prompt, add_generation_prompt=True, tokenize=True, return_dict=False
         )
     if not ids:
         raise InputError(f"Prompt {prompt!r} has no tokens; leave empty prompts out.")
@@ -217,7 +218,7 @@ def _left_pad(rows: Sequence[list[int]], pad_id: int, device: Any) -> tuple[Tens
     return ids, mask
 
 
-def _eos_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
     own = model.generation_config.eos_token_id
     ids = [own] if isinstance(own, int) else list(own or [])
     if tokenizer.eos_token_id is not None:
@@ -244,12 +245,8 @@ def _check_settings(max_new_tokens: int, temperature: float, top_p: float, batch
 
 def write_answers(path: str | os.PathLike[str], answers: Iterable[Answer]) -> None:
     """Write one JSON object a line: prompt, response, finished, scores. Replaces `path` whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
     lines = (json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-    part.write_text("".join(lines), encoding="utf-8")
-    part.replace(path)
+    write_text(Path(path), "".join(lines))
 
 
 def read_answers(path: str | os.PathLike[str]) -> list[Answer]:

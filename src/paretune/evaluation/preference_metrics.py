@@ -14,26 +14,6 @@ from paretune.errors import InputError
 _COLUMNS = ("weight", "loss", "accuracy", "margin")
 
 
-def implicit_reward_margins(
-    chosen: Tensor,
-    rejected: Tensor,
-    beta: float,
-    *,
-    reference_chosen: Tensor | None = None,
-    reference_rejected: Tensor | None = None,
-) -> Tensor:
-    """Margin of the implicit rewards, β[(log π − log π_ref)(chosen) − (…)(rejected)], per pair.
-
-    All tensors have shape (pairs,) and hold log-probabilities in nats: summed over the response
-    for DPO, IPO and CPO, averaged over its tokens for SimPO. Without a reference (CPO, SimPO)
-    π_ref drops out. Source: Rafailov et al. 2023, Eq. 5.
-    """
-    margins = chosen - rejected
-    if reference_chosen is not None and reference_rejected is not None:
-        margins = margins - (reference_chosen - reference_rejected)
-    return beta * margins
-
-
 def chebyshev_value(losses: Mapping[str, float], preference: Mapping[str, float]) -> float:
     """max_m p_m f^m over the objectives with p_m > 0; NaN if one of those losses is NaN.
 
@@ -88,9 +68,9 @@ class PreferenceMetrics:
         self._sums[self._row[objective]] += columns @ weight
 
     def result(
-        self, preference: Mapping[str, float] | None = None, prefix: str = "eval_"
+        self, preference: Mapping[str, float] | None = None, prefix: str = "eval"
     ) -> dict[str, float]:
-        """`{prefix}{objective}_loss|_accuracy|_margin`; with a preference, `{prefix}chebyshev`.
+        """`{prefix}_{objective}_loss|_accuracy|_margin`; with a preference, `{prefix}_chebyshev`.
 
         Raises:
             InputError: if an objective has no pair with a positive weight, or the preference
@@ -106,8 +86,8 @@ class PreferenceMetrics:
                     "add pairs to this split, or leave the objective out."
                 )
             for column, value in zip(_COLUMNS[1:], row[1:], strict=True):
-                values[f"{prefix}{name}_{column}"] = value / total
+                values[f"{prefix}_{name}_{column}"] = value / total
             losses[name] = row[1] / total
         if preference is not None:
-            values[f"{prefix}chebyshev"] = chebyshev_value(losses, preference)
+            values[f"{prefix}_chebyshev"] = chebyshev_value(losses, preference)
         return values

@@ -1,0 +1,1 @@
+"""Figures of fronts and of training runs."""
