@@ -112,7 +112,7 @@ def embedded_folder() -> Path:
     gguf = _embedded_gguf()
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = _cache_root() / "models" / f"{EMBEDDED}-{digest[:16]}-v{_EMBEDDED_FORMAT}"
+    folder = cache_folder() / "models" / f"{EMBEDDED}-{digest[:16]}-v{_EMBEDDED_FORMAT}"
     if folder.is_dir():
         return folder
     from filelock import FileLock
@@ -210,7 +210,7 @@ def _quantization_options(
     return {"quantization_config": config, "device_map": {"": device}}
 
 
-def _cache_root() -> Path:
+def cache_folder() -> Path:
     """The user's cache folder for this program, by the platform's custom."""
     if custom := os.environ.get("XDG_CACHE_HOME"):
         base = Path(custom)

@@ -1,0 +1,215 @@
+"""From a recipe to what it speaks of: the data, and the trainer of one point."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from transformers import AutoModelForCausalLM, TrainerCallback, set_seed
+from transformers.trainer_callback import PrinterCallback
+
+from paretune.data import (
+    HubDataset,
+    PreferenceData,
+    RatingRule,
+    helpsteer,
+    hh_rlhf,
+    local,
+    safe_rlhf,
+    ultrafeedback,
+)
+from paretune.errors import InputError
+from paretune.models import cache_folder, load_model_and_tokenizer
+from paretune.moo.preference import Preference
+from paretune.moo.weightings import MGDA, Linear
+from paretune.training import (
+    ClampConfig,
+    ClampTrainer,
+    MultiObjectiveConfig,
+    MultiObjectiveTrainer,
+)
+
+if TYPE_CHECKING:
+    from paretune.recipes.schema import Data, Recipe
+
+# The keys of a recipe that give the trainer's arguments of these names.
+_ELSEWHERE = {
+    "output_dir": "output_dir",
+    "preference": "sweep.preferences",
+    "seed": "sweep.seeds",
+    "loss": "loss.name",
+    **{name: f"loss.{name}" for name in ("beta", "gamma", "nll_weight", "token_mean")},
+    **{
+        name: f"method.{name}"
+        for name in ("mu", "mu_final", "mu_schedule", "scale_free", "ideal", "nadir", "loss_ema")
+    },
+}
+
+
+def load_data(data: "Data") -> PreferenceData:
+    """The pairs of a recipe's data section, objectives in its order.
+
+    Raises:
+        InputError: the data is missing, or holds what it should not.
+    """
+    options: dict[str, Any] = {"objectives": data.objectives, "bad_rows": data.bad_rows}
+    if data.style is not None:
+        options["style"] = data.style
+    rule = {
+        "ties": data.ties,
+        "pairing": data.pairing,
+        "min_difference": data.min_difference,
+        "lower_is_better": data.lower_is_better,
+    }
+    given = {name: value for name, value in rule.items() if value is not None}
+    if given:
+        options["rule"] = RatingRule(**given)
+    match data.loader:
+        case "demo":
+            from paretune.data import demo
+
+            return demo.load(objectives=data.objectives)
+        case "safe_rlhf":
+            return safe_rlhf.load(*_source(data, "PKU-Alignment/PKU-SafeRLHF-10K"), **options)
+        case "ultrafeedback":
+            return ultrafeedback.load(*_source(data, "openbmb/UltraFeedback"), **options)
+        case "helpsteer":
+            return helpsteer.load(*_source(data, "nvidia/HelpSteer"), **options)
+        case "hh_rlhf":
+            return hh_rlhf.load(*((data.path,) if data.path else ()), **options)
+        case "pairs":
+            return local.load_pairs(data.path, **options)
+        case "ratings":
+            return local.load_ratings(data.path, **options)
+
+
+def _source(data: "Data", default: str) -> tuple[str | HubDataset]:
+    path = default if data.path is None else str(data.path)
+    return (path if data.revision is None else HubDataset(path, revision=data.revision),)
+
+
+def training_arguments(
+    recipe: "Recipe", preference: Preference, seed: int, folder: Path
+) -> MultiObjectiveConfig:
+    """The trainer's arguments for one point, checkpoints going to `folder`.
+
+    Raises:
+        InputError: a key of the recipe's train section that does not exist, belongs to another
+            section, or has a value of the wrong type.
+    """
+    clamp = recipe.method.name == "clamp"
+    kind = ClampConfig if clamp else MultiObjectiveConfig
+    _check_train(recipe.train, kind)
+    defaults = {
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is no GPU
+        "reference_cache": str(cache_folder() / "reference"),
+    }
+    loss = recipe.loss.model_dump(exclude={"name"})
+    method = recipe.method.model_dump(exclude={"name"}) if clamp else {}
+    try:
+        return kind(
+            **defaults
+            | recipe.train
+            | loss
+            | method
+            | {
+                "loss": recipe.loss.name,
+                "preference": dict(preference),
+                "seed": seed,
+                "output_dir": str(folder),
+            }
+        )
+    except InputError:
+        raise
+    except (ValueError, ImportError) as error:
+        raise InputError(f"The recipe's train section does not work here: {error}") from error
+
+
+def _check_train(train: Mapping[str, Any], kind: type[MultiObjectiveConfig]) -> None:
+    known = {field.name for field in fields(kind) if field.init}
+    types = get_type_hints(kind)
+    for name, value in train.items():
+        if name in _ELSEWHERE:
+            raise InputError(f"'train.{name}' has its own place in a recipe: '{_ELSEWHERE[name]}'.")
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1)
+            hint = f"did you mean 'train.{nearest[0]}'?" if nearest else "see docs/recipes.md."
+            raise InputError(f"Unknown key 'train.{name}' in the recipe; {hint}")
+        adapter = TypeAdapter(types[name], config=ConfigDict(arbitrary_types_allowed=True))
+        try:
+            adapter.validate_python(value)
+        except ValidationError as error:
+            problem = error.errors()[0]["msg"]
+            raise InputError(
+                f"'train.{name}' is {value!r}, but {problem[0].lower()}{problem[1:]}."
+            ) from None
+
+
+def build_trainer(
+    recipe: "Recipe",
+    preference: Preference,
+    seed: int,
+    splits: Mapping[Any, PreferenceData],
+    folder: Path,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> MultiObjectiveTrainer:
+    """The trainer of one point: base model, fresh adapter, training and validation data.
+
+    Args:
+        folder: Where checkpoints go.
+
+    Raises:
+        InputError: a recipe, model or data that do not fit together.
+    """
+    args = training_arguments(recipe, preference, seed, folder)
+    model, tokenizer = load_model_and_tokenizer(**recipe.model.model_dump())
+    named: dict[str, Any] = {
+        "train_dataset": splits["train"].pairs,
+        "eval_dataset": None if _never_evaluates(args) else splits["validation"].pairs,
+        "processing_class": tokenizer,
+        "peft_config": _lora_config(recipe),
+        "callbacks": list(callbacks),
+    }
+    set_seed(seed)  # the adapter is drawn before the trainer itself seeds
+    trainer: MultiObjectiveTrainer
+    if isinstance(args, ClampConfig):
+        trainer = ClampTrainer(model, args, **named)
+    else:
+        weighting = MGDA() if recipe.method.name == "mgda" else Linear()
+        trainer = MultiObjectiveTrainer(model, args, weighting=weighting, **named)
+    trainer.remove_callback(PrinterCallback)  # prints every log entry
+    return trainer
+
+
+def load_weights(model: Any, folder: Path) -> None:
+    """Put the adapter (or, after full fine-tuning, all weights) saved in `folder` into `model`."""
+    if hasattr(model, "peft_config"):
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
+    else:
+        saved = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype)
+        model.load_state_dict(saved.state_dict())
+
+
+def _lora_config(recipe: "Recipe") -> Any:
+    if recipe.lora is None:
+        return None
+    from peft import LoraConfig  # peft takes seconds to import
+
+    lora = recipe.lora
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+    )
+
+
+def _never_evaluates(args: MultiObjectiveConfig) -> bool:
+    return str(getattr(args.eval_strategy, "value", args.eval_strategy)) == "no"

@@ -1,0 +1,6 @@
+"""Recipes: one YAML file an experiment, shipped with the package, and how they are read."""
+
+from paretune.recipes.load import load_recipe, recipe_from_text, shipped_recipes, with_preference
+from paretune.recipes.schema import Recipe
+
+__all__ = ["Recipe", "load_recipe", "recipe_from_text", "shipped_recipes", "with_preference"]

@@ -1,0 +1,74 @@
+"""The points of a front as a recipe gives them: lists of weights, a named set, or a grid."""
+
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+from paretune.errors import InputError
+from paretune.moo.preference import Preference, das_dennis, named_preferences
+
+
+def resolve_points(given: Any, objectives: Sequence[str]) -> list[Preference]:
+    """The points in order.
+
+    Args:
+        given: a set by name, ``{"das_dennis": n}``, or a list of points, each a list of weights in
+            the objectives' order or a mapping that names them.
+
+    Raises:
+        InputError: anything else, an unknown set or objective, weights that do not sum to one, or
+            a point that stands twice.
+    """
+    points: Sequence[Any]
+    if isinstance(given, str):
+        points = named_preferences(given)
+    elif isinstance(given, dict) and list(given) == ["das_dennis"]:
+        if type(given["das_dennis"]) is not int:
+            raise InputError(f"das_dennis must be a whole number, not {given['das_dennis']!r}")
+        points = das_dennis(len(objectives), given["das_dennis"])
+    elif isinstance(given, list) and given:
+        points = given
+    else:
+        raise InputError(
+            f"must be a list of points, the name of a set, or {{das_dennis: n}}, not {given!r}"
+        )
+    resolved: dict[str, int] = {}
+    preferences = []
+    for number, point in enumerate(points, start=1):
+        preference = as_preference(point, objectives, f"point {number}")
+        first = resolved.setdefault(preference.slug(), number)
+        if first != number:
+            raise InputError(f"points {first} and {number} are the same ({preference.slug()})")
+        preferences.append(preference)
+    return preferences
+
+
+def as_preference(point: Any, objectives: Sequence[str], where: str) -> Preference:
+    """One point; objectives that a mapping does not name get weight zero.
+
+    Raises:
+        InputError: see `resolve_points`; `where` begins the message.
+    """
+    if isinstance(point, Mapping):
+        for name in point:
+            if name not in objectives:
+                nearest = get_close_matches(name, objectives, n=1)
+                hint = f"did you mean '{nearest[0]}'?" if nearest else "name one of these."
+                raise InputError(
+                    f"{where}: the recipe has no objective '{name}' but {', '.join(objectives)}; "
+                    f"{hint}"
+                )
+        weights = [point.get(name, 0.0) for name in objectives]
+    elif isinstance(point, Sequence) and not isinstance(point, str):
+        weights = list(point)
+    else:
+        raise InputError(f"{where} must be a list of weights, not {point!r}")
+    if len(weights) != len(objectives):
+        raise InputError(
+            f"{where}: {len(weights)} weights for {len(objectives)} objectives "
+            f"({', '.join(objectives)})"
+        )
+    try:
+        return Preference.of(dict(zip(objectives, weights, strict=True)))
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None

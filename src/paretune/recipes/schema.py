@@ -1,0 +1,282 @@
+"""What a recipe says: one class a section, one documented field a key.
+
+The classes check types and ranges of single keys and what can be checked without loading anything;
+`paretune.recipes.load` turns their complaints into one sentence. Nothing here imports torch.
+"""
+
+import math
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from paretune.errors import InputError
+from paretune.moo.preference import Preference
+from paretune.recipes import syntax
+from paretune.recipes.points import resolve_points
+
+Positive = Annotated[int, Field(gt=0)]
+RATING_OPTIONS = ("ties", "pairing", "min_difference", "lower_is_better")
+"""Keys of the data section that say how ratings become pairs."""
+
+_LABELS = ("name", "description", "output_dir")
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+_OPTIONS = {
+    "demo": (),
+    "safe_rlhf": ("style",),
+    "ultrafeedback": ("style", *RATING_OPTIONS),
+    "helpsteer": RATING_OPTIONS,
+    "hh_rlhf": (),
+    "pairs": ("style",),
+    "ratings": ("style", *RATING_OPTIONS),
+}
+
+
+class Section(BaseModel):
+    """Unknown keys and wrong types are errors; values never change after loading."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
+    )
+
+
+class Model(Section):
+    """The model to align."""
+
+    name: str = "smollm2-135m-instruct"
+    """`smollm2-135m-instruct` (embedded), a folder, or an id on the Hugging Face hub."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number type of the weights; `auto`: bfloat16 on a GPU that has it, else float32."""
+    quantization: Literal["8bit", "4bit"] | None = None
+    """Load the base in 8 or 4 bit; needs bitsandbytes and `lora`."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint."""
+
+
+class Lora(Section):
+    """The adapter that is trained."""
+
+    r: Positive = 8
+    """Rank."""
+    alpha: float = Field(default=32, gt=0)
+    """Scale; updates are multiplied by alpha / r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+    target_modules: str | list[str] = "all-linear"
+    """Layers that get one; `all-linear` is every linear layer except the head."""
+
+
+class Data(Section):
+    """The preference pairs of each objective, and how they are split."""
+
+    loader: Literal[
+        "demo", "safe_rlhf", "ultrafeedback", "helpsteer", "hh_rlhf", "pairs", "ratings"
+    ]
+    """Which reader: a published data set, `pairs` or `ratings` for files of your own."""
+    objectives: list[str] = Field(min_length=1)
+    """The objectives, in the order in which preferences list their weights."""
+    path: str | dict[str, str] | None = None
+    """A file (.jsonl, .json, .csv, .parquet) or a hub id, or one for each objective; null is the
+    published data set."""
+    revision: str | None = None
+    """Commit or tag of the data set on the hub."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """Stop at a row that cannot be used, or leave it out and count it."""
+    style: Literal["text", "chat", "dialogue"] | None = None
+    """How prompts that are strings are read: plain text, one user message, or
+    `Human: ... Assistant: ...` turns; null is the loader's own way."""
+    ties: Literal["drop", "first"] | None = None
+    """Equal ratings: leave the pair out (null too), or take the first response as better."""
+    pairing: Literal["extremes", "all"] | None = None
+    """Pairs of rated responses: highest against lowest (null too), or every two that differ."""
+    min_difference: float | None = Field(default=None, ge=0)
+    """Ratings that differ by less are equal."""
+    lower_is_better: list[str] | None = None
+    """Objectives whose low ratings are the good ones."""
+    split: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default=[0.8, 0.1, 0.1], min_length=3, max_length=3
+    )
+    """Shares of training, validation and test data; all pairs of a prompt fall on one side."""
+    seed: int = 0
+    """Of the split."""
+
+    @field_validator("objectives")
+    @classmethod
+    def _names(cls, names: list[str]) -> list[str]:
+        for name in names:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} must consist of letters, digits and underscores")
+        if len(set(names)) < len(names):
+            raise ValueError("an objective is named twice")
+        return names
+
+    @field_validator("split")
+    @classmethod
+    def _shares(cls, shares: list[float]) -> list[float]:
+        if not math.isclose(sum(shares), 1):
+            raise ValueError(f"the three shares must sum to one, not {sum(shares):g}")
+        return shares
+
+    @model_validator(mode="after")
+    def _options(self) -> "Data":
+        for name in ("style", *RATING_OPTIONS):
+            if getattr(self, name) is not None and name not in _OPTIONS[self.loader]:
+                raise ValueError(f"the loader {self.loader!r} has no option {name!r}")
+        if self.loader in ("pairs", "ratings") and self.path is None:
+            raise ValueError(f"the loader {self.loader!r} needs path, a file of yours")
+        if self.loader == "demo" and (self.path or self.revision):
+            raise ValueError("the loader 'demo' reads the file that ships with paretune: no path")
+        if isinstance(self.path, dict) and self.loader not in ("pairs", "hh_rlhf"):
+            raise ValueError(f"the loader {self.loader!r} reads all objectives from one path")
+        if isinstance(self.path, str) and self.loader == "hh_rlhf":
+            raise ValueError("the loader 'hh_rlhf' needs one path for each objective")
+        return self
+
+
+class Method(Section):
+    """How the objectives' gradients are combined. All but `name` is for `clamp` alone."""
+
+    name: Literal["clamp", "linear", "mgda"] = "clamp"
+    """`clamp` (the paper's Algorithm 1), `linear` (weighted sum, PWG) or `mgda` (ignores p)."""
+    mu: float = Field(default=100.0, ge=0)
+    """μ of Eq. (6): weight of following p against reaching a Pareto-stationary point."""
+    mu_final: float | None = Field(default=None, ge=0)
+    """μ at the last step, when scheduled."""
+    mu_schedule: Literal["constant", "linear", "cosine", "exponential"] = "constant"
+    """How μ goes from `mu` to `mu_final`."""
+    scale_free: bool = False
+    """Divide both terms of Eq. (6) by their running magnitudes, so that μ has no unit."""
+    ideal: dict[str, float] | None = None
+    """Best reachable loss of each objective, subtracted from its losses."""
+    nadir: dict[str, float] | None = None
+    """Worst loss of each objective; with `ideal`, losses are divided by the range."""
+    loss_ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the moving average of the losses in Eq. (6); 0 takes the batch's own."""
+
+
+class Loss(Section):
+    """The preference loss of every objective (Table 1 of the CLAMP paper)."""
+
+    name: Literal["dpo", "ipo", "cpo", "simpo"] = "dpo"
+    """Which loss."""
+    beta: float = Field(default=0.1, gt=0)
+    """Scale of the implicit reward."""
+    gamma: float = Field(default=0.5, ge=0)
+    """Target margin (SimPO)."""
+    nll_weight: float = Field(default=1.0, ge=0)
+    """Weight of the likelihood of the chosen response (CPO)."""
+    token_mean: bool = False
+    """Mean over tokens in place of sums, in IPO and in CPO's likelihood."""
+
+
+class Sweep(Section):
+    """Which points of the front to train."""
+
+    preferences: Any
+    """A list of points, each the objectives' weights; or a set by name (`clamp_task1`,
+    `clamp_task2`, ...); or `{das_dennis: n}`, all multiples of 1/n."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Each point is trained once with each seed."""
+    warm_start: bool = False
+    """Start each point from the nearest one before it in the list, not from a fresh adapter."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is given twice")
+        return seeds
+
+
+class Evaluation(Section):
+    """What is measured beside loss, accuracy and margin on the test split."""
+
+    generate: bool = True
+    """Let every point answer prompts of the test split."""
+    n_prompts: Positive | None = 32
+    """How many, from the front of the split; null is all."""
+    max_new_tokens: Positive = 256
+    """Longest answer."""
+    temperature: float = Field(default=0.7, ge=0)
+    """Sampling temperature; 0 takes the likeliest token."""
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus."""
+    batch_size: Positive = 16
+    """Prompts answered at a time."""
+    seed: int = 0
+    """Of the sampling."""
+    reference_point: dict[str, float] | None = None
+    """Corner of the hypervolume, one loss an objective; by default a tenth of the range beyond
+    each objective's worst loss in the front."""
+
+
+class Recipe(Section):
+    """One experiment, complete."""
+
+    name: str
+    """By default the file's name."""
+    description: str = ""
+    """One line for `paretune recipes`."""
+    model: Model = Model()
+    lora: Lora | None = Lora()
+    """null trains all weights."""
+    data: Data
+    method: Method = Method()
+    loss: Loss = Loss()
+    train: dict[str, Any] = {}
+    """Any field of `MultiObjectiveConfig`, which has those of `transformers.TrainingArguments`."""
+    sweep: Sweep
+    evaluation: Evaluation = Evaluation()
+    output_dir: str
+    """The run folder; by default `runs/` and the recipe's name."""
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Recipe":
+        if self.model.quantization and self.lora is None:
+            raise ValueError("model.quantization needs lora: a quantised base cannot be trained")
+        for key, named in (
+            ("method.ideal", self.method.ideal),
+            ("method.nadir", self.method.nadir),
+            ("evaluation.reference_point", self.evaluation.reference_point),
+            ("data.path", self.data.path if isinstance(self.data.path, dict) else None),
+        ):
+            if named is not None and set(named) != set(self.data.objectives):
+                raise ValueError(
+                    f"{key} must have one value for each of {', '.join(self.data.objectives)}"
+                )
+        try:
+            self.points  # noqa: B018  (raises)
+        except InputError as error:
+            raise ValueError(f"sweep.preferences: {error}") from None
+        return self
+
+    @property
+    def points(self) -> list[Preference]:
+        """The preferences to train, in order."""
+        return resolve_points(self.sweep.preferences, self.data.objectives)
+
+    def to_yaml(self) -> str:
+        """The recipe with every key written out."""
+        return syntax.dump(self.model_dump(mode="json"))
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """Keys in which this recipe computes something else, each as ``key: ours, not theirs``.
+
+        The name, the description and the run folder do not count.
+        """
+        ours, theirs = (_flatten(each.model_dump(mode="json")) for each in (self, other))
+        return [
+            f"{key}: {ours.get(key)!r}, not {theirs.get(key)!r}"
+            for key in {**theirs, **ours}
+            if ours.get(key) != theirs.get(key) and key not in _LABELS
+        ]
+
+
+def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and values of nested mappings."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, each in value.items():
+        flat |= _flatten(each, f"{prefix}.{key}" if prefix else str(key))
+    return flat
