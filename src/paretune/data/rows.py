@@ -1,0 +1,99 @@
+"""One row of a data set: its fields, checked, with an error that says where it stands."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from paretune.errors import InputError
+
+_NOT_RATED = ("", "N/A")
+
+
+class BadRowError(InputError):
+    """A row that cannot be used; `read_rows` says where it stands, or skips it."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row with its place in its source, so that every complaint can name it.
+
+    Attributes:
+        values: The fields.
+        origin: The file, data set or list that the row comes from.
+        position: Its number there, counting from 1 (of a jsonl file: its line).
+        prefix: Set before field names in messages; names a record inside the row.
+    """
+
+    values: Mapping[str, Any]
+    origin: str
+    position: int
+    prefix: str = ""
+
+    def error(self, field: str, problem: str) -> BadRowError:
+        """The error that names file, row and field."""
+        place = f"{self.origin}, row {self.position} (counting from 1)"
+        return BadRowError(f"{place}, field {self.prefix + field!r}: {problem}")
+
+    def get(self, field: str) -> Any:
+        """The value of a field, which must be there and not be null."""
+        if self.values.get(field) is None:
+            raise self._missing(field)
+        return self.values[field]
+
+    def text(self, field: str) -> str:
+        """A field that holds text other than white space."""
+        value = self.get(field)
+        if not isinstance(value, str):
+            raise self.error(field, f"must be text, not {type(value).__name__}")
+        if not value.strip():
+            raise self.error(field, "is empty")
+        return value
+
+    def label(self, field: str) -> Literal[0, 1]:
+        """A field that names one of two responses by 0 or 1 (as number or text, not as bool)."""
+        value = self.get(field)
+        if isinstance(value, bool) or value not in (0, 1, "0", "1"):
+            raise self.error(field, f"must be 0 or 1, not {value!r}")
+        return 1 if int(value) else 0
+
+    def rating(self, field: str) -> float | None:
+        """A finite number, as number or text; None where nothing (null, empty, "N/A") was rated."""
+        if field not in self.values:
+            raise self._missing(field)
+        value = self.values[field]
+        if value is None or (isinstance(value, str) and value.strip() in _NOT_RATED):
+            return None
+        return self.number(field)
+
+    def number(self, field: str) -> float:
+        """A finite number, as number or text."""
+        value = self.get(field)
+        try:
+            number = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            number = math.nan
+        if not math.isfinite(number):
+            raise self.error(field, f"must be a finite number, not {value!r}")
+        return number
+
+    def nested(self, field: str) -> list["Row"]:
+        """The records in a field that holds a list of them."""
+        value = self.get(field)
+        if not isinstance(value, Sequence) or not all(isinstance(v, Mapping) for v in value):
+            raise self.error(field, "must be a list of records")
+        return [
+            Row(record, self.origin, self.position, f"{self.prefix}{field}[{i}].")
+            for i, record in enumerate(value)
+        ]
+
+    def inside(self, field: str) -> "Row":
+        """The record in a field that holds one."""
+        value = self.get(field)
+        if not isinstance(value, Mapping):
+            raise self.error(field, f"must be a record, not {type(value).__name__}")
+        return Row(value, self.origin, self.position, f"{self.prefix}{field}.")
+
+    def _missing(self, field: str) -> BadRowError:
+        present = ", ".join(str(name) for name in self.values) or "no fields"
+        return self.error(field, f"is missing (the row has {present})")

@@ -1,0 +1,199 @@
+"""Where rows come from: the hub, a local file, or memory."""
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from paretune.data.rows import BadRowError, Row
+from paretune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Rows = Iterable[Mapping[str, Any]]
+BadRows = Literal["error", "skip"]
+"""What a bad row does: stop the loading with an error, or be left out, counted and logged."""
+
+_SHOWN_BAD_ROWS = 5  # how many messages of skipped rows the counts keep
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """One split of a data set on the Hugging Face hub; ``revision`` pins it to a commit or tag."""
+
+    path: str
+    split: str = "train"
+    revision: str | None = None
+    config: str | None = None
+    data_dir: str | None = None
+
+
+Source = str | os.PathLike[str] | HubDataset | Rows
+"""A file (.jsonl, .json, .csv, .parquet), a hub id (its train split), a `HubDataset`, or rows."""
+
+
+def read_rows(
+    source: Source, parse: Callable[[Row], T], bad_rows: BadRows = "error"
+) -> tuple[list[T], dict[str, Any]]:
+    """Parse each row of a source.
+
+    Args:
+        source: See `Source`.
+        parse: Makes an item of a row; raises `Row.error` if it cannot.
+        bad_rows: ``"error"`` or ``"skip"``.
+
+    Returns:
+        The items, and as counts the ``rows`` read, the ``skipped_rows`` among them and the
+        messages about the first of those (``skipped_examples``).
+
+    Raises:
+        InputError: a source that is missing, unreadable or empty; a bad row (by default); or
+            no good row at all.
+    """
+    check_choice("bad_rows", bad_rows, ("error", "skip"))
+    name, numbered = _open(source)
+    items, skipped, rows = [], [], 0
+    for number, values in numbered:
+        rows += 1
+        try:
+            items.append(parse(_row(values, name, number)))
+        except BadRowError as error:
+            if bad_rows == "error":
+                raise InputError(f"{error}; mend or remove it, or set bad_rows='skip'.") from None
+            skipped.append(str(error))
+    if not items:
+        why = f"all {rows} rows are bad, the first being {skipped[0]}" if skipped else "it is empty"
+        raise InputError(f"There is no data in {name}: {why}.")
+    if skipped:
+        logger.warning("Skipped %d of %d rows, first: %s", len(skipped), rows, skipped[0])
+    counts = {
+        "rows": rows,
+        "skipped_rows": len(skipped),
+        "skipped_examples": skipped[:_SHOWN_BAD_ROWS],
+    }
+    return items, counts
+
+
+def read_each(
+    sources: Mapping[str, Source], parse: Callable[[Row], T], bad_rows: BadRows = "error"
+) -> tuple[dict[str, list[T]], dict[str, Any]]:
+    """`read_rows` of one source for each objective, with the counts added up."""
+    tables = {name: read_rows(source, parse, bad_rows) for name, source in sources.items()}
+    counts = [counts for _, counts in tables.values()]
+    examples = [message for c in counts for message in c["skipped_examples"]]
+    total: dict[str, Any] = {key: sum(c[key] for c in counts) for key in ("rows", "skipped_rows")}
+    total["skipped_examples"] = examples[:_SHOWN_BAD_ROWS]
+    return {name: items for name, (items, _) in tables.items()}, total
+
+
+def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
+    """Refuse an option's value that is not among those allowed."""
+    if value not in allowed:
+        raise InputError(f"{name}={value!r} is unknown; use one of {', '.join(allowed)}.")
+
+
+def _row(values: Any, origin: str, number: int) -> Row:
+    if not isinstance(values, Mapping):
+        raise BadRowError(
+            f"{origin}, row {number} (counting from 1): must be a record with named fields, "
+            f"not {type(values).__name__}"
+        )
+    row = Row(values, origin, number)
+    if None in values:  # where csv.DictReader puts surplus cells
+        raise row.error("(none)", "the row has more cells than the header")
+    return row
+
+
+def _open(source: Source) -> tuple[str, Iterable[tuple[int, Any]]]:
+    """A name for the source, and its rows with their numbers."""
+    if isinstance(source, HubDataset):
+        return f"hub data set {source.path}", enumerate(_load_hub(source), start=1)
+    if not isinstance(source, str | os.PathLike):
+        return "the given rows", enumerate(source, start=1)
+    path = Path(source).expanduser()
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        if isinstance(source, str) and not path.exists() and not source.startswith((".", "/", "~")):
+            return _open(HubDataset(source))
+        formats = ", ".join(_READERS)
+        raise InputError(f"{source} is not a data file: give a file that ends in {formats}.")
+    if not path.is_file():
+        raise InputError(f"The data file {source} does not exist: check the path.")
+    try:
+        return str(source), list(read(path))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"The data file {source} cannot be read: {error}.") from error
+
+
+def _load_hub(hub: HubDataset) -> Rows:
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    try:
+        rows: Rows = datasets.load_dataset(
+            hub.path, hub.config, data_dir=hub.data_dir, split=hub.split, revision=hub.revision
+        )
+    except (OSError, ValueError, DatasetsError) as error:
+        raise InputError(
+            f"The hub data set {hub.path} (split {hub.split!r}, revision {hub.revision or 'main'})"
+            f" cannot be loaded: check the id and the network, or give a local file ({error})."
+        ) from error
+    return rows
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield number, json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InputError(
+                        f"{path}, row {number} (counting from 1) is not valid JSON ({error}): "
+                        "write one JSON object a line."
+                    ) from None
+
+
+def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{path} is not valid JSON ({error}): mend it, or name it .jsonl if it holds one "
+            "object a line."
+        ) from None
+    if not isinstance(rows, list):
+        raise InputError(f"{path} must hold a JSON list of objects, not one {type(rows).__name__}.")
+    return enumerate(rows, start=1)
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
+    limit = csv.field_size_limit(2**31 - 1)  # the default of 128 kB is short for dialogues
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from enumerate(csv.DictReader(file, strict=True), start=1)
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
+    import pyarrow.parquet  # type: ignore[import-untyped]
+    from pyarrow import ArrowException
+
+    try:
+        return enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
+    except ArrowException as error:
+        raise InputError(f"{path} is not a parquet file ({error}).") from error
+
+
+_READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
