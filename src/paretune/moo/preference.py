@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Literal
 
 import numpy as np
@@ -125,7 +125,7 @@ def das_dennis(n_objectives: int, divisions: int) -> list[tuple[float, ...]]:
     points = []
     for bars in combinations(range(slots), n_objectives - 1):
         edges = (-1, *bars, slots)
-        counts = (right - left - 1 for left, right in zip(edges, edges[1:], strict=False))
+        counts = (right - left - 1 for left, right in pairwise(edges))
         points.append(tuple(count / divisions for count in counts))
     return points
 

@@ -10,6 +10,7 @@ Importing this module does not load torch.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
@@ -75,63 +76,64 @@ def simplex_qp(P: Any, q: Any) -> QPSolution[Any]:
     >>> simplex_qp([[1.0, 0.0], [0.0, 3.0]], [0.0, 0.0]).x
     array([0.75, 0.25])
     """
-    if isinstance(P, np.ndarray | list | tuple):
-        rows, linear = _read(P), _read(q)
-        check_qp(rows, linear)
-        x, gap, value = solve_simplex_qp(rows, linear)
+    rows, linear = read_floats(P, "P"), read_floats(q, "q")
+    check_qp(rows, linear)
+    x, gap, value = solve_simplex_qp(rows, linear)
+    if isinstance(P, np.ndarray | Sequence):
         return QPSolution(np.array(x), gap, value)
     import torch
 
-    if not isinstance(P, torch.Tensor):
-        raise InputError(f"P must be a numpy array or a torch tensor, got {type(P).__name__}.")
-    rows, linear = P.detach().double().tolist(), _read(q)
-    check_qp(rows, linear)
-    x, gap, value = solve_simplex_qp(rows, linear)
     return QPSolution(torch.tensor(x, dtype=torch.float64), gap, value)
-
-
-def _read(array: Any) -> Any:
-    return array.tolist() if hasattr(array, "tolist") else array
 
 
 Rows = list[list[float]]
 Vector = list[float]
 
 
-def check_qp(P: Rows, q: Vector) -> None:
+def read_floats(array: Any, name: str) -> Any:
+    """A torch tensor, numpy array or nested sequence as nested lists of floats."""
+    if hasattr(array, "detach"):
+        return array.detach().double().tolist()
+    try:
+        return np.asarray(array, dtype=np.float64).tolist()
+    except (TypeError, ValueError):
+        raise InputError(f"{name} must be an array of real numbers.") from None
+
+
+def check_qp(P: Any, q: Any, names: tuple[str, str] = ("P", "q")) -> None:
     """Raise InputError unless P is (M, M), symmetric PSD up to rounding, q is (M,), all finite."""
-    size = len(P) if isinstance(P, Sequence) else 0
-    if not 1 <= size <= MAX_SIZE or any(
-        not isinstance(row, Sequence) or len(row) != size for row in P
-    ):
-        raise InputError(f"P must have shape (M, M) with 1 <= M <= {MAX_SIZE}.")
-    if not isinstance(q, Sequence) or len(q) != size:
-        raise InputError(f"q must have shape ({size},) to match P.")
-    isfinite = math.isfinite
+    matrix, vector = names
+    size = len(P) if isinstance(P, list) else 0
+    square = all(isinstance(row, list) and len(row) == size for row in P) if size else False
+    if not 1 <= size <= MAX_SIZE or not square or isinstance(P[0][0], list):
+        raise InputError(f"{matrix} must have shape (M, M) with 1 <= M <= {MAX_SIZE}.")
+    if not isinstance(q, list) or len(q) != size or isinstance(q[0], list):
+        raise InputError(f"{vector} must have shape ({size},) to match {matrix}.")
     for i, row in enumerate(P):
-        if not isfinite(q[i]):
-            raise InputError(f"q[{i}] is {q[i]}; the problem must be finite.")
+        if not math.isfinite(q[i]):
+            raise InputError(f"{vector}[{i}] is {q[i]}; every entry must be finite.")
         for j, entry in enumerate(row):
-            if not isfinite(entry):
-                raise InputError(f"P[{i}, {j}] is {entry}; the problem must be finite.")
-    _check_psd(P)
+            if not math.isfinite(entry):
+                raise InputError(f"{matrix}[{i}, {j}] is {entry}; every entry must be finite.")
+    _check_psd(P, matrix)
 
 
-def _check_psd(P: Rows) -> None:
+def _check_psd(P: Rows, name: str) -> None:
     size = len(P)
     largest = max(abs(entry) for row in P for entry in row)
     if largest == 0:
         return
     # Scaled to a unit diagonal the tolerances mean the same for every pair of gradients. The
     # floor admits zero rows with rounding in them.
-    floor = 1e-12 * largest
+    floor = max(1e-12 * largest, sys.float_info.min)
     norms = [math.sqrt(max(P[i][i], floor)) for i in range(size)]
     for i in range(size):
         for j in range(i):
             scale = norms[i] * norms[j]
             if abs(P[i][j] - P[j][i]) > _SYMMETRY_TOLERANCE * scale:
                 raise InputError(
-                    f"P is not symmetric: P[{i}, {j}] = {P[i][j]} and P[{j}, {i}] = {P[j][i]}."
+                    f"{name} is not symmetric: entry [{i}, {j}] is {P[i][j]} "
+                    f"and entry [{j}, {i}] is {P[j][i]}."
                 )
     if size == 1:
         lowest = P[0][0] / norms[0] ** 2
@@ -144,7 +146,7 @@ def _check_psd(P: Rows) -> None:
         lowest = float(np.linalg.eigvalsh(np.array(P) * inverse * inverse[:, None])[0])
     if lowest < -_PSD_TOLERANCE:
         raise InputError(
-            "P is not positive semi-definite beyond rounding: scaled to a unit diagonal its "
+            f"{name} is not positive semi-definite: scaled to a unit diagonal its "
             f"lowest eigenvalue is {lowest:.3g}."
         )
 
@@ -266,7 +268,8 @@ def _face(P: Rows, q: Vector, support: list[int]) -> tuple[dict[int, float], boo
     direction along which P does not curve upwards, that direction (summing to 0), and False.
 
     The coordinate of smallest P[i, i] is eliminated, so that the differences formed here cancel
-    only where gradients really are alike. The rest is an LDLᵀ factorisation, which needs no scaling.
+    only where gradients really are alike. The rest is an LDLᵀ factorisation, which needs no
+    scaling.
     """
     base = min(support, key=lambda i: P[i][i])
     others = [i for i in support if i != base]
@@ -334,7 +337,7 @@ def _round_upwards(P: Rows, q: Vector, x: Vector) -> Vector:
         if deficits[i] <= 32 * _EPS * size or P[i][i] <= 0:
             break
         rise = (deficits[i] + 2 * _EPS * terms[i]) / (2 * P[i][i])
-        x[i] += min(rise, 16 * _EPS * x[i], 0.5 * _EPS)
+        x[i] += min(rise, 0.5 * _EPS)
     return x
 
 

@@ -1,0 +1,216 @@
+"""Weightings: how M gradients combine into one direction, given their Gramian and the losses.
+
+A weighting is a pure function of small arrays on the CPU; whoever holds the gradients forms the
+Gramian, calls it, and steps along the weighted sum. What varies from step to step (schedules,
+moving averages) lives in `paretune.moo.clamp_state`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from paretune.errors import InputError
+from paretune.moo.simplex_qp import Rows, Vector, check_qp, read_floats, solve_simplex_qp
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Combination weights and their certificate.
+
+    Attributes:
+        weights: what multiplies the gradients, shape (M,), float64 (CLAMP: p∘λ*).
+        lam: λ*, the minimiser over the simplex, shape (M,), float64; 0 for dropped objectives.
+        gap: scale-free optimality gap of λ* (see `QPSolution`); 0 where nothing is minimised.
+        mgda_term: ‖G w‖² with w the weights, the first term of Eq. 6.
+        chebyshev_term: μ λ*ᵀ(p∘F), the second term of Eq. 6; 0 without one.
+        min_norm: min over the simplex of ‖G λ‖², the measure of Pareto stationarity
+            (Definition 3.2), over the objectives of positive preference.
+    """
+
+    weights: Tensor
+    lam: Tensor
+    gap: float
+    mgda_term: float
+    chebyshev_term: float
+    min_norm: float
+
+    @property
+    def vertex(self) -> bool:
+        """Whether all of λ* is on one objective."""
+        return int(torch.count_nonzero(self.lam)) == 1
+
+
+class Weighting(Protocol):
+    """`weights = weighting(gramian, losses, preference)`, a pure function.
+
+    gramian is GᵀG, shape (M, M), float64; losses F and preference p have shape (M,). Objectives of
+    preference 0 are left out and get weight 0: a zero column would make λ* = e_m, direction 0.
+    InputError for NaN or infinity anywhere, wrong shapes, a negative preference, none positive,
+    or a Gramian that is not symmetric positive semi-definite up to rounding.
+    """
+
+    def __call__(
+        self, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]
+    ) -> Weights: ...
+
+
+@dataclass(frozen=True)
+class Clamp:
+    """CLAMP (Eq. 6): λ* = argmin over the simplex of ‖G(p∘λ)‖² − μ λᵀ(p∘F), weights p∘λ*.
+
+    With an ideal point z* the losses are measured from it; with a nadir point n as well, losses
+    and gradients are divided by the ranges: D = diag(p / (n − z*)), λ* = argmin of
+    λᵀDGᵀGDλ − μ λᵀD(F − z*), and the weights are Dλ*.
+
+    Attributes:
+        mu: μ >= 0, in units of gradient² / loss; 0 leaves the first term alone.
+        ideal: z*, one value per objective; 0 if not given.
+        nadir: n, one value per objective, above `ideal`, which it needs.
+    """
+
+    mu: float = 100.0
+    ideal: Sequence[float] | None = None
+    nadir: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mu) and self.mu >= 0):
+            raise InputError(f"mu must be finite and at least 0, got {self.mu}.")
+        if self.nadir is None:
+            return
+        if self.ideal is None or len(self.ideal) != len(self.nadir):
+            raise InputError("nadir needs an ideal point of the same length.")
+        for m, (low, high) in enumerate(zip(self.ideal, self.nadir, strict=True)):
+            if not 0 < high - low < math.inf:
+                raise InputError(
+                    f"nadir must be above ideal in every objective; objective {m} has "
+                    f"ideal {low} and nadir {high}."
+                )
+
+    def __call__(
+        self, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]
+    ) -> Weights:
+        return self.combine(Live.read(gramian, losses, preference))
+
+    def combine(self, live: Live) -> Weights:
+        """The same from checked inputs."""
+        scale, linear = self.terms(live)
+        quadratic = [
+            [si * entry * sj for entry, sj in zip(row, scale, strict=True)]
+            for row, si in zip(live.gramian, scale, strict=True)
+        ]
+        lam, gap, _ = solve_simplex_qp(quadratic, [-self.mu * term for term in linear])
+        return live.weights(
+            lam=lam,
+            weights=[s * x for s, x in zip(scale, lam, strict=True)],
+            gap=gap,
+            chebyshev_term=self.mu * sum(x * term for x, term in zip(lam, linear, strict=True)),
+        )
+
+    def terms(self, live: Live) -> tuple[Vector, Vector]:
+        """The diagonal of D, and D(F − z*), for the live objectives."""
+        if self.ideal is None:
+            ideal = [0.0] * len(live.indices)
+        elif len(self.ideal) == live.size:
+            ideal = [self.ideal[m] for m in live.indices]
+        else:
+            raise InputError(f"ideal has {len(self.ideal)} values for {live.size} objectives.")
+        scale = live.preference
+        if self.nadir is not None:
+            ranges = [self.nadir[m] - z for m, z in zip(live.indices, ideal, strict=True)]
+            scale = [p / width for p, width in zip(scale, ranges, strict=True)]
+        return scale, [s * (f - z) for s, f, z in zip(scale, live.losses, ideal, strict=True)]
+
+
+@dataclass(frozen=True)
+class MGDA:
+    """The minimum-norm combination (Désidéri, 2012): argmin over the simplex of ‖Gλ‖².
+
+    The preference only says which objectives take part.
+    """
+
+    def __call__(
+        self, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]
+    ) -> Weights:
+        live = Live.read(gramian, losses, preference)
+        lam, gap, _ = solve_simplex_qp(live.gramian, [0.0] * len(live.indices))
+        return live.weights(lam=lam, weights=lam, gap=gap, chebyshev_term=0.0)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear scalarisation, weights p: the papers' preference-weighted gradient (PWG)."""
+
+    def __call__(
+        self, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]
+    ) -> Weights:
+        live = Live.read(gramian, losses, preference)
+        p = live.preference
+        return live.weights(lam=p, weights=p, gap=0.0, chebyshev_term=0.0)
+
+
+@dataclass(frozen=True)
+class Live:
+    """The checked inputs of a weighting, without the objectives of preference 0."""
+
+    size: int
+    indices: list[int]
+    gramian: Rows
+    losses: Vector
+    preference: Vector
+
+    @classmethod
+    def read(cls, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]) -> Live:
+        rows, values = read_floats(gramian, "gramian"), read_floats(losses, "losses")
+        check_qp(rows, values, names=("gramian", "losses"))
+        wanted = read_floats(preference, "preference")
+        if len(wanted) != len(values):
+            raise InputError(
+                f"The preference has {len(wanted)} weights for {len(values)} objectives."
+            )
+        for m, p in enumerate(wanted):
+            if not (math.isfinite(p) and p >= 0):
+                raise InputError(f"preference[{m}] is {p}; weights must be finite and at least 0.")
+        live = [m for m, p in enumerate(wanted) if p > 0]
+        if not live:
+            raise InputError("No objective has a positive preference weight.")
+        return cls(
+            size=len(wanted),
+            indices=live,
+            gramian=[[rows[i][j] for j in live] for i in live],
+            losses=[values[m] for m in live],
+            preference=[wanted[m] for m in live],
+        )
+
+    def weights(
+        self, *, lam: Vector, weights: Vector, gap: float, chebyshev_term: float
+    ) -> Weights:
+        """`Weights` of full length from a result on the live objectives."""
+        nearest, _, _ = solve_simplex_qp(self.gramian, [0.0] * len(self.indices))
+        return Weights(
+            weights=self._spread(weights),
+            lam=self._spread(lam),
+            gap=gap,
+            mgda_term=self._square_norm(weights),
+            chebyshev_term=chebyshev_term,
+            min_norm=self._square_norm(nearest),
+        )
+
+    def _spread(self, values: Vector) -> Tensor:
+        full = [0.0] * self.size
+        for m, value in zip(self.indices, values, strict=True):
+            full[m] = value
+        return torch.tensor(full, dtype=torch.float64)
+
+    def _square_norm(self, weights: Vector) -> float:
+        total = sum(
+            wi * entry * wj
+            for row, wi in zip(self.gramian, weights, strict=True)
+            for entry, wj in zip(row, weights, strict=True)
+        )
+        return max(0.0, total)
