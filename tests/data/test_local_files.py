@@ -140,7 +140,7 @@ TURN = {"role": "user", "content": "Q"}
     [
         ({"chosen": None}, "chosen", "is missing"),
         ({"chosen": "  "}, "chosen", "is empty"),
-        ({"rejected": 3}, "rejected", "must be a list of records"),
+        ({"rejected": 3}, "rejected", "must be text or a list of messages, not int"),
         ({"prompt": ""}, "prompt", "is empty"),
         ({"rejected": " a"}, "rejected", "the same response as 'chosen'"),
         ({"weight": "much"}, "weight", "must be a finite number, not 'much'"),
@@ -192,14 +192,14 @@ def test_label_as_files_may_hold_it(label):
 
 def test_response_with_turns_of_its_own_is_bad():
     row = {**PKU, "response_1": "b\n\nHuman: And?"}
-    with pytest.raises(InputError, match="row 1 .*'response_1'.*marker of its own"):
+    with pytest.raises(InputError, match=r"row 1 .*'response_1'.*turn of its own"):
         safe_rlhf.load([row], style="dialogue")
 
 
 @pytest.mark.parametrize("rating", ["high", float("nan"), float("inf"), True, [1]])
 def test_rating_must_be_a_number(rating):
     rows = [RATINGS[0], {**RATINGS[1], "clear": rating}]
-    with pytest.raises(InputError, match="row 2 .*'clear': must be a finite number"):
+    with pytest.raises(InputError, match=r"row 2 .*'clear': must be a finite number"):
         local.load_ratings(rows, objectives=["clear"])
 
 
@@ -217,7 +217,7 @@ def test_bad_rows_can_be_skipped_and_are_counted(caplog):
     assert data.counts["skipped_rows"] == 2
     assert "row 2" in data.counts["skipped_examples"][0]
     assert "Skipped 2 of 3 rows" in caplog.text
-    with pytest.raises(InputError, match="no data: all 1 rows are bad, .*'chosen': is empty"):
+    with pytest.raises(InputError, match=r"no data in .*all 1 rows are bad, .*'chosen': is empty"):
         local.load_pairs({"kind": rows[1:2]}, bad_rows="skip")
 
 
@@ -231,9 +231,9 @@ def test_jsonl_rows_are_numbered_by_line(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", "", "a.jsonl holds no data: it is empty"),
-        ("a.json", "[]", "a.json holds no data: it is empty"),
-        ("a.csv", "prompt,chosen,rejected\n", "a.csv holds no data: it is empty"),
+        ("a.jsonl", "", "a.jsonl: it is empty"),
+        ("a.json", "[]", "a.json: it is empty"),
+        ("a.csv", "prompt,chosen,rejected\n", "a.csv: it is empty"),
         ("a.jsonl", '{"prompt"', r"a\.jsonl, row 1 .* is not valid JSON"),
         ("a.json", '{"a": 1}\n{"a": 2}', r"a\.json is not valid JSON .* name it \.jsonl"),
         ("a.json", '{"a": 1}', "must hold a JSON list of objects, not one dict"),
@@ -252,7 +252,7 @@ def test_files_that_cannot_be_used(tmp_path, name, text, message):
 def test_missing_file_and_empty_rows():
     with pytest.raises(InputError, match=r"data file nowhere/pairs\.jsonl does not exist"):
         local.load_pairs({"kind": "nowhere/pairs.jsonl"})
-    with pytest.raises(InputError, match="the given rows holds? no data: .*empty"):
+    with pytest.raises(InputError, match="There is no data in the given rows: it is empty"):
         local.load_pairs([])
 
 
@@ -287,3 +287,8 @@ def test_unknown_options(options):
     options = {"objectives": ["clear"], **options}
     with pytest.raises(InputError):
         local.load_ratings(RATINGS, **{**options, "rule": RatingRule(**options.pop("rule", {}))})
+
+
+def test_white_space_inside_a_response_counts():
+    rows = [{**GOOD, "chosen": "if x:\n    y", "rejected": "if x:\n  y"}]
+    assert len(local.load_pairs({"kind": rows}).pairs["kind"]) == 1

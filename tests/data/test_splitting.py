@@ -1,7 +1,7 @@
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretune.data import local, split_by_prompt
@@ -57,6 +57,7 @@ def test_prompts_that_differ_by_white_space_stay_together():
     assert len(set.union(*(prompts_of(p) for p in parts.values()))) == 20
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.integers(3, 60), st.integers(0, 5))
 def test_every_split_has_at_least_one_prompt(prompts, seed):
     rows = [{"prompt": f"Q{i}", "chosen": "yes", "rejected": "no"} for i in range(prompts)]

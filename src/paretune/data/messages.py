@@ -123,18 +123,28 @@ def join_turns(row: Row, field: str, turns: Sequence[tuple[str, str]]) -> Messag
 
 def refuse_equal(row: Row, fields: tuple[str, str], first: Text, second: Text) -> None:
     """A pair of equal responses expresses no preference: it is a bad row."""
-    if text_key(first) == text_key(second):
+    if response_key(first) == response_key(second):
         raise row.error(fields[1], f"is the same response as {fields[0]!r}")
 
 
-def text_key(text: Text) -> str:
-    """What identifies a text whatever its white space: prompts may differ by a trailing space."""
-    if isinstance(text, str):
-        return " ".join(text.split())
-    return "\n".join(f"{message['role']}: {text_key(message['content'])}" for message in text)
+def prompt_key(prompt: Text) -> str:
+    """What identifies a prompt whatever its white space: copies may differ by a trailing space."""
+    if isinstance(prompt, str):
+        return " ".join(prompt.split())
+    return "\n".join(f"{turn['role']}: {prompt_key(turn['content'])}" for turn in prompt)
+
+
+def response_key(response: Text) -> str:
+    """What identifies a response; white space inside it counts (think of code)."""
+    text = response if isinstance(response, str) else response[0]["content"]
+    return text.strip()
 
 
 def _read_messages(row: Row, field: str) -> Messages:
+    value = row.get(field)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        kind = type(value).__name__
+        raise row.error(field, f"must be text or a list of messages, not {kind}")
     messages = []
     for message in row.nested(field):
         role = message.text("role")

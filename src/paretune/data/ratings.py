@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, get_args
 
-from paretune.data.messages import Text, text_key
+from paretune.data.messages import Text, prompt_key, response_key
 from paretune.data.records import Pair, PreferenceData, conflict, preference_data
 from paretune.data.rows import Row
 from paretune.data.sources import BadRows, Source, check_choice, read_rows
@@ -22,7 +22,7 @@ class RatingRule:
 
     Attributes:
         pairing: ``"extremes"`` makes one pair a prompt, the highest- against the lowest-rated
-            response, the first of equals in both places (as the CLAMP paper does, Section 6.1);
+            response, the first of equals in both places (as the CLAMP paper does, Appendix C.2);
             ``"all"`` makes a pair of every two responses whose ratings differ.
         min_difference: Least difference of two ratings, in rating units; smaller ones are ties.
         ties: ``"drop"`` makes no pair of a tie; ``"first"`` prefers the response that comes first
@@ -80,12 +80,13 @@ def load_rated(
             known = ", ".join(objectives)
             raise InputError(f"lower_is_better names {name!r}, which is no objective ({known}).")
     items, counts = read_rows(source, parse, bad_rows)
-    rated = [response for responses in items for response in responses]
+    rated = [item for responses in items for item in responses]
     by_prompt: dict[str, dict[str, RatedResponse]] = {}
     for item in rated:
-        by_prompt.setdefault(text_key(item.prompt), {}).setdefault(text_key(item.response), item)
-    groups = [list(group.values()) for group in by_prompt.values()]
-    distinct = [item for group in groups for item in group]
+        group = by_prompt.setdefault(prompt_key(item.prompt), {})
+        group.setdefault(response_key(item.response), item)
+    groups = [list(found.values()) for found in by_prompt.values()]
+    distinct = [item for responses in groups for item in responses]
     counts |= {
         "responses": len(rated),
         "duplicate_responses": len(rated) - len(distinct),
@@ -96,9 +97,9 @@ def load_rated(
         "rating_conflicts": rating_conflicts(groups, objectives, rule),
     }
     pairs: dict[str, list[Pair]] = {objective: [] for objective in objectives}
-    for group in groups:
+    for responses in groups:
         for objective in objectives:
-            made, ties = pair_ratings(group, objective, rule)
+            made, ties = pair_ratings(responses, objective, rule)
             pairs[objective] += made
             counts["ties"][objective] += ties
             counts["unpaired"][objective] += not made and not ties

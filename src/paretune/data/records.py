@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from paretune.data.messages import Text, text_key
+from paretune.data.messages import Text, prompt_key, response_key
 from paretune.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def describe_pairs(pairs: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str
         orders[objective] = {}
         totals[objective] = 0
         for row in rows:
-            prompt, chosen, rejected = (text_key(row[c]) for c in ("prompt", "chosen", "rejected"))
+            prompt = prompt_key(row["prompt"])
+            chosen, rejected = response_key(row["chosen"]), response_key(row["rejected"])
             totals[objective] += 1
             prompts.add(prompt)
             seen.add((prompt, chosen, rejected))

@@ -71,7 +71,7 @@ class Row:
         value = self.get(field)
         try:
             number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
             raise self.error(field, f"must be a finite number, not {value!r}")

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
-from paretune.data.messages import text_key
+from paretune.data.messages import prompt_key
 from paretune.data.records import PreferenceData, describe_pairs
 from paretune.errors import InputError
 
@@ -18,7 +18,7 @@ _RATINGS = ""  # no objective is called so
 def split_by_prompt(
     data: PreferenceData, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 0
 ) -> dict[Split, PreferenceData]:
-    """Split into train, validation and test by prompt, 8:1:1 by default (CLAMP, Section 6.1).
+    """Split into train, validation and test by prompt, 8:1:1 by default (CLAMP, Appendix C.2).
 
     All pairs and ratings of a prompt, of every objective, go to one split. Prompts that differ in
     white space only are one prompt. Prompts are ordered by a hash of their text and the seed, so
@@ -46,7 +46,7 @@ def split_by_prompt(
     tables = dict(data.pairs)
     if data.ratings is not None:
         tables[_RATINGS] = data.ratings
-    keys = {name: [text_key(prompt) for prompt in t["prompt"]] for name, t in tables.items()}
+    keys = {name: [prompt_key(prompt) for prompt in t["prompt"]] for name, t in tables.items()}
     assignment = _assign({key for column in keys.values() for key in column}, fractions, seed)
     result: dict[Split, PreferenceData] = {}
     for split in SPLITS:
