@@ -119,36 +119,31 @@ def check_qp(P: Any, q: Any, names: tuple[str, str] = ("P", "q")) -> None:
 
 
 def _check_psd(P: Rows, name: str) -> None:
-    size = len(P)
-    largest = max(abs(entry) for row in P for entry in row)
-    if largest == 0:
-        return
-    # Scaled to a unit diagonal the tolerances mean the same for every pair of gradients. The
-    # floor admits zero rows with rounding in them.
+    largest = max([abs(entry) for row in P for entry in row])
+    # Tolerances are relative to the gradients' norms; the floor admits rounding in zero rows.
     floor = max(1e-12 * largest, sys.float_info.min)
-    norms = [math.sqrt(max(P[i][i], floor)) for i in range(size)]
-    for i in range(size):
+    squares = [max(row[i], floor) for i, row in enumerate(P)]
+    lower: list[Vector] = []
+    pivots: Vector = []
+    for i, row in enumerate(P):
+        entries: Vector = []
+        pivot = row[i] + _PSD_TOLERANCE * squares[i]
         for j in range(i):
-            scale = norms[i] * norms[j]
-            if abs(P[i][j] - P[j][i]) > _SYMMETRY_TOLERANCE * scale:
+            entry = row[j]
+            if abs(entry - P[j][i]) > _SYMMETRY_TOLERANCE * math.sqrt(squares[i] * squares[j]):
                 raise InputError(
-                    f"{name} is not symmetric: entry [{i}, {j}] is {P[i][j]} "
+                    f"{name} is not symmetric: entry [{i}, {j}] is {entry} "
                     f"and entry [{j}, {i}] is {P[j][i]}."
                 )
-    if size == 1:
-        lowest = P[0][0] / norms[0] ** 2
-    elif size == 2:
-        a, c = P[0][0] / norms[0] ** 2, P[1][1] / norms[1] ** 2
-        b = P[0][1] / (norms[0] * norms[1])
-        lowest = (a + c) / 2 - math.hypot((a - c) / 2, b)
-    else:
-        inverse = 1 / np.array(norms)
-        lowest = float(np.linalg.eigvalsh(np.array(P) * inverse * inverse[:, None])[0])
-    if lowest < -_PSD_TOLERANCE:
-        raise InputError(
-            f"{name} is not positive semi-definite: scaled to a unit diagonal its "
-            f"lowest eigenvalue is {lowest:.3g}."
-        )
+            for k in range(j):
+                entry -= entries[k] * lower[j][k] * pivots[k]
+            entry /= pivots[j]
+            entries.append(entry)
+            pivot -= entry * entry * pivots[j]
+        if pivot < 0 or row[i] < -_PSD_TOLERANCE * squares[i]:
+            raise InputError(f"{name} is not positive semi-definite, not even up to rounding.")
+        pivots.append(max(pivot, sys.float_info.min))
+        lower.append(entries)
 
 
 def solve_simplex_qp(P: Rows, q: Vector) -> tuple[Vector, float, float]:
@@ -166,18 +161,11 @@ def solve_simplex_qp(P: Rows, q: Vector) -> tuple[Vector, float, float]:
         x = _two(P, q)
     else:
         x = _break_ties(P, q, _active_set(P, q))
-    x = _round_upwards(P, q, x)
-    gap, value = _certificate(P, q, x)
-    return x, gap, value / scale
-
-
-def _certificate(P: Rows, q: Vector, x: Vector) -> tuple[float, float]:
-    gradient, terms = _gradient(P, q, x)
-    slope = sum(xi * gi for xi, gi in zip(x, gradient, strict=True))
-    size = sum(xi * (ti + abs(qi)) for xi, ti, qi in zip(x, terms, q, strict=True)) / 2
-    gap = max(0.0, slope - min(gradient)) / size if size > 0 else 0.0
-    value = sum(xi * (gi + qi) for xi, gi, qi in zip(x, gradient, q, strict=True)) / 2
-    return gap, value
+    x, gradient, terms = _round_upwards(P, q, x)
+    slope = sum([xi * gi for xi, gi in zip(x, gradient, strict=True)])
+    constant = sum([xi * qi for xi, qi in zip(x, q, strict=True)])
+    gap = (slope - min(gradient)) / terms if terms > 0 else 0.0
+    return x, max(0.0, gap), 0.5 * (slope + constant) / scale
 
 
 def _gradient(P: Rows, q: Vector, x: Vector) -> tuple[Vector, Vector]:
@@ -318,27 +306,28 @@ def _solve_upper(lower: list[Vector], right: Vector) -> Vector:
     return solution
 
 
-def _round_upwards(P: Rows, q: Vector, x: Vector) -> Vector:
+def _round_upwards(P: Rows, q: Vector, x: Vector) -> tuple[Vector, Vector, float]:
     """Move entries of x up by a few units in the last place where rounding matters.
 
     When P[i, i] is large beside the rest, x[i] rounded down leaves gradient[i] visibly below the
     others, and the gap counts that in full; rounded up, the excess counts only times x[i].
+    Returns x, its gradient, and xᵀ|P|x + |q|ᵀx.
     """
     x = list(x)
-    for _ in range(4 * len(x)):
+    for left in reversed(range(4 * len(x))):
         gradient, terms = _gradient(P, q, x)
-        level = sum(xi * gi for xi, gi in zip(x, gradient, strict=True))
-        size = sum(xi * ti for xi, ti in zip(x, terms, strict=True))
-        deficits = [
-            level - g + 2 * _EPS * t if xi > 0 else 0.0
-            for g, t, xi in zip(gradient, terms, x, strict=True)
-        ]
-        i = max(range(len(x)), key=deficits.__getitem__)
-        if deficits[i] <= 32 * _EPS * size or P[i][i] <= 0:
+        level = size = linear = 0.0
+        for xi, gi, ti, qi in zip(x, gradient, terms, q, strict=True):
+            level += xi * gi
+            size += xi * ti
+            linear += xi * abs(qi)
+        shortfall, i = max(
+            [(level - gradient[i] + 2 * _EPS * terms[i], i) for i, xi in enumerate(x) if xi > 0]
+        )
+        if shortfall <= 32 * _EPS * size or P[i][i] <= 0 or not left:
             break
-        rise = (deficits[i] + 2 * _EPS * terms[i]) / (2 * P[i][i])
-        x[i] += min(rise, 0.5 * _EPS)
-    return x
+        x[i] += min((shortfall + 2 * _EPS * terms[i]) / (2 * P[i][i]), 0.5 * _EPS)
+    return x, gradient, 0.5 * (size + linear)
 
 
 def _break_ties(P: Rows, q: Vector, x: Vector) -> Vector:
@@ -372,5 +361,7 @@ def _break_ties(P: Rows, q: Vector, x: Vector) -> Vector:
     closest = [0.0] * len(x)
     for i, weight_i in zip(face, point.tolist(), strict=True):
         closest[i] = weight_i
-    best = max(1e-13, _certificate(P, q, x)[0])
-    return closest if _certificate(P, q, closest)[0] <= best else x
+    gradient, _ = _gradient(P, q, closest)
+    excess = sum(yi * gi for yi, gi in zip(closest, gradient, strict=True)) - min(gradient)
+    size = sum(yi * ti for yi, ti in zip(closest, terms, strict=True))
+    return closest if excess <= 1e-13 * size else x
