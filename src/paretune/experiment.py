@@ -1,6 +1,6 @@
 """From a recipe to what it speaks of: the data, and the trainer of one point."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -58,15 +58,11 @@ def load_data(data: "Data") -> PreferenceData:
     options: dict[str, Any] = {"objectives": data.objectives, "bad_rows": data.bad_rows}
     if data.style is not None:
         options["style"] = data.style
-    rule = {
-        "ties": data.ties,
-        "pairing": data.pairing,
-        "min_difference": data.min_difference,
-        "lower_is_better": data.lower_is_better,
-    }
-    given = {name: value for name, value in rule.items() if value is not None}
-    if given:
+    names = ("ties", "pairing", "min_difference", "lower_is_better")
+    rule: dict[str, Any] = {name: getattr(data, name) for name in names}
+    if given := {name: value for name, value in rule.items() if value is not None}:
         options["rule"] = RatingRule(**given)
+    path: Any = data.path  # the schema has seen to it that it fits the loader
     match data.loader:
         case "demo":
             from paretune.data import demo
@@ -79,11 +75,11 @@ def load_data(data: "Data") -> PreferenceData:
         case "helpsteer":
             return helpsteer.load(*_source(data, "nvidia/HelpSteer"), **options)
         case "hh_rlhf":
-            return hh_rlhf.load(*((data.path,) if data.path else ()), **options)
+            return hh_rlhf.load(*((path,) if path else ()), **options)
         case "pairs":
-            return local.load_pairs(data.path, **options)
+            return local.load_pairs(path, **options)
         case "ratings":
-            return local.load_ratings(data.path, **options)
+            return local.load_ratings(path, **options)
 
 
 def _source(data: "Data", default: str) -> tuple[str | HubDataset]:
@@ -103,7 +99,7 @@ def training_arguments(
     clamp = recipe.method.name == "clamp"
     kind = ClampConfig if clamp else MultiObjectiveConfig
     _check_train(recipe.train, kind)
-    defaults = {
+    defaults: dict[str, Any] = {
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is no GPU
         "reference_cache": str(cache_folder() / "reference"),
@@ -183,6 +179,15 @@ def build_trainer(
         trainer = MultiObjectiveTrainer(model, args, weighting=weighting, **named)
     trainer.remove_callback(PrinterCallback)  # prints every log entry
     return trainer
+
+
+def answer_scorers(recipe: "Recipe") -> Mapping[str, Callable[[str], float]]:
+    """What scores generated answers, by name; only the demo data has such scorers."""
+    if recipe.data.loader != "demo":
+        return {}
+    from paretune.data import demo
+
+    return demo.SCORERS
 
 
 def load_weights(model: Any, folder: Path) -> None:

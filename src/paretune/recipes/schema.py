@@ -6,9 +6,16 @@ The classes check types and ranges of single keys and what can be checked withou
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from paretune.errors import InputError
 from paretune.moo.preference import Preference
@@ -58,7 +65,7 @@ class Lora(Section):
 
     r: Positive = 8
     """Rank."""
-    alpha: float = Field(default=32, gt=0)
+    alpha: Positive = 32
     """Scale; updates are multiplied by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
@@ -258,6 +265,22 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """The recipe with every key written out."""
         return syntax.dump(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str) -> Self:
+        """What `to_yaml` wrote; `source` begins the message if it is not that.
+
+        Raises:
+            InputError: not a whole recipe of this version.
+        """
+        try:
+            return cls.model_validate(syntax.parse(text, source))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            raise InputError(
+                f"{source} is not a recipe of this version ('{key}': {first['msg']})."
+            ) from None
 
     def differences(self, other: "Recipe") -> list[str]:
         """Keys in which this recipe computes something else, each as ``key: ours, not theirs``.

@@ -1,7 +1,7 @@
 """YAML as recipes are written: version 1.2 numbers and booleans, no key twice."""
 
 import re
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -10,8 +10,6 @@ from paretune.errors import InputError
 
 class _Loader(yaml.SafeLoader):
     """PyYAML reads YAML 1.1, where 1e-4 is a string, `no` is false and 1:30 is ninety."""
-
-    yaml_implicit_resolvers: ClassVar[dict[str, list[tuple[str, re.Pattern[str]]]]] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -24,6 +22,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_Loader.yaml_implicit_resolvers = {}
 for _tag, _pattern, _first in (
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),

@@ -1,0 +1,5 @@
+"""``python -m paretune``."""
+
+from paretune.cli import main
+
+main()

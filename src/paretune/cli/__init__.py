@@ -1,0 +1,56 @@
+"""The command line: one file a command, each of which parses, calls one function and prints.
+
+Nothing heavy is imported before a command runs: ``paretune --help`` answers at once.
+"""
+
+from typing import Annotated
+
+import typer
+
+from paretune._version import __version__
+from paretune.cli.evaluate import evaluate
+from paretune.cli.recipes import recipes
+from paretune.cli.sweep import sweep
+from paretune.cli.train import train
+from paretune.errors import InputError, TrainingStoppedError
+
+app = typer.Typer(
+    name="paretune",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _command in (recipes, sweep, train, evaluate):
+    app.command()(_command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"paretune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Align one language model to conflicting preferences: the whole front of trade-offs."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2, never a traceback."""
+    try:
+        app()
+    except InputError as error:
+        _fail(error, 2)
+    except TrainingStoppedError as error:
+        _fail(error, 1)
+
+
+def _fail(error: Exception, code: int) -> None:
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    raise SystemExit(code)

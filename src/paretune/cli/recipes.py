@@ -1,0 +1,28 @@
+"""``paretune recipes``."""
+
+from typing import Annotated
+
+import typer
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(help="Print this recipe, to be saved and changed.")
+    ] = None,
+) -> None:
+    """List the recipes that ship with paretune, or print one."""
+    from paretune.errors import InputError
+    from paretune.recipes import recipe_from_text, shipped_recipes
+
+    shipped = shipped_recipes()
+    if name is not None:
+        if name not in shipped:
+            raise InputError(
+                f"No recipe '{name}' ships with paretune; `paretune recipes` lists them."
+            )
+        typer.echo(shipped[name], nl=False)
+        return
+    width = max(len(each) for each in shipped)
+    for each, text in shipped.items():
+        description = recipe_from_text(text, f"recipe '{each}'", each).description
+        typer.echo(f"{each:{width}}  {description}")

@@ -1,0 +1,99 @@
+"""Printing a front: a table of its points, and some answers side by side."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from paretune.front import Front, FrontPoint
+
+_PROMPTS = 3
+_COLUMNS = 4
+_WIDTH = 120  # where the output is no terminal
+
+
+def print_front(front: Front, folder: str | Path) -> None:
+    """Print the points of a front and, where answers were scored, a few of them."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)
+    folder = Path(folder)
+    console.print(front_table(front))
+    best = sum(point.nondominated for point in front.points)
+    reference = ", ".join(
+        f"{name} {value:.3f}"
+        for name, value in zip(front.objectives, front.reference_point, strict=True)
+    )
+    console.print(
+        f"{best} of {len(front.points)} points non-dominated (*); hypervolume "
+        f"{front.hypervolume:.4f} against the reference point ({reference}).",
+        highlight=False,
+    )
+    shown = [point for point in front.points if point.scores][:: _stride(front)]
+    for table in answer_tables(shown, folder):
+        console.print()
+        console.print(table)
+    console.print(f"\nIn {folder}: front.json, front.png, points/", highlight=False, markup=False)
+
+
+def front_table(front: Front) -> Table:
+    """One row a point: p, metrics of each objective, max p·f, means of the answers' scores."""
+    table = Table(title=f"{front.name}: {front.method}, {front.split} split", title_justify="left")
+    seeds = len({point.seed for point in front.points}) > 1
+    scorers = list(front.points[0].scores)
+    table.add_column("p = (" + ", ".join(front.objectives) + ")", no_wrap=True)
+    if seeds:
+        table.add_column("seed", justify="right")
+    for name in front.objectives:
+        table.add_column(f"{name}\nloss   acc.  margin", justify="right", no_wrap=True)
+    table.add_column("max\np·loss", justify="right")
+    for name in scorers:
+        table.add_column(f"answers:\n{name}", justify="right")
+    for point in front.points:
+        weights = ", ".join(f"{weight:.3g}" for weight in point.preference.values())
+        row = [f"({weights}){'*' if point.nondominated else ''}"]
+        if seeds:
+            row.append(str(point.seed))
+        row += [f"{m.loss:.3f}  {m.accuracy:4.0%}  {m.margin:+.3f}" for m in point.metrics.values()]
+        row.append(f"{point.chebyshev:.3f}")
+        row += [f"{s.mean:.2f} ±{s.standard_error:.2f}" for s in point.scores.values()]
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def answer_tables(points: Sequence[FrontPoint], folder: Path) -> list[Table]:
+    """The points' answers to the first prompts, one table a prompt, side by side."""
+    answers = []
+    for point in points:
+        path = folder / point.folder / "answers.jsonl"
+        if not path.exists():
+            return []
+        # Not `read_answers`, whose module imports torch.
+        lines = path.read_text(encoding="utf-8").split("\n")[:_PROMPTS]
+        answers.append([json.loads(line) for line in lines if line])
+    tables = []
+    for row in zip(*answers, strict=False):
+        table = Table(title=Text(_prompt_text(row[0]["prompt"])), title_justify="left")
+        for point in points:
+            weights = ", ".join(f"{name} {w:.3g}" for name, w in point.preference.items())
+            table.add_column(Text(weights), ratio=1)
+        table.add_row(
+            *(Text(a["response"].strip() + ("" if a["finished"] else " [...]")) for a in row)
+        )
+        tables.append(table)
+    return tables
+
+
+def _stride(front: Front) -> int:
+    return max(1, -(-len(front.points) // _COLUMNS))
+
+
+def _prompt_text(prompt: Any) -> str:
+    return str(prompt if isinstance(prompt, str) else prompt[-1]["content"])

@@ -1,0 +1,214 @@
+"""One point of a run: trained, kept, and measured."""
+
+import gc
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
+
+from paretune.data import PreferenceData
+from paretune.data.tokenization import TokenizedPairs
+from paretune.evaluation.generation import Answer, generate_answers, write_answers
+from paretune.experiment import answer_scorers, build_trainer, load_weights
+from paretune.files import move, read_json, sync, write_json, write_text
+from paretune.front import FrontPoint, ObjectiveMetrics, Score
+from paretune.sweep import Phase, PlannedPoint
+from paretune.training import MultiObjectiveTrainer
+
+if TYPE_CHECKING:
+    from paretune.recipes.schema import Recipe
+
+Report = Callable[[Phase, float], None]
+"""Told how much of a phase is done, from 0 to 1."""
+
+
+def run_point(
+    recipe: "Recipe",
+    point: PlannedPoint,
+    folder: Path,
+    splits: Mapping[Any, PreferenceData],
+    start_from: Path | None = None,
+    report: Report = lambda phase, done: None,
+) -> None:
+    """Train a point, unless it is trained already, and measure it on the test split.
+
+    Afterwards `folder` holds the adapter, ``log.jsonl``, ``training.json`` (written when training
+    is over), ``answers.jsonl`` and, written last, ``metrics.json``.
+
+    Args:
+        start_from: Folder of the point whose adapter to start from.
+    """
+    if (folder / "training.json").exists():
+        measure_point(recipe, point, folder, folder, splits["test"], report)
+        return
+    report("prepare", 0.0)
+    trainer = build_trainer(
+        recipe,
+        point.preference,
+        point.seed,
+        splits,
+        folder / "checkpoints",
+        [_StepReport(report)],
+    )
+    test = trainer.prepare(splits["test"].pairs)  # after full fine-tuning there is no reference
+    if start_from is not None:
+        load_weights(trainer.model, start_from)
+    report("train", 0.0)
+    set_seed(point.seed)
+    trainer.train(resume_from_checkpoint=True)
+    _save(trainer, folder)
+    _measure(recipe, point, trainer, test, splits["test"], folder, folder, report)
+
+
+def measure_point(
+    recipe: "Recipe",
+    point: PlannedPoint,
+    source: Path,
+    target: Path,
+    data: PreferenceData,
+    report: Report = lambda phase, done: None,
+) -> None:
+    """Measure the trained point in `source` on `data`; metrics and answers go to `target`."""
+    report("prepare", 0.0)
+    # The trainer wants training data; what is measured will do, and is prepared once.
+    splits = {"train": data, "validation": data}
+    trainer = build_trainer(recipe, point.preference, point.seed, splits, target / "checkpoints")
+    pairs = trainer.prepare(data.pairs)
+    load_weights(trainer.model, source)
+    _measure(recipe, point, trainer, pairs, data, source, target, report)
+
+
+def main_process() -> bool:
+    """Whether this process is the one that writes."""
+    return bool(PartialState().is_main_process)
+
+
+def free_memory() -> None:
+    """Give back what the last model and trainer held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class _StepReport(TrainerCallback):
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._report("train", state.global_step / max(state.max_steps, 1))
+
+
+def _save(trainer: MultiObjectiveTrainer, folder: Path) -> None:
+    """Keep the trained weights and the log; ``training.json``, written last, says it is all there.
+
+    Several processes hold the same weights: one writes.
+    """
+    if main_process():
+        partial = folder / "weights.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        trainer.model.save_pretrained(partial)
+        tokenizer: Any = trainer.processing_class
+        if not hasattr(trainer.model, "peft_config"):
+            tokenizer.save_pretrained(partial)
+        (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+        for file in sorted(partial.iterdir()):
+            sync(file)
+            move(file, folder / file.name)
+        partial.rmdir()
+        history = trainer.state.log_history
+        write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        write_json(folder / "training.json", _summary(history, trainer.state.global_step))
+    PartialState().wait_for_everyone()
+
+
+def _summary(history: Sequence[Mapping[str, Any]], steps: int) -> dict[str, float]:
+    """What the training took, over all its sessions, from the trainer's log."""
+    rows = [row for row in history if "time/step" in row]
+    counts = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *rows], rows, strict=False)]
+
+    def total(key: str) -> float:
+        return math.fsum(count * row[key] for count, row in zip(counts, rows, strict=True))
+
+    logged = max(sum(counts), 1)
+    return {
+        "steps": steps,
+        "seconds": total("time/step"),
+        "vertex_share": total("clamp/vertex") / logged,
+        "solver_share": total("time/solver_share") / logged,
+    }
+
+
+def _measure(
+    recipe: "Recipe",
+    point: PlannedPoint,
+    trainer: MultiObjectiveTrainer,
+    pairs: TokenizedPairs,
+    data: PreferenceData,
+    source: Path,
+    target: Path,
+    report: Report,
+) -> None:
+    report("evaluate", 0.0)
+    values = trainer.evaluate(pairs)
+    metrics = {
+        name: ObjectiveMetrics(
+            *(values[f"eval_{name}_{column}"] for column in ("loss", "accuracy", "margin"))
+        )
+        for name in recipe.data.objectives
+    }
+    report("generate", 0.0)
+    if main_process():
+        answers = _answers(recipe, trainer, data, report) if recipe.evaluation.generate else []
+        if answers:
+            write_answers(target / "answers.jsonl", answers)
+        names = answers[0].scores if answers else ()
+        result = FrontPoint(
+            preference=dict(point.preference),
+            metrics=metrics,
+            chebyshev=values["eval_chebyshev"],
+            seed=point.seed,
+            folder=f"points/{point.name}",
+            scores={name: Score.of([a.scores[name] for a in answers]) for name in names},
+            training=read_json(source / "training.json"),
+        )
+        shutil.rmtree(target / "checkpoints", ignore_errors=True)
+        write_json(target / "metrics.json", result.to_json())
+    PartialState().wait_for_everyone()
+    report("generate", 1.0)
+
+
+def _answers(
+    recipe: "Recipe", trainer: MultiObjectiveTrainer, data: PreferenceData, report: Report
+) -> list[Answer]:
+    """Answers to the first distinct prompts of the split, each with its scores."""
+    settings = recipe.evaluation
+    distinct = {json.dumps(p): p for pairs in data.pairs.values() for p in pairs["prompt"]}
+    answers = generate_answers(
+        trainer.model,
+        trainer.processing_class,
+        list(distinct.values())[: settings.n_prompts],
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        progress=lambda done, total: report("generate", done / total),
+    )
+    scorers = answer_scorers(recipe)
+    return [
+        Answer(
+            answer.prompt,
+            answer.response,
+            answer.finished,
+            {name: score(answer.response) for name, score in scorers.items()},
+        )
+        for answer in answers
+    ]
