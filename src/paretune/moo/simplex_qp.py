@@ -358,10 +358,11 @@ def _break_ties(P: Rows, q: Vector, x: Vector) -> Vector:
         multipliers += 2 * weight * residual
         if np.abs(residual).max(initial=0.0) <= _EPS:
             break
+    point[point < 1e-13] = 0.0
     closest = [0.0] * len(x)
-    for i, weight_i in zip(face, point.tolist(), strict=True):
-        closest[i] = weight_i
-    gradient, _ = _gradient(P, q, closest)
+    for i, yi in zip(face, (point / point.sum()).tolist(), strict=True):
+        closest[i] = yi
+    gradient, terms = _gradient(P, q, closest)
     excess = sum(yi * gi for yi, gi in zip(closest, gradient, strict=True)) - min(gradient)
     size = sum(yi * ti for yi, ti in zip(closest, terms, strict=True))
     return closest if excess <= 1e-13 * size else x
