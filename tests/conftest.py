@@ -11,66 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-WORDS = [
-    "the",
-    "a",
-    "is",
-    "was",
-    "to",
-    "of",
-    "and",
-    "in",
-    "you",
-    "me",
-    "we",
-    "it",
-    "can",
-    "how",
-    "why",
-    "what",
-    "when",
-    "who",
-    "red",
-    "blue",
-    "green",
-    "yes",
-    "no",
-    "maybe",
-    "cat",
-    "dog",
-    "bird",
-    "fish",
-    "tea",
-    "milk",
-    "bread",
-    "salt",
-    "sun",
-    "moon",
-    "star",
-    "rain",
-    "wind",
-    "snow",
-    "run",
-    "walk",
-    "sit",
-    "eat",
-    "drink",
-    "sleep",
-    "read",
-    "write",
-    "good",
-    "bad",
-    "small",
-    "large",
-    "fast",
-    "slow",
-    "warm",
-    "cold",
-    "please",
-    "thanks",
-    "sorry",
-    "hello",
-]
+TEXT = """the a is was to of and in you me we it can how why what when who red blue green yes no
+maybe cat dog bird fish tea milk bread salt sun moon star rain wind snow run walk sit eat drink
+sleep read write good bad small large fast slow warm cold please thanks sorry"""
+WORDS = TEXT.split()
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|> {{ message['role'] }} {{ message['content'] }} "
@@ -78,15 +22,13 @@ CHAT_TEMPLATE = (
 )
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
+def make_tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<unk>", "<|im_start|>", "<|im_end|>", "<nl>"]
-    vocabulary = {
-        word: index for index, word in enumerate([*special, "system", "user", "assistant", *WORDS])
-    }
+    entries = [*special, "system", "user", "assistant", *WORDS]
+    vocabulary = {word: index for index, word in enumerate(entries)}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
@@ -98,84 +40,94 @@ def tokenizer() -> Any:
     )
 
 
-@pytest.fixture
-def tiny_llama(tokenizer: Any) -> Callable[..., Any]:
-    """A factory of random two-layer Llamas; the same seed gives the same weights."""
+def make_llama(tokenizer: Any, seed: int = 0, **options: Any) -> Any:
+    """A random two-layer Llama; the same seed gives the same weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    def make(seed: int = 0, **options: Any) -> Any:
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=128,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-            **options,
-        )
-        return LlamaForCausalLM(config)
-
-    return make
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        **options,
+    )
+    return LlamaForCausalLM(config)
 
 
-@pytest.fixture
-def tiny_lora(tiny_llama: Callable[..., Any]) -> Callable[..., Any]:
-    """A factory of the same with LoRA on all linear layers, B not zero unless ``fresh``."""
+def make_lora(
+    model: Any, seed: int = 0, fresh: bool = False, dropout: float = 0.0, **options: Any
+) -> Any:
+    """LoRA on all linear layers, B not zero unless ``fresh``."""
     from peft import LoraConfig, get_peft_model
 
-    def make(seed: int = 0, fresh: bool = False, dropout: float = 0.0, **options: Any) -> Any:
-        model = tiny_llama(seed)
-        torch.manual_seed(seed + 1)
-        settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
-        config = LoraConfig(lora_dropout=dropout, **{**settings, **options})
-        model = get_peft_model(model, config)
-        if not fresh:
-            for name, parameter in model.named_parameters():
-                if "lora_B" in name:
-                    torch.nn.init.normal_(parameter, std=0.2)
-        return model
-
-    return make
+    torch.manual_seed(seed + 1)
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
+    model = get_peft_model(model, LoraConfig(lora_dropout=dropout, **{**settings, **options}))
+    if not fresh:
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+    return model
 
 
-def words(generator: torch.Generator, low: int, high: int) -> str:
+def _words(generator: torch.Generator, low: int, high: int) -> str:
     count = int(torch.randint(low, high + 1, (1,), generator=generator))
     picks = torch.randint(len(WORDS), (count,), generator=generator)
     return " ".join(WORDS[i] for i in picks.tolist())
 
 
+def make_pairs(
+    objectives: tuple[str, ...] = ("one", "two"),
+    n: int = 6,
+    shared: bool = True,
+    seed: int = 0,
+    weights: bool = False,
+) -> dict[str, list[dict[str, Any]]]:
+    """Pairs per objective: on the same two responses with labels that differ, or on others."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs: dict[str, list[dict[str, Any]]] = {name: [] for name in objectives}
+    for row in range(n):
+        prompt, first, second = (_words(generator, 3, 8) for _ in range(3))
+        for position, name in enumerate(objectives):
+            if not shared and position > 0:
+                prompt, first, second = (_words(generator, 3, 8) for _ in range(3))
+            flip = bool((row + position) % 2)
+            pairs[name].append(
+                {
+                    "prompt": [{"role": "user", "content": prompt}],
+                    "chosen": [{"role": "assistant", "content": second if flip else first}],
+                    "rejected": [{"role": "assistant", "content": first if flip else second}],
+                    **({"weight": 0.5 + row} if weights else {}),
+                }
+            )
+    return pairs
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return make_tokenizer()
+
+
+@pytest.fixture
+def tiny_llama(tokenizer: Any) -> Callable[..., Any]:
+    """``make_llama`` on the test tokenizer."""
+    return lambda seed=0, **options: make_llama(tokenizer, seed, **options)
+
+
+@pytest.fixture
+def tiny_lora(tokenizer: Any) -> Callable[..., Any]:
+    """``make_lora`` on a ``make_llama`` of the same seed."""
+    return lambda seed=0, **options: make_lora(make_llama(tokenizer, seed), seed, **options)
+
+
 @pytest.fixture
 def random_pairs() -> Callable[..., dict[str, list[dict[str, Any]]]]:
-    """A factory of pairs per objective: shared (same two responses, labels differ) or not."""
-
-    def make(
-        objectives: tuple[str, ...] = ("one", "two"),
-        n: int = 6,
-        shared: bool = True,
-        seed: int = 0,
-        weights: bool = False,
-    ) -> dict[str, list[dict[str, Any]]]:
-        generator = torch.Generator().manual_seed(seed)
-        pairs: dict[str, list[dict[str, Any]]] = {name: [] for name in objectives}
-        for row in range(n):
-            prompt, first, second = (words(generator, 3, 8) for _ in range(3))
-            for position, name in enumerate(objectives):
-                if not shared and position > 0:
-                    prompt, first, second = (words(generator, 3, 8) for _ in range(3))
-                flip = bool((row + position) % 2)
-                pairs[name].append(
-                    {
-                        "prompt": [{"role": "user", "content": prompt}],
-                        "chosen": [{"role": "assistant", "content": second if flip else first}],
-                        "rejected": [{"role": "assistant", "content": first if flip else second}],
-                        **({"weight": 0.5 + row} if weights else {}),
-                    }
-                )
-        return pairs
-
-    return make
+    """``make_pairs``."""
+    return make_pairs

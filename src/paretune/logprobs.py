@@ -20,8 +20,8 @@ def sequence_logps(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """``log π(y|x)`` summed over response tokens, ``(N,)`` float32, differentiable.
 
     The vocabulary projection runs on the K positions that predict a response token, through the
-    model's own ``forward`` (so that logit scaling and soft-capping apply): logits are ``(1, K, V)``,
-    never ``(N, L, V)``.
+    model's own ``forward`` (so that logit scaling and soft-capping apply): logits are
+    ``(1, K, V)``, never ``(N, L, V)``.
     """
     input_ids, mask = batch["input_ids"], batch["completion_mask"][:, 1:]
     positions = torch.zeros_like(batch["completion_mask"])
@@ -56,12 +56,12 @@ def _project_only(model: nn.Module, positions: Tensor) -> Iterator[None]:
 
 def output_embeddings(model: nn.Module) -> nn.Module:
     """The vocabulary projection of a causal language model, PEFT-wrapped or not."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model
+    if hasattr(base, "get_base_model"):
+        base = base.get_base_model()
     head = base.get_output_embeddings()
     if not isinstance(head, nn.Module):
-        raise InputError(
-            f"{type(base).__name__} is not a causal language model: it has no LM head."
-        )
+        raise InputError(f"{type(base).__name__} has no LM head: use a causal language model.")
     return head
 
 
@@ -84,9 +84,8 @@ def score_sequences(
         progress: Title of a progress bar; None shows none.
     """
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].input_ids))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)][
-        rank::world_size
-    ]
+    starts = range(0, len(order), batch_size)[rank::world_size]
+    batches = [order[start : start + batch_size] for start in starts]
     device = next(model.parameters()).device
     result = torch.zeros(len(sequences))
     training = model.training

@@ -20,7 +20,7 @@ LossName = Literal["dpo", "ipo", "cpo", "simpo"]
 def dpo(
     chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
 ) -> Tensor:
-    """``-log sigmoid(beta * delta)`` with ``delta`` the difference of log-ratios (Rafailov 2023)."""
+    """``-log sigmoid(beta * delta)``, ``delta`` the difference of log-ratios (Rafailov 2023)."""
     return -logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
 
 
@@ -71,7 +71,7 @@ def simpo(
     beta: float,
     gamma: float,
 ) -> Tensor:
-    """``-log sigmoid(beta * (mean chosen - mean rejected) - gamma)``, means per token (Meng 2024)."""
+    """``-log sigmoid(beta * (mean chosen - mean rejected) - gamma)``, token means (Meng 2024)."""
     return -logsigmoid(beta * (chosen / chosen_lengths - rejected / rejected_lengths) - gamma)
 
 

@@ -1,4 +1,4 @@
-"""Where the M gradients of a step are kept, from the first micro-batch to the combined direction."""
+"""Where the M gradients of a step are kept, from first micro-batch to combined direction."""
 
 from collections.abc import Callable, Sequence
 

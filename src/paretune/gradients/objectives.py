@@ -34,9 +34,7 @@ def loss_sums(
 def restrict(batch: Batch, objective: str) -> Batch:
     """The batch with one objective's pairs and the sequences they need, padding trimmed."""
     pairs = batch["pairs"][objective]
-    used, inverse = torch.unique(
-        torch.cat([pairs["chosen"], pairs["rejected"]]), return_inverse=True
-    )
+    used, inverse = torch.cat([pairs["chosen"], pairs["rejected"]]).unique(return_inverse=True)
     chosen, rejected = inverse.chunk(2)
     width = int(batch["attention_mask"][used].sum(1).max())
     restricted: dict[str, Any] = {

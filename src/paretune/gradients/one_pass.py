@@ -7,7 +7,7 @@ layer at sample i is that of ℓ_i alone. The layer's gradient for objective m i
 ``Σ_i W[m, i] Σ_t δ_it x_itᵀ``, taken for all m in one product when the signal passes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,14 +69,14 @@ class OnePass:
             cotangents = torch.stack(rows) / scale
             for layer in self._layers:
                 layer.cotangents = cotangents
-            (logps.sum() * scale).backward()
+            torch.autograd.backward(logps.sum() * scale)
         self._bank.add_losses(sums, totals)
 
     @contextmanager
     def _capturing(self, n_sequences: int) -> Iterator[None]:
         for layer in self._layers:
             layer.n_sequences = n_sequences
-            layer.module.forward = layer.forward  # type: ignore[method-assign]
+            layer.module.forward = layer.forward  # type: ignore[assignment,method-assign]
         try:
             yield
         finally:
@@ -105,8 +105,8 @@ class _Layer:
             # Inside a custom function autocast does not reach the backward products.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         self.dtype = x.dtype
-        result: Tensor = _CapturedLinear.apply(x, self.module.weight, self.module.bias, self)
-        return result
+        apply: Callable[..., Tensor] = _CapturedLinear.apply
+        return apply(x, self.module.weight, self.module.bias, self)
 
     @torch.no_grad()
     def collect(self, x: Tensor, signal: Tensor) -> None:
@@ -169,7 +169,5 @@ def why_not(model: nn.Module) -> str | None:
         if id(parameter) in head:
             return f"{name} belongs to the output embeddings"
     if getattr(model, "peft_config", None) is None:
-        return (
-            "the model has no adapters, and full weights for every objective cost too much memory"
-        )
+        return "the model has no adapters, and M gradients of all weights cost too much memory"
     return None

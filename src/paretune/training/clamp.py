@@ -13,7 +13,7 @@ from paretune.training.trainer import MultiObjectiveTrainer
 
 
 class ClampTrainer(MultiObjectiveTrainer):
-    """Trains with CLAMP: at every step ``λ* = argmin ‖G(p∘λ)‖² − μ λᵀ(p∘F)``, direction ``G(p∘λ*)``.
+    """Trains with CLAMP: ``λ* = argmin ‖G(p∘λ)‖² − μ λᵀ(p∘F)``, then a step along ``G(p∘λ*)``.
 
     Arguments as for :class:`~paretune.training.MultiObjectiveTrainer`, with a
     :class:`~paretune.training.ClampConfig`.

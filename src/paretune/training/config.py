@@ -10,6 +10,7 @@ from paretune.data.tokenization import Overlong
 from paretune.errors import InputError
 from paretune.gradients import Method
 from paretune.losses import LossName, PreferenceLoss
+from paretune.moo.clamp_state import MuSchedule
 from paretune.moo.preference import Preference
 
 
@@ -26,7 +27,7 @@ class MultiObjectiveConfig(TrainingArguments):
     learning_rate: float = field(default=1e-5, metadata={"help": "Step of the optimiser."})
     logging_steps: float = field(default=1, metadata={"help": "Steps between log entries."})
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
-    remove_unused_columns: bool | None = field(
+    remove_unused_columns: bool = field(
         default=False, metadata={"help": "Must stay False: batches are not columns."}
     )
     restore_callback_states_from_checkpoint: bool = field(
@@ -42,9 +43,7 @@ class MultiObjectiveConfig(TrainingArguments):
     nll_weight: float = field(default=1.0, metadata={"help": "Weight of CPO's likelihood term."})
     token_mean: bool = field(
         default=False,
-        metadata={
-            "help": "Mean over tokens in IPO's log-ratios and CPO's likelihood (Table 1: sum)."
-        },
+        metadata={"help": "Token means in IPO's log-ratios and CPO's likelihood (Table 1: sums)."},
     )
     sampling: Sampling = field(
         default="auto",
@@ -61,7 +60,7 @@ class MultiObjectiveConfig(TrainingArguments):
     )
     reference_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder that keeps reference log-probabilities; None: none."},
+        metadata={"help": "Folder to keep reference log-probabilities in."},
     )
     early_stopping_patience: int = field(
         default=0,
@@ -85,7 +84,7 @@ class MultiObjectiveConfig(TrainingArguments):
             self.metric_for_best_model = "eval_chebyshev"
             self.greater_is_better = False
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or 500
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         if self.max_nonfinite_steps < 1:
             raise InputError("max_nonfinite_steps must be at least 1.")
 
@@ -119,7 +118,7 @@ class MultiObjectiveConfig(TrainingArguments):
 
 @dataclass
 class ClampConfig(MultiObjectiveConfig):
-    """Arguments of :class:`~paretune.training.ClampTrainer`: Eq. 6 of the CLAMP paper and options."""
+    """Arguments of :class:`~paretune.training.ClampTrainer`: CLAMP's Eq. 6 and options."""
 
     mu: float = field(
         default=100.0, metadata={"help": "Weight of the Chebyshev term against the MGDA term."}
@@ -127,7 +126,7 @@ class ClampConfig(MultiObjectiveConfig):
     mu_final: float | None = field(
         default=None, metadata={"help": "Where the schedule of mu ends (large to small)."}
     )
-    mu_schedule: str = field(
+    mu_schedule: MuSchedule = field(
         default="constant", metadata={"help": "constant, linear, cosine or exponential."}
     )
     scale_free: bool = field(

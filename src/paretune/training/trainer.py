@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from accelerate.utils import DistributedType, broadcast
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerCallback
+from transformers import (
+    EarlyStoppingCallback,
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    set_seed,
+)
 
 from paretune.data.sampling import PairCollator, PairRows
 from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
@@ -24,8 +30,6 @@ from paretune.training.checkpoints import CompleteCheckpoints, newest_complete, 
 from paretune.training.config import MultiObjectiveConfig
 
 Pairs = Mapping[str, Iterable[Mapping[str, Any]]]
-
-_VERTEX = 1 - 1e-9  # λ this close to one objective counts as a vertex of the simplex
 
 
 class MultiObjectiveTrainer(Trainer):
@@ -53,6 +57,8 @@ class MultiObjectiveTrainer(Trainer):
     """
 
     loss_is_scaled_for_ga = False
+    args: MultiObjectiveConfig
+    model: PreTrainedModel
 
     def __init__(
         self,
@@ -260,7 +266,7 @@ class MultiObjectiveTrainer(Trainer):
             "clamp/chebyshev_term": weights.chebyshev_term,
             "clamp/gap": weights.gap,
             "clamp/min_norm": weights.min_norm,
-            "clamp/vertex": float(weights.lam.max() >= _VERTEX),
+            "clamp/vertex": float(weights.vertex),
             "time/solver_share": share,
             "time/step": elapsed,
         }
@@ -279,8 +285,13 @@ class MultiObjectiveTrainer(Trainer):
 
     # ------------------------------------------------------------------ runs
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
-        """Train; ``resume_from_checkpoint=True`` goes on from the newest complete checkpoint, if any.
+    def train(
+        self,
+        resume_from_checkpoint: str | bool | None = None,
+        trial: Any = None,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> Any:
+        """Train; ``resume_from_checkpoint=True`` goes on from the newest complete checkpoint.
 
         A checkpoint cut short by a killed process is never resumed from.
 
@@ -289,11 +300,14 @@ class MultiObjectiveTrainer(Trainer):
                 ``max_nonfinite_steps`` steps in a row; a checkpoint is kept.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = newest_complete(self.args.output_dir)
+            resume_from_checkpoint = newest_complete(str(self.args.output_dir))
         if resume_from_checkpoint:
             self.load_state_dict(read_state(str(resume_from_checkpoint)))
         self._trained = True
-        result = super().train(resume_from_checkpoint or None, **options)
+        # transformers seeds when a trainer is made; what happened since must not matter. A resumed
+        # run gets its checkpoint's random state.
+        set_seed(self.args.seed)
+        result = super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
         if self.nonfinite_steps >= self.args.max_nonfinite_steps:
             raise TrainingStoppedError(
                 f"Training stopped at step {self.state.global_step}: a loss or gradient was NaN or "
@@ -313,11 +327,10 @@ class MultiObjectiveTrainer(Trainer):
         Returns:
             ``<prefix>_<objective>_loss``, ``_accuracy``, ``_margin`` and ``<prefix>_chebyshev``.
         """
-        pairs = self.eval_dataset if eval_dataset is None else eval_dataset
-        if pairs is None:
+        given: Any = self.eval_dataset if eval_dataset is None else eval_dataset
+        if given is None:
             raise InputError("There is nothing to evaluate on: give the trainer an eval_dataset.")
-        if not isinstance(pairs, TokenizedPairs):
-            pairs = self.prepare(pairs)
+        pairs = given if isinstance(given, TokenizedPairs) else self.prepare(given)
         logps = self._score(pairs, "evaluating")
         lengths = torch.tensor([sequence.completion_length for sequence in pairs.sequences])
         responses = Scored(logps, lengths, pairs.reference)
@@ -347,9 +360,7 @@ class MultiObjectiveTrainer(Trainer):
         self.nonfinite_steps = int(state["nonfinite_steps"])
 
 
-def _load(
-    model: str | PreTrainedModel | nn.Module, tokenizer: Any, peft_config: Any
-) -> tuple[nn.Module, Any]:
+def _load(model: Any, tokenizer: Any, peft_config: Any) -> tuple[nn.Module, Any]:
     if isinstance(model, str):
         model, loaded = load_model_and_tokenizer(model)
         tokenizer = loaded if tokenizer is None else tokenizer
