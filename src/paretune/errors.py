@@ -9,4 +9,4 @@ class InputError(ValueError):
 
 
 class TrainingStoppedError(RuntimeError):
-    """Training could not go on (for example, gradients stayed non-finite); a checkpoint was kept."""
+    """Training could not go on (gradients stayed non-finite, say); a checkpoint was kept."""

@@ -1,4 +1,4 @@
-"""One pass against separate passes and plain autograd, in every setting that could tell them apart."""
+"""One pass against separate passes and plain autograd, wherever they could differ."""
 
 import logging
 from typing import Any

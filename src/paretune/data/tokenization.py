@@ -1,4 +1,4 @@
-"""From preference pairs to token ids: each distinct sequence once, and who compares which with which."""
+"""From preference pairs to token ids: each distinct sequence once, and the pairs as positions."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,9 +96,7 @@ def tokenize_pairs(
             index.weight.append(_weight(record, where))
         if not len(index):
             reason = f"all {row} are longer than max_length={max_length}" if row else "it is empty"
-            raise InputError(
-                f"The data set of objective {objective!r} has no usable pairs: {reason}."
-            )
+            raise InputError(f"The data of objective {objective!r} has no usable pairs: {reason}.")
         result.pairs[objective], result.dropped[objective] = index, dropped
     result.sequences = list(table)
     return result
@@ -112,7 +110,7 @@ def _weight(record: Mapping[str, Any], where: str) -> float:
     weight = record.get("weight")
     if weight is None:
         return 1.0
-    if not 0 < float(weight) < float("inf"):
+    if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise InputError(f"In {where}, weight must be a positive number, not {weight!r}.")
     return float(weight)
 

@@ -1,0 +1,111 @@
+"""Response log-probabilities against the plain computation from full logits."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from paretune import InputError
+from paretune.data.tokenization import TokenSequence, pad_sequences
+from paretune.logprobs import ReferenceCache, fingerprint, score_sequences, sequence_logps
+
+
+def sequences(n: int = 5) -> list[TokenSequence]:
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(n):
+        length = int(torch.randint(6, 15, (1,), generator=generator))
+        ids = torch.randint(8, 60, (length,), generator=generator).tolist()
+        made.append(TokenSequence(tuple(ids), int(torch.randint(2, 5, (1,), generator=generator))))
+    return made
+
+
+def plain(model: Any, sequence: TokenSequence) -> float:
+    """Alone, without padding, from all logits."""
+    ids = torch.tensor([sequence.input_ids])
+    logps = model(ids).logits[0, :-1].double().log_softmax(-1)
+    picked = logps[torch.arange(len(logps)), ids[0, 1:]]
+    return float(picked[sequence.prompt_length - 1 :].sum())
+
+
+def architectures() -> list[Any]:
+    from transformers import (
+        CohereConfig,
+        CohereForCausalLM,
+        Gemma2Config,
+        Gemma2ForCausalLM,
+        GraniteConfig,
+        GraniteForCausalLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+
+    common: dict[str, Any] = {
+        "vocab_size": 66,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "pad_token_id": 0,
+        "eos_token_id": 3,
+        "bos_token_id": None,
+    }
+    return [
+        (LlamaForCausalLM, LlamaConfig(**common)),
+        (Gemma2ForCausalLM, Gemma2Config(**common, final_logit_softcapping=0.2)),
+        (CohereForCausalLM, CohereConfig(**common, logit_scale=0.1)),
+        (GraniteForCausalLM, GraniteConfig(**common, logits_scaling=7.0)),
+    ]
+
+
+@pytest.mark.parametrize("index", range(4), ids=["llama", "gemma2", "cohere", "granite"])
+def test_equals_full_logits_with_the_models_own_logit_scaling(index: int) -> None:
+    kind, config = architectures()[index]
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    items = sequences()
+    shapes = []
+    handle = model.get_output_embeddings().register_forward_hook(
+        lambda _module, _args, output: shapes.append(tuple(output.shape))
+    )
+    with torch.no_grad():
+        found = sequence_logps(model, pad_sequences(items, 0))
+    handle.remove()
+    # Logits exist for response tokens only.
+    assert shapes == [(1, sum(item.completion_length for item in items), 66)]
+    with torch.no_grad():
+        expected = torch.tensor([plain(model, item) for item in items])
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scoring_is_independent_of_batches_and_ranks(tiny_llama: Any) -> None:
+    model, items = tiny_llama(), sequences(7)
+    whole = score_sequences(model, items, 0, batch_size=7)
+    torch.testing.assert_close(score_sequences(model, items, 0, batch_size=2), whole)
+    halves = [score_sequences(model, items, 0, 2, rank, 2) for rank in range(2)]
+    torch.testing.assert_close(halves[0] + halves[1], whole)
+    assert model.training is True
+
+
+def test_a_model_that_hides_its_logits_is_refused(tiny_llama: Any) -> None:
+    model = tiny_llama()
+    model.set_output_embeddings(None)
+    with pytest.raises(InputError, match="no LM head"):
+        sequence_logps(model, pad_sequences(sequences(), 0))
+
+
+def test_cache_is_keyed_by_base_weights_and_sequences(
+    tmp_path: Path, tiny_llama: Any, tiny_lora: Any
+) -> None:
+    cache, items = ReferenceCache(tmp_path), sequences()
+    path = cache.path(tiny_llama(), items)
+    assert cache.load(path) is None
+    cache.store(path, torch.arange(5.0))
+    assert cache.load(cache.path(tiny_lora(), items)) is not None  # the same base, an adapter on it
+    assert cache.load(cache.path(tiny_llama(1), items)) is None
+    assert cache.load(cache.path(tiny_llama(), items[:-1])) is None
+    assert ReferenceCache(None).path(tiny_llama(), items) is None
+    assert fingerprint(tiny_llama()) != fingerprint(tiny_llama().bfloat16())
