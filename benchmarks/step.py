@@ -1,0 +1,222 @@
+"""One optimiser step, side by side: how its time and memory grow with the number of objectives.
+
+    python benchmarks/step.py --threads 2 --repeats 5 --output step.json
+
+Every contender takes the same DPO step (AdamW included, learning rate 0 so that all repeats see
+the same model) on SmolLM2-135M with LoRA r=8 on all linear layers; only the floor, one forward and
+one backward of the summed log-probabilities of the distinct sequences, has no optimiser. Pairs are
+shared by all objectives (each labels the same sequences) or disjoint (own sequences for each).
+Times are medians over repeats that take the contenders in turn. Peak memory is that of a process
+of its own for each contender, above what it holds with the model loaded and touched; `--no-memory`
+leaves it out. TRL and TorchJD take part where they are installed (`pip install paretune[bench]`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from step_contenders import CONTENDERS, Case, Step, floor
+from torch import Tensor, nn
+
+from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence
+from paretune.logprobs import score_sequences
+from paretune.models import EMBEDDED, load_model_and_tokenizer
+
+SAME_DIRECTION = ("one_pass", "shared_forward", "algorithm_1")
+
+
+def load_model() -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    model, tokenizer = load_model_and_tokenizer(EMBEDDED, dtype="float32")
+    config = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
+    adapted = get_peft_model(model, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:  # away from 0, where half of the gradients vanish
+            nn.init.normal_(parameter, std=1e-3)
+    return adapted.train(), tokenizer
+
+
+def make_case(
+    args: argparse.Namespace, m: int, layout: str, model: nn.Module, tokenizer: Any
+) -> Case:
+    generator = torch.Generator().manual_seed(m)
+    owners = 1 if layout == "shared" else m
+    prompt_length = args.length // 3
+    sequences = []
+    for _ in range(owners * args.pairs):
+        prompt = _random_ids(prompt_length, generator)
+        for _side in range(2):
+            answer = _random_ids(args.length - prompt_length, generator)
+            sequences.append(TokenSequence((*prompt, *answer), prompt_length))
+    pairs = {}
+    for objective in range(m):
+        first = 2 * args.pairs * (objective % owners)
+        flips = torch.randint(2, (args.pairs,), generator=generator).tolist()
+        chosen = [first + 2 * i + flip for i, flip in enumerate(flips)]
+        rejected = [first + 2 * i + 1 - flip for i, flip in enumerate(flips)]
+        pairs[f"objective_{objective}"] = PairIndex(chosen, rejected, [1.0] * args.pairs)
+    data = TokenizedPairs(sequences, pairs)
+    with model.disable_adapter():  # type: ignore[operator]
+        data.reference = score_sequences(model, sequences, tokenizer.pad_token_id)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return Case(model, tokenizer, data, torch.optim.AdamW(parameters, lr=0.0))
+
+
+def _random_ids(count: int, generator: torch.Generator) -> list[int]:
+    # SmolLM2's first tokens are special.
+    return torch.randint(100, 49_000, (count,), generator=generator).tolist()
+
+
+def run(case: Case, step: Step) -> float:
+    case.optimizer.zero_grad()
+    gc.collect()
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+
+def time_contenders(case: Case, names: list[str], repeats: int) -> tuple[dict[str, Any], float]:
+    """Seconds of every repeat, and the largest relative distance between CLAMP's directions."""
+    steps = {name: CONTENDERS[name][1](case) for name in names}
+    directions = {}
+    for name, step in steps.items():  # warm-up
+        run(case, step)
+        if name in SAME_DIRECTION:
+            gradients = [p.grad for p in case.parameters if p.grad is not None]
+            directions[name] = torch.cat([g.flatten() for g in gradients]).double()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name, step in steps.items():
+            seconds[name].append(run(case, step))
+    return seconds, max(_distance(d, directions["algorithm_1"]) for d in directions.values())
+
+
+def _distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+def measure_memory(args: argparse.Namespace, m: int, layout: str, name: str) -> float:
+    """Peak MiB of one contender's steps, from a process of its own."""
+    command = [sys.executable, __file__, "--memory-of", name, "--objectives", str(m)]
+    command += ["--layouts", layout, "--threads", str(args.threads)]
+    command += ["--pairs", str(args.pairs), "--length", str(args.length)]
+    # Blocks of 1 MiB and more go back to the system when freed, so that the peak is of live data.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return float(result.stdout.splitlines()[-1])
+
+
+def peak_of_this_process(case: Case, name: str) -> float:
+    """MiB above the state with model, gradients and optimiser state in place."""
+    run(case, floor(case))  # touches every weight and makes the gradients
+    case.optimizer.step()
+    gc.collect()
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark
+    step = CONTENDERS[name][1](case)
+    for _ in range(2):
+        run(case, step)
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def table(row: dict[str, Any]) -> str:
+    """One case as Markdown."""
+    medians = {name: statistics.median(found) for name, found in row["seconds"].items()}
+    peaks = row["peak_mib"]
+    lines = [
+        f"### M = {row['m']}, pairs {row['layout']} ({row['sequences']} sequences "
+        f"of {row['length']} tokens)\n",
+        "| contender | median s | min to max | / floor | / one pass | peak MiB | / floor |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, median in medians.items():
+        seconds = row["seconds"][name]
+        cells = [
+            CONTENDERS[name][0],
+            f"{median:.3f}",
+            f"{min(seconds):.3f} to {max(seconds):.3f}",
+            f"{median / medians['floor']:.2f}",
+            f"{median / medians['one_pass']:.2f}",
+            f"{peaks[name]:.0f}" if name in peaks else "",
+            f"{peaks[name] / peaks['floor']:.2f}" if name in peaks else "",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append(f"\nCLAMP's directions agree to {row['distance']:.1e} (relative).\n")
+    return "\n".join(lines)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--objectives", type=int, nargs="+", default=[1, 2, 3, 5], metavar="M")
+    parser.add_argument("--layouts", nargs="+", default=["shared", "disjoint"])
+    parser.add_argument("--pairs", type=int, default=4, help="pairs per objective and step")
+    parser.add_argument("--length", type=int, default=96, help="tokens of a sequence")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--output", type=Path, help="also write all figures as JSON")
+    parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    torch.set_num_threads(args.threads)
+    if args.memory_of:
+        case = make_case(args, args.objectives[0], args.layouts[0], *load_model())
+        case.exclusive = True
+        print(peak_of_this_process(case, args.memory_of))
+        return
+    names = []
+    for name, (_, _, package) in CONTENDERS.items():
+        if package is None or importlib.util.find_spec(package):
+            names.append(name)
+        else:
+            print(f"{name} is left out: {package} is not installed.")
+    print(f"torch {torch.__version__} on {platform.machine()}, {args.threads} threads, float32,")
+    print(f"medians of {args.repeats} interleaved repeats.\n")
+    model, tokenizer = load_model()
+    rows = []
+    for m in args.objectives:
+        for layout in args.layouts if m > 1 else ["shared"]:
+            case = make_case(args, m, layout, model, tokenizer)
+            seconds, distance = time_contenders(case, names, args.repeats)
+            measured = [] if args.no_memory else names
+            row = {
+                "m": m,
+                "layout": layout,
+                "sequences": len(case.data.sequences),
+                "length": args.length,
+                "threads": args.threads,
+                "seconds": seconds,
+                "distance": distance,
+                "peak_mib": {name: measure_memory(args, m, layout, name) for name in measured},
+            }
+            rows.append(row)
+            print(table(row), flush=True)
+    if args.output:
+        args.output.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
