@@ -29,6 +29,9 @@ class Weights:
         gap: scale-free optimality gap of λ* (see `QPSolution`); 0 where nothing is minimised.
         mgda_term: ‖G w‖² with w the weights, the first term of Eq. 6.
         chebyshev_term: μ λ*ᵀ(p∘F), the second term of Eq. 6; 0 without one.
+        complementarity: ‖min(λ*, ρ − p∘F)‖₂ with ρ = max p∘F, elementwise over the objectives of
+            positive preference; 0 when all of λ* is on the largest p_m f_m. Both it and mgda_term
+            vanish exactly at the stationary points of max_m p_m f_m. 0 for other weightings.
         min_norm: min over the simplex of ‖G λ‖², the measure of Pareto stationarity
             (Definition 3.2), over the objectives of positive preference.
     """
@@ -38,6 +41,7 @@ class Weights:
     gap: float
     mgda_term: float
     chebyshev_term: float
+    complementarity: float
     min_norm: float
 
     @property
@@ -110,6 +114,9 @@ class Clamp:
             weights=[s * x for s, x in zip(scale, lam, strict=True)],
             gap=gap,
             chebyshev_term=self.mu * sum(x * term for x, term in zip(lam, linear, strict=True)),
+            complementarity=math.hypot(
+                *(min(x, max(linear) - term) for x, term in zip(lam, linear, strict=True))
+            ),
         )
 
     def terms(self, live: Live) -> tuple[Vector, Vector]:
@@ -139,7 +146,7 @@ class MGDA:
     ) -> Weights:
         live = Live.read(gramian, losses, preference)
         lam, gap, _ = solve_simplex_qp(live.gramian, [0.0] * len(live.indices))
-        return live.weights(lam=lam, weights=lam, gap=gap, chebyshev_term=0.0)
+        return live.weights(lam=lam, weights=lam, gap=gap)
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,7 @@ class Linear:
     ) -> Weights:
         live = Live.read(gramian, losses, preference)
         p = live.preference
-        return live.weights(lam=p, weights=p, gap=0.0, chebyshev_term=0.0)
+        return live.weights(lam=p, weights=p, gap=0.0)
 
 
 @dataclass(frozen=True)
@@ -188,7 +195,13 @@ class Live:
         )
 
     def weights(
-        self, *, lam: Vector, weights: Vector, gap: float, chebyshev_term: float
+        self,
+        *,
+        lam: Vector,
+        weights: Vector,
+        gap: float,
+        chebyshev_term: float = 0.0,
+        complementarity: float = 0.0,
     ) -> Weights:
         """`Weights` of full length from a result on the live objectives."""
         nearest, _, _ = solve_simplex_qp(self.gramian, [0.0] * len(self.indices))
@@ -198,6 +211,7 @@ class Live:
             gap=gap,
             mgda_term=self._square_norm(weights),
             chebyshev_term=chebyshev_term,
+            complementarity=complementarity,
             min_norm=self._square_norm(nearest),
         )
 
