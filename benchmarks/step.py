@@ -7,8 +7,9 @@ the same model) on SmolLM2-135M with LoRA r=8 on all linear layers; only the flo
 one backward of the summed log-probabilities of the distinct sequences, has no optimiser. Pairs are
 shared by all objectives (each labels the same sequences) or disjoint (own sequences for each).
 Times are medians over repeats that take the contenders in turn. Peak memory is that of a process
-of its own for each contender, above what it holds with the model loaded and touched; `--no-memory`
-leaves it out. TRL and TorchJD take part where they are installed (`pip install paretune[bench]`).
+of its own for each contender, above what it holds with the model loaded and touched; Linux only;
+`--no-memory` leaves it out. TRL and TorchJD take part where they are installed
+(`pip install paretune[bench]`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from paretune.logprobs import score_sequences
 from paretune.models import EMBEDDED, load_model_and_tokenizer
 
 SAME_DIRECTION = ("one_pass", "shared_forward", "algorithm_1")
+HIGH_WATER = Path("/proc/self/clear_refs")  # resets VmHWM when "5" is written to it; Linux
 
 
 def load_model() -> tuple[nn.Module, Any]:
@@ -125,7 +127,7 @@ def peak_of_this_process(case: Case, name: str) -> float:
     case.optimizer.step()
     gc.collect()
     before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the high-water mark
+    HIGH_WATER.write_text("5")
     step = CONTENDERS[name][1](case)
     for _ in range(2):
         run(case, step)
@@ -201,7 +203,7 @@ def main() -> None:
         for layout in args.layouts if m > 1 else ["shared"]:
             case = make_case(args, m, layout, model, tokenizer)
             seconds, distance = time_contenders(case, names, args.repeats)
-            measured = [] if args.no_memory else names
+            measured = names if HIGH_WATER.exists() and not args.no_memory else []
             row = {
                 "m": m,
                 "layout": layout,
