@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType, broadcast
+from accelerate.utils import DistributedType, broadcast, broadcast_object_list
 from torch import Tensor, nn
 from transformers import (
     EarlyStoppingCallback,
@@ -147,10 +147,12 @@ class MultiObjectiveTrainer(Trainer):
                 "before trainer.train(), and evaluate what it returns."
             )
         cache = ReferenceCache(self.args.reference_cache)
-        with self.accelerator.main_process_first():
-            path = cache.path(self.model, pairs.sequences)
+        path = cache.path(self.model, pairs.sequences)
+        # All processes score or none does, whatever appears on disk meanwhile.
+        found = broadcast_object_list([path is not None and path.exists()])[0]
+        if found:
             logps = cache.load(path)
-        if logps is None:
+        else:
             with adapters_off() if adapters_off is not None else nullcontext():
                 logps = self._score(pairs, f"reference ({title})")
             if self.accelerator.is_main_process:
