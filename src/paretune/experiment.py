@@ -98,7 +98,7 @@ def training_arguments(
     """
     clamp = recipe.method.name == "clamp"
     kind = ClampConfig if clamp else MultiObjectiveConfig
-    _check_train(recipe.train, kind)
+    train = _checked(recipe.train, kind)
     defaults: dict[str, Any] = {
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is no GPU
@@ -109,7 +109,7 @@ def training_arguments(
     try:
         return kind(
             **defaults
-            | recipe.train
+            | train
             | loss
             | method
             | {
@@ -125,9 +125,11 @@ def training_arguments(
         raise InputError(f"The recipe's train section does not work here: {error}") from error
 
 
-def _check_train(train: Mapping[str, Any], kind: type[MultiObjectiveConfig]) -> None:
+def _checked(train: Mapping[str, Any], kind: type[MultiObjectiveConfig]) -> dict[str, Any]:
+    """The train section with values of the right types."""
     known = {field.name for field in fields(kind) if field.init}
     types = get_type_hints(kind)
+    checked = {}
     for name, value in train.items():
         if name in _ELSEWHERE:
             raise InputError(f"'train.{name}' has its own place in a recipe: '{_ELSEWHERE[name]}'.")
@@ -137,12 +139,13 @@ def _check_train(train: Mapping[str, Any], kind: type[MultiObjectiveConfig]) -> 
             raise InputError(f"Unknown key 'train.{name}' in the recipe; {hint}")
         adapter = TypeAdapter(types[name], config=ConfigDict(arbitrary_types_allowed=True))
         try:
-            adapter.validate_python(value)
+            checked[name] = adapter.validate_python(value)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise InputError(
                 f"'train.{name}' is {value!r}, but {problem[0].lower()}{problem[1:]}."
             ) from None
+    return checked
 
 
 def build_trainer(
@@ -181,13 +184,13 @@ def build_trainer(
     return trainer
 
 
-def answer_scorers(recipe: "Recipe") -> Mapping[str, Callable[[str], float]]:
-    """What scores generated answers, by name; only the demo data has such scorers."""
+def answer_scorers(recipe: "Recipe") -> dict[str, Callable[[str, str], float]]:
+    """What scores (prompt, answer), by objective; only the demo data has such scorers."""
     if recipe.data.loader != "demo":
         return {}
     from paretune.data import demo
 
-    return demo.SCORERS
+    return {name: demo.SCORERS[name] for name in recipe.data.objectives}
 
 
 def load_weights(model: Any, folder: Path) -> None:

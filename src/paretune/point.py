@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
 
 from paretune.data import PreferenceData
 from paretune.data.tokenization import TokenizedPairs
-from paretune.evaluation.generation import Answer, generate_answers, write_answers
+from paretune.evaluation.generation import Answer, Prompt, generate_answers, write_answers
 from paretune.experiment import answer_scorers, build_trainer, load_weights
 from paretune.files import move, read_json, sync, write_json, write_text
 from paretune.front import FrontPoint, ObjectiveMetrics, Score
@@ -185,6 +185,10 @@ def _measure(
     report("generate", 1.0)
 
 
+def _text(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
 def _answers(
     recipe: "Recipe", trainer: MultiObjectiveTrainer, data: PreferenceData, report: Report
 ) -> list[Answer]:
@@ -208,7 +212,7 @@ def _answers(
             answer.prompt,
             answer.response,
             answer.finished,
-            {name: score(answer.response) for name, score in scorers.items()},
+            {name: score(_text(answer.prompt), answer.response) for name, score in scorers.items()},
         )
         for answer in answers
     ]

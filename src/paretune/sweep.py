@@ -105,8 +105,10 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
     planned = plan(recipe)
     pending = [point for point in planned if not _finished(point.folder(run))]
     if pending:
+        from paretune.experiment import training_arguments
         from paretune.point import free_memory, main_process, run_point
 
+        training_arguments(recipe, pending[0].preference, pending[0].seed, run)  # may complain
         splits = _load_splits(recipe, run)
         progress.begin([point.name for point in planned], len(planned) - len(pending))
         for point in pending:
@@ -211,7 +213,7 @@ def _claim_alone(recipe: "Recipe", run: Path, fresh: bool) -> None:
         for name in _CONTENTS:
             path = run / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if saved.exists():
+    if (run / "points").exists() and saved.exists():  # else no point was begun
         other = type(recipe).from_yaml(saved.read_text(encoding="utf-8"), f"'{saved}'")
         if found := recipe.differences(other):
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""

@@ -34,7 +34,7 @@ def evaluate(
         loaded = load_recipe(saved, overrides or [])
         own = split == "test" and not overrides
         target = run if own else run / f"evaluation-{split}"
-        with console_progress() as progress:
+        with console_progress(loaded.model.name) as progress:
             front = evaluate_run(
                 loaded,
                 run,

@@ -3,13 +3,16 @@
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
+from paretune.models import EMBEDDED
 from paretune.sweep import PHASES, Phase, Silent
 from paretune.sweep import Progress as SweepProgress
 
@@ -146,8 +149,18 @@ def remaining_text(seconds: float | None) -> str:
 
 
 @contextmanager
-def console_progress() -> Iterator[SweepProgress]:
-    """Progress on standard error; of several processes, the first one shows it."""
+def console_progress(model: str) -> Iterator[SweepProgress]:
+    """Progress on standard error; of several processes, the first one shows it.
+
+    Enter it before the libraries are imported: it also silences what they would print between.
+
+    Args:
+        model: Of the recipe; download bars are left on for one that is not on this machine.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    if model == EMBEDDED or Path(model).expanduser().is_dir():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     console = Console(stderr=True)
     if os.environ.get("RANK", "0") != "0":
         yield Silent()

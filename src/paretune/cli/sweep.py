@@ -15,6 +15,6 @@ def sweep(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = False)
         from paretune.sweep import run_sweep
 
         loaded = load_recipe(recipe, overrides or [])
-        with console_progress() as progress:
+        with console_progress(loaded.model.name) as progress:
             front = run_sweep(loaded, fresh=fresh, progress=progress)
         print_front(front, loaded.output_dir)

@@ -44,7 +44,7 @@ def train(
         if not any(key.startswith("output_dir=") for key in keys):
             folder = f"{loaded.output_dir}-{loaded.points[0].slug()}"
             loaded = loaded.model_copy(update={"output_dir": folder})
-        with console_progress() as progress:
+        with console_progress(loaded.model.name) as progress:
             front = run_sweep(loaded, fresh=fresh, progress=progress)
         print_front(front, loaded.output_dir)
 
