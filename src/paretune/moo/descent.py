@@ -53,15 +53,16 @@ class Descent:
 
         Raises InputError when the problem does not fit the preference or F(x0) is not finite.
         """
-        live = [m for m, p in enumerate(preference.weights) if p > 0]
+        wanted = [p > 0 for p in preference.weights]
         weigh = self._weigher(preference, steps)
         z = previous = x0.detach().clone()
         optimizer = self._make_optimizer(z)
         trail: list[_Visit] = []
         message = f"Stopped after all {steps} steps."
         for step in range(steps + 1):
-            values, rows = _look(problem, z, live, len(preference))
-            if not (torch.isfinite(values).all() and torch.isfinite(rows).all()):
+            values, rows = (part.double().cpu() for part in problem.linearise(z, wanted))
+            gramian = rows @ rows.T
+            if not (torch.isfinite(values).all() and torch.isfinite(gramian).all()):
                 if not trail:
                     raise InputError("The objectives or their gradients are not finite at x0.")
                 z = previous
@@ -70,7 +71,7 @@ class Descent:
                     "finite; try a smaller lr. x is the last finite point."
                 )
                 break
-            weights = weigh(rows @ rows.T, values, step)
+            weights = weigh(gramian, values, step)
             direction = weights.weights @ rows
             # From the direction itself: the square root of mgda_term would keep half the digits.
             residual = math.hypot(float(direction.norm()), weights.complementarity)
@@ -79,13 +80,13 @@ class Descent:
                 message = f"Converged after {step} steps: kkt_residual is at most tol."
                 break
             if step < steps:
-                previous = z.clone()
-                z.grad = direction.reshape(z.shape).to(z)
+                previous, move = z.clone(), direction.reshape(z.shape).to(z)
                 if optimizer is None:
-                    z = z - self.lr * z.grad
+                    z = z - self.lr * move
                 else:
+                    z.grad = move
                     optimizer.step()
-        return _result(z, trail, step + 1, len(live), tol, message)
+        return _result(z, trail, step + 1, sum(wanted), tol, message)
 
     def _weigher(
         self, preference: Preference, steps: int
@@ -110,18 +111,6 @@ class _Visit(NamedTuple):
     objectives: Tensor
     weights: Weights
     residual: float
-
-
-def _look(problem: Problem, z: Tensor, live: list[int], n_objectives: int) -> tuple[Tensor, Tensor]:
-    """F(z), shape (M,), and the gradients as rows (M, n), zero if not live; float64 on the CPU."""
-    values, gradients = problem.linearise(z, live)
-    if len(values) != n_objectives:
-        raise InputError(
-            f"The problem has {len(values)} objectives, the preference {n_objectives} weights."
-        )
-    rows = torch.zeros(n_objectives, z.numel(), dtype=torch.float64)
-    rows[live] = gradients.double().cpu()
-    return values.double().cpu(), rows
 
 
 def _result(

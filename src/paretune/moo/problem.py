@@ -44,31 +44,44 @@ class Problem:
             columns.append(value.reshape(()))
         return torch.stack(columns)
 
-    def linearise(self, z: Tensor, live: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """F(z), shape (M,), and the gradients of the objectives `live`, shape (len(live), n).
+    def linearise(self, z: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
+        """F(z), shape (M,), and the flattened gradients, shape (M, z.numel()).
 
-        Gradients are flattened, n = z.numel(). Raises InputError for wrong shapes and for
+        The gradients of objectives that are not wanted are zero, and not computed. Raises
+        InputError for wrong shapes, for another number of objectives than len(wanted), and for
         objectives that do not depend on z through differentiable operations.
         """
         if self.jacobian is not None:
             with torch.no_grad():
                 values, jacobian = self.evaluate(z), self.jacobian(z)
+            _check_count(values, wanted)
             if jacobian.shape != (len(values), *z.shape):
                 raise InputError(
                     f"jacobian(z) must have shape {(len(values), *z.shape)}, "
                     f"got {tuple(jacobian.shape)}."
                 )
-            return values, jacobian.flatten(1)[list(live)]
+            return values, jacobian.flatten(1) * torch.tensor(wanted, device=z.device)[:, None]
         z = z.detach().requires_grad_()
         with torch.enable_grad():
             values = self.evaluate(z)
-            if not values.requires_grad:
-                raise InputError(
-                    "The objectives do not depend on z through torch operations, so they have no "
-                    "gradient; give Problem(..., jacobian=...)."
+        _check_count(values, wanted)
+        if not values.requires_grad:
+            raise InputError(
+                "The objectives do not depend on z through torch operations, so they have no "
+                "gradient; give Problem(..., jacobian=...)."
+            )
+        rows = torch.zeros(len(values), z.numel(), dtype=z.dtype, device=z.device)
+        for m in range(len(values)):
+            if wanted[m]:
+                (gradient,) = torch.autograd.grad(
+                    values[m], z, retain_graph=True, materialize_grads=True
                 )
-            gradients = [
-                torch.autograd.grad(values[m], z, retain_graph=True, materialize_grads=True)[0]
-                for m in live
-            ]
-        return values.detach(), torch.stack([gradient.flatten() for gradient in gradients])
+                rows[m] = gradient.flatten()
+        return values.detach(), rows
+
+
+def _check_count(values: Tensor, wanted: Sequence[bool]) -> None:
+    if len(values) != len(wanted):
+        raise InputError(
+            f"The problem has {len(values)} objectives, the preference {len(wanted)} weights."
+        )

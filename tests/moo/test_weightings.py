@@ -1,0 +1,224 @@
+"""Weightings and CLAMP's state: against Eq. 6 written out, and by property."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from paretune.errors import InputError
+from paretune.moo import MGDA, Clamp, ClampState, Linear
+
+WEIGHTINGS = [Clamp(mu=0.0), Clamp(mu=1.0), Clamp(mu=100.0), MGDA(), Linear()]
+
+
+def sample(size, seed=0, n=12):
+    rng = np.random.default_rng(seed)
+    G = torch.tensor(rng.normal(size=(n, size)))
+    losses = torch.tensor(rng.uniform(0.2, 1.5, size))
+    preference = torch.tensor(rng.dirichlet(np.full(size, 3.0)))
+    return G, losses, preference
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+@pytest.mark.parametrize("mu", [0.0, 1.0, 100.0])
+def test_clamp_minimises_eq_6(size, mu):
+    G, losses, p = sample(size)
+
+    def eq_6(lam):
+        w = p.numpy() * lam
+        return float(((G.numpy() @ w) ** 2).sum() - mu * lam @ (p * losses).numpy())
+
+    found = Clamp(mu)(G.T @ G, losses, p)
+    start = np.full(size, 1 / size)
+    simplex = {"type": "eq", "fun": lambda lam: lam.sum() - 1}
+    rival = minimize(eq_6, start, bounds=[(0, 1)] * size, constraints=simplex, tol=1e-12)
+    assert eq_6(found.lam.numpy()) <= rival.fun + 1e-9 * max(1, abs(rival.fun))
+    assert found.weights.tolist() == pytest.approx((p * found.lam).tolist())
+    assert found.mgda_term == pytest.approx(float((G @ found.weights).square().sum()))
+    assert found.chebyshev_term == pytest.approx(mu * float(found.lam @ (p * losses)))
+    assert found.gap <= 1e-12
+
+
+def test_ideal_and_nadir_scale_losses_and_gradients_alike():
+    G, losses, p = sample(3)
+    ideal, nadir = torch.tensor([0.1, 0.0, -0.2]), torch.tensor([0.7, 2.0, 1.0])
+    scaled = Clamp(3.0, ideal=ideal.tolist(), nadir=nadir.tolist())(G.T @ G, losses, p)
+    H = G / (nadir - ideal).double()
+    plain = Clamp(3.0)(H.T @ H, (losses - ideal) / (nadir - ideal), p)
+    assert scaled.lam.tolist() == pytest.approx(plain.lam.tolist(), abs=1e-6)
+    assert (G @ scaled.weights).tolist() == pytest.approx((H @ plain.weights).tolist(), abs=1e-5)
+    from_zero = Clamp(3.0, ideal=[0.0] * 3)(G.T @ G, losses, p)
+    assert torch.equal(from_zero.lam, Clamp(3.0)(G.T @ G, losses, p).lam)
+
+
+def test_mgda_is_the_nearest_point_and_a_common_descent_direction():
+    G, losses, p = sample(4)
+    found = MGDA()(G.T @ G, losses, p)
+    direction = G @ found.weights
+    assert found.mgda_term == pytest.approx(found.min_norm)
+    assert bool((G.T @ direction >= direction @ direction - 1e-12).all())
+
+
+def test_linear_is_the_preference():
+    G, losses, p = sample(3)
+    found = Linear()(G.T @ G, losses, p)
+    assert torch.equal(found.weights, p)
+    assert found.min_norm <= found.mgda_term
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+def test_permuting_permutes(weighting):
+    G, losses, p = sample(5)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    there = weighting(G.T @ G, losses, p)
+    permuted = weighting(G[:, order].T @ G[:, order], losses[order], p[order])
+    assert permuted.weights.tolist() == pytest.approx(there.weights[order].tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+def test_zero_preference_drops_the_objective(weighting):
+    G, losses, p = sample(3)
+    p = torch.tensor([p[0], 0.0, 1 - p[0]], dtype=torch.float64)
+    kept = torch.tensor([0, 2])
+    there = weighting(G.T @ G, losses, p)
+    without = weighting(G[:, kept].T @ G[:, kept], losses[kept], p[kept])
+    assert there.weights[1] == there.lam[1] == 0
+    assert torch.equal(there.weights[kept], without.weights)
+    assert there.min_norm == without.min_norm
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+def test_single_objective_is_gradient_descent(weighting):
+    G, losses, _ = sample(2)
+    found = weighting(G.T @ G, losses, [0.0, 1.0])
+    assert found.weights.tolist() == [0.0, 1.0]
+    assert found.vertex
+
+
+def test_stationary_certificate():
+    G = torch.tensor([[1.0, -2.0], [0.0, 0.0]], dtype=torch.float64)  # opposed gradients
+    p = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    balanced = Clamp(1.0)(G.T @ G, torch.tensor([1.0, 1.0]), p)
+    assert balanced.mgda_term == pytest.approx(0, abs=1e-15)
+    assert balanced.complementarity == pytest.approx(0, abs=1e-12)
+    assert balanced.lam.tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert not balanced.vertex
+    unbalanced = Clamp(1e-6)(G.T @ G, torch.tensor([1.0, 0.8]), p)
+    assert unbalanced.complementarity == pytest.approx(0.1, abs=1e-3)
+
+
+def test_vertex_at_large_mu():
+    G, _, p = sample(3)
+    losses = torch.tensor([1.0, 2.0, 3.0]) / p
+    found = Clamp(1e6)(G.T @ G, losses, p)
+    assert found.vertex
+    assert found.lam.tolist() == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS, ids=repr)
+@pytest.mark.parametrize(
+    ("gramian", "losses", "preference", "message"),
+    [
+        ([[1.0, math.nan], [math.nan, 1.0]], [1.0, 1.0], [0.5, 0.5], r"gramian\[0, 1\] is nan"),
+        ([[1.0, 0.0], [0.0, 1.0]], [1.0, math.inf], [0.5, 0.5], r"losses\[1\] is inf"),
+        ([[1.0, 0.0], [0.0, 1.0]], [1.0, 1.0], [1.5, -0.5], r"preference\[1\] is -0.5"),
+        ([[1.0, 0.0], [0.0, 1.0]], [1.0, 1.0], [0.0, 0.0], "positive preference"),
+        ([[1.0, 0.0], [0.0, 1.0]], [1.0, 1.0], [1.0], "1 weights for 2 objectives"),
+        ([[1.0, 0.0], [0.0, 1.0]], [1.0], [0.5, 0.5], r"losses must have shape \(2,\)"),
+        ([[1.0, 3.0], [3.0, 1.0]], [1.0, 1.0], [0.5, 0.5], "gramian is not positive semi"),
+    ],
+)
+def test_bad_input(weighting, gramian, losses, preference, message):
+    with pytest.raises(InputError, match=message):
+        weighting(torch.tensor(gramian), torch.tensor(losses), preference)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mu": -1.0}, "mu must be"),
+        ({"nadir": [1.0, 1.0]}, "needs an ideal"),
+        ({"ideal": [0.0, 1.0], "nadir": [1.0, 1.0]}, "objective 1"),
+        ({"mu_schedule": "steps", "mu_final": 1.0}, "Unknown mu_schedule"),
+        ({"mu_final": 1.0}, "mu_final together"),
+        ({"mu_schedule": "linear"}, "mu_final together"),
+        ({"mu_schedule": "exponential", "mu_final": 0.0}, "above 0"),
+        ({"loss_ema": 1.0}, "loss_ema"),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(InputError, match=message):
+        ClampState(**settings)
+
+
+def test_plain_state_is_the_pure_weighting():
+    G, losses, p = sample(3)
+    state = ClampState(mu=7.0)
+    for progress in (0.0, 0.5, 1.0):
+        found = state.step(G.T @ G, losses * (1 + progress), p, progress)
+        assert torch.equal(found.lam, Clamp(7.0)(G.T @ G, losses * (1 + progress), p).lam)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle"), [("linear", 50.5), ("cosine", 50.5), ("exponential", 10.0)]
+)
+def test_mu_schedules(schedule, middle):
+    state = ClampState(mu=100.0, mu_final=1.0, mu_schedule=schedule)
+    assert [state.mu_at(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([100.0, middle, 1.0])
+
+
+def test_loss_average_enters_the_linear_term():
+    G, losses, p = sample(2)
+    state = ClampState(mu=1.0, loss_ema=0.75)
+    state.step(G.T @ G, losses, p)
+    found = state.step(G.T @ G, 3 * losses, p)
+    assert torch.equal(found.lam, Clamp(1.0)(G.T @ G, 0.75 * losses + 0.25 * (3 * losses), p).lam)
+
+
+@pytest.mark.parametrize("factor", [1e-3, 1e4])
+def test_scale_free_mu_ignores_the_unit_of_the_losses(factor):
+    plain, scaled = (ClampState(mu=2.0, scale_free=True) for _ in range(2))
+    for seed in range(4):
+        G, losses, p = sample(3, seed)
+        here = plain.step(G.T @ G, losses, p)
+        there = scaled.step(factor**2 * G.T @ G, factor * losses, p)
+        assert here.lam.tolist() == pytest.approx(there.lam.tolist(), abs=1e-9)
+
+
+def test_scale_free_mu_by_hand():
+    gramian, losses = torch.diag(torch.tensor([4.0, 1.0])).double(), torch.tensor([1.0, 3.0])
+    p = [0.5, 0.5]
+    found = ClampState(mu=2.0, scale_free=True).step(gramian, losses, p)
+    mu = 2.0 * ((1.0 + 0.25) / 2) / ((0.5 + 1.5) / 2)
+    assert found.chebyshev_term == pytest.approx(mu * float(found.lam @ (0.5 * losses.double())))
+    assert torch.allclose(found.lam, Clamp(mu)(gramian, losses, p).lam)
+
+
+def test_resumed_state_goes_on_bit_for_bit():
+    settings = {"mu": 5.0, "scale_free": True, "loss_ema": 0.9, "ideal": [0.0, 0.1, 0.2]}
+    state, resumed = ClampState(**settings), ClampState(**settings)
+    for seed in range(6):
+        G, losses, p = sample(3, seed)
+        if seed == 3:
+            resumed.load_state_dict(json.loads(json.dumps(state.state_dict())))
+        here = state.step(G.T @ G, losses, p, seed / 6)
+        if seed >= 3:
+            assert torch.equal(here.weights, resumed.step(G.T @ G, losses, p, seed / 6).weights)
+
+
+def test_refused_step_leaves_the_state_alone():
+    G, losses, p = sample(3)
+    state = ClampState(scale_free=True, loss_ema=0.5)
+    state.step(G.T @ G, losses, p)
+    before = state.state_dict()
+    for bad in (losses * math.nan, losses[:2]):
+        with pytest.raises(InputError):
+            state.step(G.T @ G, bad, p)
+    with pytest.raises(InputError, match="averaged 3 objectives"):
+        state.step(torch.eye(2), losses[:2], [0.5, 0.5])
+    with pytest.raises(InputError, match="progress"):
+        state.step(G.T @ G, losses, p, 1.5)
+    assert state.state_dict() == before
