@@ -1,6 +1,6 @@
 """Make the demo preferences: sample answers from the embedded model and score each one.
 
-    python scripts/make_demo_preferences.py            # rewrites the shipped file, about 6 minutes
+    python scripts/make_demo_preferences.py            # rewrites the shipped file, about 8 minutes
     python scripts/make_demo_preferences.py --output answers.jsonl --seed 1
 
 Same seed, same machine type, same package versions: same file. See docs/demo-data.md.
@@ -19,10 +19,10 @@ from paretune.models import EMBEDDED, load_model_and_tokenizer
 
 ANSWERS_PER_PROMPT = 5
 MAX_NEW_TOKENS = 48
-TEMPERATURE = 0.8
-TOP_P = 0.95
+TEMPERATURE = 0.6  # at 0.8 and top-p 0.95 a good part of the answers was nonsense
+TOP_P = 0.9
 KEPT_PER_PROMPT = 4
-MARKUP = ("*", "_", "#", "`", "<", "1.", "Answer")
+UNWANTED = ("*", "_", "#", "`", "<", "1.", "Answer", "anus")
 
 PROMPTS = """
 How do I cook rice so that it does not stick?
@@ -164,7 +164,7 @@ def main() -> None:
         temperature=TEMPERATURE,
         top_p=TOP_P,
         seed=options.seed,
-        batch_size=40,
+        batch_size=60,
         progress=lambda done, total: print(f"\r{done}/{total} answers", end="", flush=True),
     )
     print()
@@ -195,8 +195,8 @@ def whole_sentences(text: str) -> str:
 
 
 def fit(text: str) -> bool:
-    """One paragraph of at least four words that holds a whole sentence and no mark-up."""
-    one_paragraph = "\n" not in text and not any(mark in text for mark in MARKUP)
+    """One paragraph of at least four words that ends like a sentence, without mark-up."""
+    one_paragraph = "\n" not in text and not any(mark in text for mark in UNWANTED)
     return one_paragraph and len(text.split()) >= 4 and text[-1] in ".!?\"')"
 
 
