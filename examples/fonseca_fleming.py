@@ -1,0 +1,85 @@
+"""CLAMP and linear weighting on a concave front (Fonseca-Fleming), one run for each preference.
+
+python examples/fonseca_fleming.py                      # a table
+python examples/fonseca_fleming.py --figure front.png   # and the picture of docs/weightings.md
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from paretune.moo import Clamp, Descent, Linear, minimize, test_problems
+from paretune.moo.result import Result
+from paretune.moo.test_problems import KnownProblem
+
+PREFERENCES = [(k / 10, 1 - k / 10) for k in range(1, 10)]
+STARTS = [[-0.8, -0.1, 0.6], [0.3, 0.3, -0.4], [-0.2, -0.5, 0.1]]
+
+
+def run(known: KnownProblem, p: tuple[float, float], method: Descent, start: list[float]) -> Result:
+    return minimize(known.problem, p, method, x0=start, steps=1000)
+
+
+def draw(known: KnownProblem, clamp: list[Result], linear: list[Result], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    front = known.front(200)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.8), sharex=True, sharey=True)
+    for axis, title, results, colour in zip(
+        axes, ["CLAMP, μ = 1", "Linear weighting"], [clamp, linear], ["C0", "C3"], strict=True
+    ):
+        axis.plot(front[:, 0], front[:, 1], color="0.75", linewidth=4, label="Pareto front")
+        for n, result in enumerate(results):
+            path_taken = result.history.objectives.numpy()
+            axis.plot(*path_taken.T, color=colour, alpha=0.3, linewidth=1)
+            label = "end of each run" if n == 0 else None
+            axis.plot(*path_taken[-1], "o", color=colour, markersize=7, zorder=3, label=label)
+        axis.set(title=title, xlabel="f₁", xlim=(-0.06, 1.14), ylim=(-0.06, 1.06))
+        axis.set_aspect("equal")
+    for p, result in zip(PREFERENCES, clamp, strict=True):
+        f1, f2 = result.objectives.tolist()
+        axes[0].annotate(
+            f"p₁ = {p[0]:.1f}", (f1, f2), (9, 3), textcoords="offset points", fontsize=8
+        )
+    exact = np.array([known.chebyshev(p) for p in PREFERENCES])
+    axes[0].plot(*exact.T, "k+", markersize=11, zorder=4, label="exact Chebyshev point")
+    axes[0].set_ylabel("f₂")
+    for axis in axes:
+        axis.legend(loc="lower left", frameon=False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--figure", type=Path, help="where to write the picture")
+    arguments = parser.parse_args()
+    known = test_problems.fonseca_fleming()
+    methods = {
+        "CLAMP": Descent(Clamp(mu=1.0), lr=0.3),
+        "linear": Descent(Linear(), lr=0.3),
+    }
+    torch.set_num_threads(1)
+    ends: dict[str, list[Result]] = {"CLAMP": [], "linear": []}
+    print(f"{'p₁':>4}  {'exact Chebyshev':>17}  {'CLAMP':>17}  {'error':>8}  {'linear':>17}")
+    for n, p in enumerate(PREFERENCES):
+        for name, method in methods.items():
+            ends[name].append(run(known, p, method, STARTS[n % len(STARTS)]))
+        exact = known.chebyshev(p)
+        found, rival = ends["CLAMP"][-1].objectives.numpy(), ends["linear"][-1].objectives.numpy()
+        texts = [f"({f[0]:.4f}, {f[1]:.4f})" for f in (exact, found, rival)]
+        error = np.abs(found - exact).max()
+        print(f"{p[0]:4.1f}  {texts[0]:>17}  {texts[1]:>17}  {error:8.0e}  {texts[2]:>17}")
+    if arguments.figure:
+        draw(known, ends["CLAMP"], ends["linear"], arguments.figure)
+
+
+if __name__ == "__main__":
+    main()
