@@ -57,16 +57,60 @@ def draw(known: KnownProblem, clamp: list[Result], linear: list[Result], path: P
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
+def table_of_mu(known: KnownProblem) -> None:
+    print("largest distance to the Chebyshev point over p₁ = .1, .5, .9 (steps at a vertex)")
+    lrs = (0.03, 0.3)
+    print("| μ | " + " | ".join(f"lr = {lr}" for lr in lrs) + " |\n|---|---|---|")
+    for mu in (0.0, 0.01, 0.1, 1.0, 10.0, 100.0):
+        cells = []
+        for lr in lrs:
+            errors, at_vertex = [], []
+            for p in [(0.1, 0.9), (0.5, 0.5), (0.9, 0.1)]:
+                result = run(known, p, Descent(Clamp(mu=mu), lr=lr), STARTS[0])
+                errors.append(np.abs(result.objectives.numpy() - known.chebyshev(p)).max())
+                at_vertex.append(float((result.history.multipliers.amax(1) == 1).double().mean()))
+            cells.append(f"{max(errors):.0e} ({100 * np.mean(at_vertex):.0f} %)")
+        print(f"| {mu:g} | " + " | ".join(cells) + " |")
+
+
+def table_of_rates() -> None:
+    known = test_problems.convex_pair()
+    print("running mean over t < T of min ‖Gλ‖² (Definition 3.2), convex pair, p = (.4, .6)")
+    print("| T | μ = 0.1 | μ = 1 | μ = 10 |\n|---|---|---|---|")
+    means = []
+    for mu in (0.1, 1.0, 10.0):
+        result = minimize(
+            known.problem,
+            [0.4, 0.6],
+            Descent(Clamp(mu=mu), lr=0.05),
+            x0=known.x0,
+            steps=1000,
+            tol=0,
+        )
+        measure = result.history.min_norm
+        means.append(measure.cumsum(0) / torch.arange(1, len(measure) + 1))
+    for steps in (10, 30, 100, 300, 1000):
+        print(f"| {steps} | " + " | ".join(f"{mean[steps - 1]:.1e}" for mean in means) + " |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--figure", type=Path, help="where to write the picture")
+    parser.add_argument("--mu", action="store_true", help="a table over μ and lr instead")
+    parser.add_argument("--rate", action="store_true", help="a table of the rate instead")
     arguments = parser.parse_args()
+    torch.set_num_threads(1)
     known = test_problems.fonseca_fleming()
+    if arguments.mu or arguments.rate:
+        if arguments.mu:
+            table_of_mu(known)
+        if arguments.rate:
+            table_of_rates()
+        return
     methods = {
         "CLAMP": Descent(Clamp(mu=1.0), lr=0.3),
         "linear": Descent(Linear(), lr=0.3),
     }
-    torch.set_num_threads(1)
     ends: dict[str, list[Result]] = {"CLAMP": [], "linear": []}
     print(f"{'p₁':>4}  {'exact Chebyshev':>17}  {'CLAMP':>17}  {'error':>8}  {'linear':>17}")
     for n, p in enumerate(PREFERENCES):

@@ -211,17 +211,18 @@ def _active_set(P: Rows, q: Vector) -> Vector:
     refused: set[int] = set()  # entered and left without a step: optimal up to rounding
     for _ in range(50 * size):
         gradient, terms = _gradient(P, q, x)
-        level = sum(x[i] * gradient[i] for i in support)
-        size_of_level = sum(x[i] * terms[i] for i in support)
-        drops = {
-            i: level - gradient[i]
-            for i in range(size)
-            if i not in support and i not in refused
-            if level - gradient[i] > 4 * _EPS * (terms[i] + size_of_level)
-        }
-        if not drops:
+        level = noise = 0.0
+        for i in support:
+            level += x[i] * gradient[i]
+            noise += x[i] * terms[i]
+        entering, steepest = -1, 0.0
+        for i in range(size):
+            drop = level - gradient[i]
+            outside = i not in support and i not in refused
+            if outside and drop > steepest and drop > 4 * _EPS * (terms[i] + noise):
+                entering, steepest = i, drop
+        if entering < 0:
             break
-        entering = max(drops, key=drops.__getitem__)
         support.append(entering)
         before = list(x)
         _descend(P, q, x, support)
@@ -233,6 +234,10 @@ def _descend(P: Rows, q: Vector, x: Vector, support: list[int]) -> None:
     """Move x to the minimiser of a face within the support, shrinking the support on the way."""
     while True:
         target, curved = _face(P, q, support)
+        if curved and min(target.values()) > 0:
+            for i, value in target.items():
+                x[i] = value
+            return
         if curved:
             direction = {i: target[i] - x[i] for i in support}
         else:
@@ -240,15 +245,12 @@ def _descend(P: Rows, q: Vector, x: Vector, support: list[int]) -> None:
             uphill = sum(gradient[i] * d for i, d in target.items()) > 0
             direction = {i: -d if uphill else d for i, d in target.items()}
         ratios = {i: x[i] / -d for i, d in direction.items() if d < 0}
-        step = min(ratios.values(), default=math.inf)
-        reached = curved and step >= 1
+        step = min(ratios.values(), default=1.0)
         for i, d in direction.items():
-            x[i] = target[i] if reached else x[i] + step * d
-            if x[i] <= 0 or (not reached and ratios.get(i) == step):
+            x[i] += step * d
+            if x[i] <= 0 or ratios.get(i) == step:
                 x[i] = 0.0
                 support.remove(i)
-        if reached:
-            return
 
 
 def _face(P: Rows, q: Vector, support: list[int]) -> tuple[dict[int, float], bool]:
