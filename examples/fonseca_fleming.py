@@ -53,7 +53,7 @@ def draw(known: KnownProblem, clamp: list[Result], linear: list[Result], path: P
     axes[0].set_ylabel("f₂")
     for axis in axes:
         axis.legend(loc="lower left", frameon=False)
-    figure.tight_layout()
+    figure.tight_layout(pad=1.2)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 

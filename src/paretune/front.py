@@ -9,8 +9,6 @@ from typing import Any, Self
 from paretune.errors import InputError
 from paretune.files import read_json, write_json
 
-_MARGIN = 0.1  # the default reference point lies this share of the losses' range beyond the worst
-
 
 @dataclass(frozen=True)
 class ObjectiveMetrics:
@@ -116,12 +114,12 @@ class Front:
         Points with a loss that is not finite are kept, dominated, and count for nothing.
 
         Args:
-            reference_point: one loss an objective; by default each objective's worst loss plus a
-                tenth of the range of its losses (of the loss itself, when they are all equal).
+            reference_point: one loss an objective; by default that of
+                `paretune.moo.indicators.default_reference`.
 
         Raises:
-            InputError: no points, points of different objectives, or a reference point of the
-                wrong length.
+            InputError: no points, none with finite losses, points of different objectives, or a
+                reference point of the wrong length.
         """
         import numpy as np
 
@@ -140,7 +138,7 @@ class Front:
         volume = 0.0
         if finite.any():
             flags[finite] = nondominated(losses[finite])
-            volume = float(hypervolume(losses[finite], np.array(reference)))
+            volume = hypervolume(losses[finite], reference).value
         return cls(
             name=name,
             method=method,
@@ -150,8 +148,8 @@ class Front:
                 replace(point, nondominated=bool(flag))
                 for point, flag in zip(points, flags, strict=True)
             ),
-            reference_point=reference,
-            hypervolume=volume,
+            reference_point=volume.reference,
+            hypervolume=volume.value,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -186,19 +184,3 @@ class Front:
                 f"'{path}' does not hold a front of this version ({error}): delete it and run "
                 "the command again."
             ) from error
-
-
-def _reference_point(
-    losses: Sequence[Sequence[float]], objectives: Sequence[str], given: Sequence[float] | None
-) -> tuple[float, ...]:
-    if given is not None:
-        if len(given) != len(objectives):
-            raise InputError(
-                f"The reference point has {len(given)} numbers for {len(objectives)} objectives "
-                f"({', '.join(objectives)}): give one loss for each."
-            )
-        return tuple(float(value) for value in given)
-    if not losses:
-        return (math.nan,) * len(objectives)
-    columns = list(zip(*losses, strict=True))
-    return tuple(max(c) + _MARGIN * ((max(c) - min(c)) or abs(max(c))) for c in columns)

@@ -199,9 +199,9 @@ def _quantization_options(
     from transformers import BitsAndBytesConfig
 
     if quantization == "8bit":
-        config = BitsAndBytesConfig(load_in_8bit=True)  # type: ignore[no-untyped-call]
+        config = BitsAndBytesConfig(load_in_8bit=True)
     else:
-        config = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        config = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
         )
     if device is None:
