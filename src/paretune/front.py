@@ -133,12 +133,11 @@ class Front:
             raise InputError("All points of a front must have the same objectives.")
         losses = np.array([list(point.losses.values()) for point in points], dtype=np.float64)
         finite = np.isfinite(losses).all(axis=1)
-        reference = _reference_point(losses[finite].tolist(), objectives, reference_point)
+        if not finite.any():
+            raise InputError("No point of the front has finite losses: lower the learning rate.")
         flags = np.zeros(len(points), dtype=bool)
-        volume = 0.0
-        if finite.any():
-            flags[finite] = nondominated(losses[finite])
-            volume = hypervolume(losses[finite], reference).value
+        flags[finite] = nondominated(losses[finite])
+        volume = hypervolume(losses[finite], reference_point)
         return cls(
             name=name,
             method=method,

@@ -213,8 +213,8 @@ class Evaluation(Section):
     seed: int = 0
     """Of the sampling."""
     reference_point: dict[str, float] | None = None
-    """Corner of the hypervolume, one loss an objective; by default a tenth of the range beyond
-    each objective's worst loss in the front."""
+    """Corner of the hypervolume, one loss an objective; by default a tenth of their range beyond
+    the worst losses of the non-dominated points."""
 
 
 class Recipe(Section):
