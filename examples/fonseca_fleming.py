@@ -54,7 +54,7 @@ def draw(known: KnownProblem, clamp: list[Result], linear: list[Result], path: P
     for axis in axes:
         axis.legend(loc="lower left", frameon=False)
     figure.tight_layout(pad=1.2)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    figure.savefig(path, dpi=120, bbox_inches="tight", metadata={"Software": None})
 
 
 def table_of_mu(known: KnownProblem) -> None:
