@@ -203,7 +203,6 @@ class MultiObjectiveTrainer(Trainer):
         bank = self.engine.bank
         distributed = self.accelerator.distributed_type != DistributedType.NO
         bank.finish(self._reduce_sum if distributed else None)
-        solving = time.perf_counter()
         gramian, losses = bank.gramian(), bank.losses.clone()
         if distributed:  # reductions may differ in the last bit between ranks, weights must not
             gramian, losses = broadcast([gramian, losses])
@@ -211,12 +210,14 @@ class MultiObjectiveTrainer(Trainer):
             self._skip_step()
             return losses.new_zeros((), dtype=torch.float32)
         self.nonfinite_steps = 0
+        solving = time.perf_counter()
         weights = self.weigh(gramian, losses, self._live_preference)
+        solved = time.perf_counter() - solving
         bank.combine(weights.weights, self._loss_scale)
-        now = time.perf_counter()
         assert self._step_started is not None
-        elapsed, self._step_started = now - self._step_started, None
-        self._record(weights, gramian, losses, elapsed, (now - solving) / elapsed)
+        elapsed = time.perf_counter() - self._step_started
+        self._step_started = None
+        self._record(weights, gramian, losses, elapsed, solved / elapsed)
         return (self._live_preference * losses).max().float()
 
     def weigh(self, gramian: Tensor, losses: Tensor, preference: Tensor) -> Weights:
