@@ -1,6 +1,6 @@
 """Make the demo preferences: sample answers from the embedded model and score each one.
 
-    python scripts/make_demo_preferences.py            # rewrites the shipped file, about 8 minutes
+    python scripts/make_demo_preferences.py            # rewrites the shipped file, about 10 minutes
     python scripts/make_demo_preferences.py --output answers.jsonl --seed 1
 
 Same seed, same machine type, same package versions: same file. See docs/demo-data.md.
@@ -17,12 +17,13 @@ from paretune.data.demo import DEMO_FILE, SCORERS, as_messages
 from paretune.evaluation.generation import Answer, generate_answers
 from paretune.models import EMBEDDED, load_model_and_tokenizer
 
-ANSWERS_PER_PROMPT = 5
+ANSWERS_PER_PROMPT = 6
 MAX_NEW_TOKENS = 48
 TEMPERATURE = 0.6  # at 0.8 and top-p 0.95 a good part of the answers was nonsense
 TOP_P = 0.9
 KEPT_PER_PROMPT = 4
-UNWANTED = ("*", "_", "#", "`", "<", "1.", "Answer", "anus")
+# Mark-up, lists, talk about the answer in place of one ('The answer is "...'), one unfit word.
+UNWANTED = re.compile(r"[*_#`<\n]|1\.|\b(answers?|here's a|rephrased|anus)\b", re.IGNORECASE)
 
 PROMPTS = """
 How do I cook rice so that it does not stick?
@@ -119,7 +120,7 @@ Why does the moon change its shape?
 How do trees drink water?
 What causes thunder?
 How can I tell how old a tree is?
-Why do some animals sleep all winter?
+What do bears do in winter?
 How do I grow tomatoes on a balcony?
 How does a rainbow form?
 What is a volcano?
@@ -195,9 +196,9 @@ def whole_sentences(text: str) -> str:
 
 
 def fit(text: str) -> bool:
-    """One paragraph of at least four words that ends like a sentence, without mark-up."""
-    one_paragraph = "\n" not in text and not any(mark in text for mark in UNWANTED)
-    return one_paragraph and len(text.split()) >= 4 and text[-1] in ".!?\"')"
+    """One paragraph of at least four words that ends like a sentence, without unwanted parts."""
+    whole = text[-1:] in (".", "!", "?", '"', "'", ")") and text.count('"') % 2 == 0
+    return whole and len(text.split()) >= 4 and not UNWANTED.search(text)
 
 
 if __name__ == "__main__":
