@@ -1,7 +1,11 @@
-"""Quality of a set of points of a front, all objectives to be minimised. Computed by moocore."""
+"""Quality of a set of points of a front, all objectives to be minimised.
+
+Hypervolume, ε and dominance are computed by moocore.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import moocore
@@ -63,6 +67,41 @@ def epsilon_multiplicative(points: ArrayLike, front: ArrayLike) -> float:
     if array.min() <= 0 or target.min() <= 0:
         raise InputError("The multiplicative ε-indicator needs positive objective values.")
     return float(moocore.epsilon_mult(array, ref=target))
+
+
+def radar_area(losses: ArrayLike) -> float:
+    """Area of the radar polygon of 1/loss, over M >= 3 axes at equal angles.
+
+    With r_m = 1 / (the smallest loss of objective m among the points): sin(2π/M)/2 · Σ r_m r_{m+1},
+    the last axis next to the first. The area depends on the order of the axes when M >= 4.
+
+    Args:
+        losses: one point (M,), or several (n, M), of which each axis takes the best; positive.
+
+    >>> round(radar_area([1.0, 1.0, 1.0, 1.0]), 6)  # a square of diagonal 2
+    2.0
+    """
+    array = _points(np.atleast_2d(np.asarray(losses, dtype=np.float64)))
+    if array.min() <= 0 or array.shape[1] < 3:
+        raise InputError("A radar polygon of 1/loss needs at least 3 objectives, all positive.")
+    radius = 1 / array.min(axis=0)
+    return float(math.sin(2 * math.pi / array.shape[1]) / 2 * radius @ np.roll(radius, -1))
+
+
+def area_ratio(ours: ArrayLike, baseline: ArrayLike) -> float:
+    """S_ours / S_baseline, the ratio of two radar areas; above 1 where ours is the larger.
+
+    The WC-Penalty paper (Appendix E.1) reports this ratio for its radar charts of 1/loss without
+    giving the area's formula; ours is `radar_area`. Losses of both must be of the same objectives,
+    in the same order.
+    """
+    first, second = (np.atleast_2d(np.asarray(side)) for side in (ours, baseline))
+    if first.shape[-1] != second.shape[-1]:
+        raise InputError(
+            f"The two sets have {first.shape[-1]} and {second.shape[-1]} objectives; "
+            "an area ratio needs the same ones."
+        )
+    return radar_area(first) / radar_area(second)
 
 
 def _points(points: ArrayLike) -> Array:
