@@ -119,6 +119,9 @@ def _save(trainer: MultiObjectiveTrainer, folder: Path) -> None:
         if not hasattr(trainer.model, "peft_config"):
             tokenizer.save_pretrained(partial)
         (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+        config = partial / "adapter_config.json"
+        if config.exists():  # PEFT writes sets in an order that differs from process to process
+            write_json(config, _ordered(read_json(config)))
         for file in sorted(partial.iterdir()):
             sync(file)
             move(file, folder / file.name)
@@ -127,6 +130,11 @@ def _save(trainer: MultiObjectiveTrainer, folder: Path) -> None:
         write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         write_json(folder / "training.json", _summary(history, trainer.state.global_step))
     PartialState().wait_for_everyone()
+
+
+def _ordered(config: Mapping[str, Any]) -> dict[str, Any]:
+    modules = config["target_modules"]
+    return {**config, "target_modules": sorted(modules) if isinstance(modules, list) else modules}
 
 
 def _summary(history: Sequence[Mapping[str, Any]], steps: int) -> dict[str, float]:

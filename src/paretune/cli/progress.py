@@ -47,14 +47,16 @@ class Estimate:
 
     def remaining(self, now: float) -> float | None:
         """Seconds until all is done; None while there is nothing to go by."""
-        measured = {phase: sum(s) / len(s) for phase, s in self._spent.items() if s}
+        # The shortest: a run's first preparation computes what later ones find done.
+        measured = {phase: min(spent) for phase, spent in self._spent.items() if spent}
         current = self._phase
         elapsed = now - self._since
         if current is not None and current not in measured and self._done > 0:
             measured[current] = elapsed / self._done
-        if not measured or current is None:
+        telling = [phase for phase in measured if phase != "prepare"]
+        if not telling or current is None:
             return None
-        unit = sum(measured.values()) / sum(_SHARES[phase] for phase in measured)
+        unit = sum(measured[p] for p in telling) / sum(_SHARES[p] for p in telling)
         expected = {phase: measured.get(phase, unit * _SHARES[phase]) for phase in PHASES}
         if self._done > 0:
             rest = elapsed / self._done * (1 - self._done)

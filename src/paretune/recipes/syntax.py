@@ -34,6 +34,9 @@ for _tag, _pattern, _first in (
         f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first)
     )
 
+# PyYAML's own reads a leading zero as octal.
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+
 
 def parse(text: str, source: str) -> Any:
     """The value of a YAML document.

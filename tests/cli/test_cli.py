@@ -1,0 +1,177 @@
+import io
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from paretune import cli
+from paretune.cli.progress import Estimate, remaining_text
+from paretune.cli.tables import answer_tables, front_table
+from paretune.cli.train import _sort
+from paretune.errors import InputError, TrainingStoppedError
+from paretune.front import Front, FrontPoint, ObjectiveMetrics, Score
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "paretune", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("sweep", "--help"), ("--version",)])
+def test_help_is_quick(arguments: tuple[str, ...]) -> None:
+    code = (
+        "import sys; sys.argv = ['paretune', *{!r}]\n"
+        "from paretune.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "heavy = {{'torch', 'transformers', 'numpy', 'datasets'}} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code.format(arguments)], check=True, capture_output=True)
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        assert run(*arguments).returncode == 0
+        times.append(time.perf_counter() - start)
+    assert min(times) < 1.0  # 0.25 s on an idle machine; the goal is half a second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sweep", "demoo"], "did you mean 'demo'"),
+        (["sweep", "demo", "loss.betta=1"], "did you mean 'loss.beta'"),
+        (["sweep", "demo", "sweep.preferences=[[0.5, 0.6]]"], "must sum to 1"),
+        (["train", "demo"], "--prefer concise=... informative=..."),
+        (["train", "demo", "--prefer", "concise=0.5", "informative=0.6"], "sum to 1.1"),
+        (["train", "demo", "--prefer", "concice=1"], "did you mean 'concise'"),
+        (["evaluate", "absent"], "not a run folder"),
+        (["recipes", "absent"], "No recipe 'absent'"),
+    ],
+)
+def test_mistakes_exit_with_code_2(arguments: list[str], words: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert words in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ")
+    assert result.stdout == ""
+
+
+def test_yaml_and_data_mistakes(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("data: {loader: demo\nsweep: 1")
+    result = run("sweep", str(bad))
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "bad.yaml" in result.stderr
+    absent = tmp_path / "absent.jsonl"
+    result = run("sweep", "hh_local", f"data.path={absent}", f"output_dir={tmp_path}")
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "absent.jsonl does not exist" in result.stderr
+
+
+def test_recipes_are_listed_and_printed() -> None:
+    listed = run("recipes").stdout
+    assert {line.split()[0] for line in listed.splitlines()} >= {"demo", "saferlhf_clamp"}
+    assert run("recipes", "demo").stdout.startswith("# The demo")
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (InputError("wrong\nhere"), 2, "error: wrong here\n"),
+        (TrainingStoppedError("no way on"), 1, "error: no way on\n"),
+        (KeyboardInterrupt(), 130, "to go on: paretune sweep demo loss.beta=0.2\n"),
+    ],
+)
+def test_what_ends_a_command(
+    error: BaseException,
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("paretune.sweep.run_sweep", stop)
+    monkeypatch.setattr(sys, "argv", ["paretune", "sweep", "demo", "loss.beta=0.2", "--fresh"])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == code
+    assert capsys.readouterr().err.endswith(words)
+
+
+def test_weights_and_overrides_are_told_apart() -> None:
+    keys = {"train", "output_dir"}
+    assert _sort([], ["train.max_steps=1"], keys) == (["train.max_steps=1"], {})
+    assert _sort(["a=0.5"], ["b=0.5", "train.max_steps=1", "output_dir=x"], keys) == (
+        ["train.max_steps=1", "output_dir=x"],
+        {"a": 0.5, "b": 0.5},
+    )
+    assert _sort(["a=0.5,b=0.5"], [], keys) == ([], {"a": 0.5, "b": 0.5})
+    with pytest.raises(InputError, match="'b' is not a weight"):
+        _sort(["a=1"], ["b"], keys)
+
+
+def test_the_estimate_of_what_remains() -> None:
+    estimate = Estimate(2)
+    estimate.phase("prepare", 0.0, now=0.0)
+    assert estimate.remaining(5.0) is None
+    estimate.phase("train", 0.0, now=30.0)
+    assert estimate.remaining(30.0) is None  # preparing says little of training
+    estimate.phase("train", 0.5, now=60.0)
+    # 30 s of training, 10 + 20 of the rest by the usual shares, and a second point of 30 + 90.
+    assert estimate.remaining(60.0) == pytest.approx(30 + 30 + 120)
+    estimate.phase("evaluate", 0.0, now=90.0)
+    estimate.phase("generate", 0.0, now=94.0)
+    estimate.phase("generate", 1.0, now=100.0)
+    estimate.phase("prepare", 0.0, now=100.0)
+    assert estimate.remaining(100.0) == pytest.approx(30 + 60 + 4 + 6)
+    estimate.phase("train", 0.0, now=102.0)
+    assert estimate.remaining(102.0) == pytest.approx(60 + 4 + 6)
+
+
+def test_remaining_text() -> None:
+    texts = [remaining_text(seconds) for seconds in (None, 1, 42, 200, 10000)]
+    assert texts == [
+        "time left unknown yet",
+        "about 5 s left",
+        "about 40 s left",
+        "about 3 min left",
+        "about 2.8 h left",
+    ]
+
+
+def test_the_printed_front(tmp_path: Path) -> None:
+    points = []
+    for weight, words in ((0.75, "Short."), (0.25, "[bold]Long[/bold] and longer.")):
+        metrics = {"a": ObjectiveMetrics(weight, 0.5, 0.1), "b": ObjectiveMetrics(1 - weight, 1, 2)}
+        folder = f"points/{weight}"
+        preference = {"a": weight, "b": 1 - weight}
+        points.append(
+            FrontPoint(preference, metrics, 0.5, folder=folder, scores={"a": Score(1, 0.25, 4)})
+        )
+        (tmp_path / folder).mkdir(parents=True)
+        row = {
+            "prompt": [{"role": "user", "content": "Why?"}],
+            "response": words,
+            "finished": weight > 0.5,
+            "scores": {},
+        }
+        (tmp_path / folder / "answers.jsonl").write_text(json.dumps(row) + "\n")
+    front = Front.of(points, name="mine", method="clamp")
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(front_table(front))
+    for table in answer_tables(front.points, tmp_path):
+        console.print(table)
+    text = console.export_text()
+    for expected in ("(0.75, 0.25)*", "0.750   50%  +0.100", "1.00 ±0.25", "Why?"):
+        assert expected in text
+    assert "[bold]Long[/bold] and longer. [...]" in text
