@@ -1,43 +1,16 @@
-"""Problems whose Pareto fronts and weighted-Chebyshev points are known.
-
-They are smooth and unconstrained, so that plain gradient steps may be taken from anywhere.
-"""
+"""Smooth problems without constraints: plain gradient steps may be taken from anywhere."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from paretune.errors import InputError
 from paretune.moo.preference import das_dennis
 from paretune.moo.problem import Problem
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class KnownProblem:
-    """A problem with its answers.
-
-    Attributes:
-        problem: the objectives.
-        n_objectives: M.
-        x0: a start point off the Pareto set.
-        front: n -> points spread over the Pareto front, about n of them, shape (n', M).
-        chebyshev: p -> F at the minimiser of max_m p_m f_m, shape (M,), for positive p.
-    """
-
-    problem: Problem
-    n_objectives: int
-    x0: Tensor
-    front: Callable[[int], Array]
-    chebyshev: Callable[[tuple[float, ...]], Array]
+from paretune.moo.test_problems.known import Array, KnownProblem, Weights, balance, positive
 
 
 def fonseca_fleming(n: int = 3) -> KnownProblem:
@@ -62,31 +35,32 @@ def fonseca_fleming(n: int = 3) -> KnownProblem:
         n_objectives=2,
         x0=torch.linspace(-0.8, 0.6, n, dtype=torch.float64),
         front=lambda count: curve(np.linspace(-1, 1, count)),
-        chebyshev=lambda p: curve(_balance(curve, p, -1.0, 1.0)),
+        solution=lambda p: np.full(n, centre * balance(curve, p, -1.0, 1.0)),
     )
 
 
 def convex_pair(n: int = 3) -> KnownProblem:
     """f = ‖z ∓ 1/√n‖², z in R^n: a convex front, √f1 + √f2 = 2.
 
-    On it f = (t ∓ 1)². Its weighted-Chebyshev point has t = (√p1 − √p2) / (√p1 + √p2), linear
-    weighting ends at t = p1 − p2.
+    On it z = t/√n and f = (t ∓ 1)². Its weighted-Chebyshev point has
+    t = (√p1 − √p2) / (√p1 + √p2), linear weighting ends at t = p1 − p2.
     """
     centre = 1 / math.sqrt(n)
 
-    def curve(t: Array | float) -> Array:
-        return np.stack([(np.asarray(t) - 1) ** 2, (np.asarray(t) + 1) ** 2], -1)
+    def front(count: int) -> Array:
+        t = np.linspace(-1, 1, count)
+        return np.stack([(t - 1) ** 2, (t + 1) ** 2], -1)
 
-    def chebyshev(p: tuple[float, ...]) -> Array:
-        first, second = map(math.sqrt, _positive(p, 2))
-        return curve((first - second) / (first + second))
+    def solution(p: Weights) -> Array:
+        first, second = map(math.sqrt, positive(p, 2))
+        return np.full(n, centre * (first - second) / (first + second))
 
     return KnownProblem(
         problem=Problem([lambda z: ((z - centre) ** 2).sum(), lambda z: ((z + centre) ** 2).sum()]),
         n_objectives=2,
         x0=torch.linspace(-1.5, 2.0, n, dtype=torch.float64),
-        front=lambda count: curve(np.linspace(-1, 1, count)),
-        chebyshev=chebyshev,
+        front=front,
+        solution=solution,
     )
 
 
@@ -101,20 +75,22 @@ def zdt2_smooth(n: int = 3) -> KnownProblem:
         s, g = torch.sigmoid(z[0]), (z[1:] ** 2).sum()
         return torch.stack([s + g, 1 - s**2 + g])
 
-    def curve(s: Array | float) -> Array:
-        return np.stack([np.asarray(s), 1 - np.asarray(s) ** 2], -1)
+    def front(count: int) -> Array:
+        s = np.linspace(0, 1, count)
+        return np.stack([s, 1 - s**2], -1)
 
-    def chebyshev(p: tuple[float, ...]) -> Array:
-        first, second = _positive(p, 2)
+    def solution(p: Weights) -> Array:
+        first, second = positive(p, 2)
         ratio = first / second  # s ratio = 1 − s²
-        return curve(2 / (ratio + math.sqrt(ratio**2 + 4)))
+        s = 2 / (ratio + math.sqrt(ratio**2 + 4))
+        return np.array([_logit(s)] + [0.0] * (n - 1))
 
     return KnownProblem(
         problem=Problem(objectives),
         n_objectives=2,
         x0=torch.linspace(-1.0, 1.0, n, dtype=torch.float64),
-        front=lambda count: curve(np.linspace(0, 1, count)),
-        chebyshev=chebyshev,
+        front=front,
+        solution=solution,
     )
 
 
@@ -122,8 +98,8 @@ def sphere3(n: int = 4) -> KnownProblem:
     """Three objectives whose front is the positive part of the unit sphere: concave.
 
     f = (1 + g) (cos a cos b, cos a sin b, sin a) with a = π/2 sigmoid(z1), b = π/2 sigmoid(z2),
-    g = Σ_{i>2} z_i²: the front of DTLZ2 without its bounds. The weighted-Chebyshev point is the
-    unit vector along 1 / p.
+    g = Σ_{i>2} z_i²: the front of DTLZ2 without its bounds. At the weighted-Chebyshev point f is
+    the unit vector along 1 / p.
     Source of the front: K. Deb, L. Thiele, M. Laumanns and E. Zitzler, CEC (2002).
     """
 
@@ -132,37 +108,24 @@ def sphere3(n: int = 4) -> KnownProblem:
         shape = torch.stack([a.cos() * b.cos(), a.cos() * b.sin(), a.sin()])
         return (1 + (z[2:] ** 2).sum()) * shape
 
-    def chebyshev(p: tuple[float, ...]) -> Array:
-        inverse = 1 / np.array(_positive(p, 3))
-        return np.asarray(inverse / np.linalg.norm(inverse))
-
     def front(count: int) -> Array:
         divisions = max(1, round(math.sqrt(2 * count) - 1.5))
         points = np.array(das_dennis(3, divisions))
         return np.asarray(points / np.linalg.norm(points, axis=1, keepdims=True))
+
+    def solution(p: Weights) -> Array:
+        x, y, height = (1 / weight for weight in positive(p, 3))
+        a, b = math.atan2(height, math.hypot(x, y)), math.atan2(y, x)
+        return np.array([_logit(2 * a / math.pi), _logit(2 * b / math.pi)] + [0.0] * (n - 2))
 
     return KnownProblem(
         problem=Problem(objectives),
         n_objectives=3,
         x0=torch.linspace(-1.0, 1.0, n, dtype=torch.float64),
         front=front,
-        chebyshev=chebyshev,
+        solution=solution,
     )
 
 
-def _positive(p: tuple[float, ...], size: int) -> tuple[float, ...]:
-    if len(p) != size or min(p) <= 0:
-        raise InputError(f"The known Chebyshev point needs {size} positive weights, got {p}.")
-    return p
-
-
-def _balance(
-    curve: Callable[[float], Array], p: tuple[float, ...], low: float, high: float
-) -> float:
-    """Where p1 f1 = p2 f2 on a curve along which f1 falls and f2 rises, by bisection."""
-    first, second = _positive(p, 2)
-    for _ in range(200):
-        middle = (low + high) / 2
-        f1, f2 = curve(middle)
-        low, high = (middle, high) if first * f1 > second * f2 else (low, middle)
-    return (low + high) / 2
+def _logit(s: float) -> float:
+    return math.log(s / (1 - s))
