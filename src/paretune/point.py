@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
 
 from paretune.data import PreferenceData
@@ -18,7 +17,7 @@ from paretune.evaluation.generation import Answer, Prompt, generate_answers, wri
 from paretune.experiment import answer_scorers, build_trainer, load_weights
 from paretune.files import move, read_json, sync, write_json, write_text
 from paretune.front import FrontPoint, ObjectiveMetrics, Score
-from paretune.sweep import Phase, PlannedPoint
+from paretune.sweep import Phase, PlannedPoint, main_process
 from paretune.training import MultiObjectiveTrainer
 
 if TYPE_CHECKING:
@@ -84,9 +83,10 @@ def measure_point(
     _measure(recipe, point, trainer, pairs, data, source, target, report)
 
 
-def main_process() -> bool:
-    """Whether this process is the one that writes."""
-    return bool(PartialState().is_main_process)
+def wait_for_all() -> None:
+    """Let no process go on before all have come here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
 
 
 def free_memory() -> None:
@@ -129,7 +129,7 @@ def _save(trainer: MultiObjectiveTrainer, folder: Path) -> None:
         history = trainer.state.log_history
         write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
         write_json(folder / "training.json", _summary(history, trainer.state.global_step))
-    PartialState().wait_for_everyone()
+    wait_for_all()
 
 
 def _ordered(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _measure(
         )
         shutil.rmtree(target / "checkpoints", ignore_errors=True)
         write_json(target / "metrics.json", result.to_json())
-    PartialState().wait_for_everyone()
+    wait_for_all()
     report("generate", 1.0)
 
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
+from paretune.data.splitting import Split, split_by_prompt
 from paretune.errors import InputError
 from paretune.files import read_json, write_json, write_text
 from paretune.front import Front, FrontPoint
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     from paretune.data import PreferenceData
     from paretune.recipes.schema import Recipe
 
-Split = Literal["train", "validation", "test"]
 Phase = Literal["prepare", "train", "evaluate", "generate"]
-PHASES: tuple[Phase, ...] = ("prepare", "train", "evaluate", "generate")
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 _VERSIONS = ("paretune", "torch", "transformers", "peft", "accelerate", "datasets")
 _CONTENTS = ("points", "front.json", "front.png", "manifest.json", "recipe.yaml")
@@ -106,7 +106,7 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
     pending = [point for point in planned if not _finished(point.folder(run))]
     if pending:
         from paretune.experiment import training_arguments
-        from paretune.point import free_memory, main_process, run_point
+        from paretune.point import free_memory, run_point
 
         training_arguments(recipe, pending[0].preference, pending[0].seed, run)  # may complain
         splits = _load_splits(recipe, run)
@@ -161,7 +161,7 @@ def evaluate_run(
         _claim(recipe, target, fresh)
     pending = [point for point in planned if not _finished(point.folder(target))]
     if pending:
-        from paretune.point import free_memory, main_process, measure_point
+        from paretune.point import free_memory, measure_point
 
         data = _load_splits(recipe, target)[split]
         progress.begin([point.name for point in planned], len(planned) - len(pending))
@@ -175,6 +175,11 @@ def evaluate_run(
         if not main_process():
             return _collect(recipe, target, planned, split)
     return _publish(_collect(recipe, target, planned, split), target)
+
+
+def main_process() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def warm_start(point: PlannedPoint, planned: Sequence[PlannedPoint]) -> PlannedPoint | None:
@@ -200,18 +205,20 @@ def _claim(recipe: "Recipe", run: Path, fresh: bool) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         _claim_alone(recipe, run, fresh)
         return
-    from accelerate import PartialState
+    from paretune.experiment import training_arguments
+    from paretune.point import wait_for_all
 
-    if PartialState().is_main_process:
+    first = plan(recipe)[0]
+    training_arguments(recipe, first.preference, first.seed, run)  # joins the processes
+    if main_process():
         _claim_alone(recipe, run, fresh)
-    PartialState().wait_for_everyone()
+    wait_for_all()
 
 
 def _claim_alone(recipe: "Recipe", run: Path, fresh: bool) -> None:
     saved = run / "recipe.yaml"
     if fresh and saved.exists():
-        for name in _CONTENTS:
-            path = run / name
+        for path in [run / name for name in _CONTENTS] + list(run.glob("evaluation-*")):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if (run / "points").exists() and saved.exists():  # else no point was begun
         other = type(recipe).from_yaml(saved.read_text(encoding="utf-8"), f"'{saved}'")
@@ -230,9 +237,7 @@ def _claim_alone(recipe: "Recipe", run: Path, fresh: bool) -> None:
 
 def _load_splits(recipe: "Recipe", run: Path) -> "Mapping[Split, PreferenceData]":
     """The recipe's data, with its counts noted in the manifest."""
-    from paretune.data import split_by_prompt
     from paretune.experiment import load_data
-    from paretune.point import main_process
 
     data = load_data(recipe.data)
     splits = split_by_prompt(data, recipe.data.split, recipe.data.seed)

@@ -1,7 +1,7 @@
 """``paretune evaluate``."""
 
 from pathlib import Path
-from typing import Annotated, cast, get_args
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -22,25 +22,31 @@ def evaluate(
     with resumable():
         from paretune.cli.progress import console_progress
         from paretune.cli.tables import print_front
+        from paretune.data.splitting import SPLITS
         from paretune.errors import InputError
         from paretune.recipes import load_recipe
-        from paretune.sweep import Split, evaluate_run
+        from paretune.sweep import evaluate_run
 
-        if split not in get_args(Split):
+        if split not in SPLITS:
             raise InputError(f"There is no split '{split}': use train, validation or test.")
         saved = run / "recipe.yaml"
         if not saved.is_file():
             raise InputError(f"'{run}' is not a run folder: it has no recipe.yaml.")
         loaded = load_recipe(saved, overrides or [])
         own = split == "test" and not overrides
+        if own and fresh:
+            raise InputError(
+                "--fresh is for another split or changed settings: the run's own test "
+                "results stay with the run."
+            )
         target = run if own else run / f"evaluation-{split}"
         with console_progress(loaded.model.name) as progress:
             front = evaluate_run(
                 loaded,
                 run,
-                cast(Split, split),
+                cast(Any, split),
                 target=target,
-                fresh=fresh and not own,
+                fresh=fresh,
                 progress=progress,
             )
         print_front(front, target)

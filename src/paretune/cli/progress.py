@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
 from paretune.models import EMBEDDED
-from paretune.sweep import PHASES, Phase, Silent
+from paretune.sweep import PHASES, Phase, Silent, main_process
 from paretune.sweep import Progress as SweepProgress
 
 # Guesses of how a point's time divides, used until phases have been measured.
@@ -164,7 +164,7 @@ def console_progress(model: str) -> Iterator[SweepProgress]:
     if model == EMBEDDED or Path(model).expanduser().is_dir():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     console = Console(stderr=True)
-    if os.environ.get("RANK", "0") != "0":
+    if not main_process():
         yield Silent()
     elif not console.is_terminal:
         yield _Lines(console)

@@ -1,7 +1,6 @@
 """Printing a front: a table of its points, and some answers side by side."""
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paretune.front import Front, FrontPoint
+from paretune.sweep import main_process
 
 _PROMPTS = 3
 _COLUMNS = 4
@@ -19,7 +19,7 @@ _WIDTH = 120  # where the output is no terminal
 
 def print_front(front: Front, folder: str | Path) -> None:
     """Print the points of a front and, where answers were scored, a few of them."""
-    if os.environ.get("RANK", "0") != "0":
+    if not main_process():
         return
     console = Console()
     if not console.is_terminal:
@@ -33,7 +33,7 @@ def print_front(front: Front, folder: str | Path) -> None:
     )
     console.print(
         f"{best} of {len(front.points)} points non-dominated (*); hypervolume "
-        f"{front.hypervolume:.4f} against the reference point ({reference}).",
+        f"{front.hypervolume:.4g} against the reference point ({reference}).",
         highlight=False,
     )
     shown = [point for point in front.points if point.scores][:: _stride(front)]

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from paretune.errors import InputError
+from paretune.models import EMBEDDED
 from paretune.recipes import syntax
 from paretune.recipes.points import as_preference
 from paretune.recipes.schema import Recipe
@@ -72,7 +73,10 @@ def recipe_from_text(
         update={"preferences": [list(p.weights) for p in recipe.points]}
     )
     data = recipe.data.model_copy(update={"path": _absolute(recipe.data.path)})
-    return recipe.model_copy(update={"sweep": sweep, "data": data})
+    model = recipe.model
+    if model.name != EMBEDDED:
+        model = model.model_copy(update={"name": _absolute(model.name)})
+    return recipe.model_copy(update={"sweep": sweep, "data": data, "model": model})
 
 
 def with_preference(recipe: Recipe, weights: Mapping[str, float]) -> Recipe:

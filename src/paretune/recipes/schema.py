@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from paretune.errors import InputError
+from paretune.models import EMBEDDED
 from paretune.moo.preference import Preference
 from paretune.recipes import syntax
 from paretune.recipes.points import resolve_points
@@ -50,7 +51,7 @@ class Section(BaseModel):
 class Model(Section):
     """The model to align."""
 
-    name: str = "smollm2-135m-instruct"
+    name: str = EMBEDDED
     """`smollm2-135m-instruct` (embedded), a folder, or an id on the Hugging Face hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the weights; `auto`: bfloat16 on a GPU that has it, else float32."""
