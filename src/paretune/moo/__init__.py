@@ -10,43 +10,77 @@ from paretune.moo.preference import Preference, das_dennis, named_preferences
 from paretune.moo.simplex_qp import QPSolution, simplex_qp
 
 if TYPE_CHECKING:
+    from paretune.moo.affine import AffineConstraints
     from paretune.moo.clamp_state import ClampState
     from paretune.moo.descent import Descent
+    from paretune.moo.kkt import (
+        DegenerateConstraintsWarning,
+        KKTParts,
+        KKTSystem,
+        Multipliers,
+        best_multipliers,
+        kkt_system,
+    )
+    from paretune.moo.linear_scalarization import LinearScalarization
     from paretune.moo.optimize import minimize
-    from paretune.moo.problem import Problem
+    from paretune.moo.problem import Problem, StochasticProblem
     from paretune.moo.result import History, Method, Result
+    from paretune.moo.wc_augmented import WCAugmented
+    from paretune.moo.wc_penalty import WCPenalty
     from paretune.moo.weightings import MGDA, Clamp, Linear, Weighting, Weights
 
 _HOME = {
-    "MGDA": "weightings",
+    "AffineConstraints": "affine",
     "Clamp": "weightings",
     "ClampState": "clamp_state",
+    "DegenerateConstraintsWarning": "kkt",
     "Descent": "descent",
     "History": "result",
+    "KKTParts": "kkt",
+    "KKTSystem": "kkt",
     "Linear": "weightings",
+    "LinearScalarization": "linear_scalarization",
+    "MGDA": "weightings",
     "Method": "result",
+    "Multipliers": "kkt",
     "Problem": "problem",
     "Result": "result",
+    "StochasticProblem": "problem",
+    "WCAugmented": "wc_augmented",
+    "WCPenalty": "wc_penalty",
     "Weighting": "weightings",
     "Weights": "weightings",
+    "best_multipliers": "kkt",
+    "kkt_system": "kkt",
     "minimize": "optimize",
 }
 
 __all__ = [
     "MGDA",
+    "AffineConstraints",
     "Clamp",
     "ClampState",
+    "DegenerateConstraintsWarning",
     "Descent",
     "History",
+    "KKTParts",
+    "KKTSystem",
     "Linear",
+    "LinearScalarization",
     "Method",
+    "Multipliers",
     "Preference",
     "Problem",
     "QPSolution",
     "Result",
+    "StochasticProblem",
+    "WCAugmented",
+    "WCPenalty",
     "Weighting",
     "Weights",
+    "best_multipliers",
     "das_dennis",
+    "kkt_system",
     "minimize",
     "named_preferences",
     "simplex_qp",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from paretune.errors import InputError
 from paretune.moo.clamp_state import ClampState
+from paretune.moo.kkt import KKTParts
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem
 from paretune.moo.result import History, Result
@@ -51,8 +52,14 @@ class Descent:
     ) -> Result:
         """Run from x0 until kkt_residual <= tol, a value is not finite, or `steps` are done.
 
-        Raises InputError when the problem does not fit the preference or F(x0) is not finite.
+        Raises InputError when the problem does not fit the preference, has constraints or bounds,
+        or F(x0) is not finite.
         """
+        if problem.constraints is not None or problem.bounds is not None:
+            raise InputError(
+                "This method handles neither constraints nor bounds; use method='wc_augmented' or "
+                "'wc_penalty', or 'linear' with constraints=AffineConstraints(A, b)."
+            )
         wanted = [p > 0 for p in preference.weights]
         weigh = self._weigher(preference, steps)
         z = previous = x0.detach().clone()
@@ -75,7 +82,7 @@ class Descent:
             direction = weights.weights @ rows
             # From the direction itself: the square root of mgda_term would keep half the digits.
             residual = math.hypot(float(direction.norm()), weights.complementarity)
-            trail.append(_Visit(values, weights, residual))
+            trail.append(_Visit(values, weights, residual, float(direction.norm())))
             if residual <= tol:
                 message = f"Converged after {step} steps: kkt_residual is at most tol."
                 break
@@ -86,7 +93,7 @@ class Descent:
                 else:
                     z.grad = move
                     optimizer.step()
-        return _result(z, trail, step + 1, sum(wanted), tol, message)
+        return _result(z, trail, preference, step + 1, tol, message)
 
     def _weigher(
         self, preference: Preference, steps: int
@@ -111,19 +118,31 @@ class _Visit(NamedTuple):
     objectives: Tensor
     weights: Weights
     residual: float
+    stationarity: float
 
 
 def _result(
-    x: Tensor, trail: list[_Visit], visited: int, n_live: int, tol: float, message: str
+    x: Tensor,
+    trail: list[_Visit],
+    preference: Preference,
+    visited: int,
+    tol: float,
+    message: str,
 ) -> Result:
+    last = trail[-1]
+    p = torch.tensor(preference.weights, dtype=torch.float64)
     return Result(
         x=x.detach(),
-        objectives=trail[-1].objectives,
-        multipliers=trail[-1].weights.lam,
-        kkt_residual=trail[-1].residual,
-        n_gradient_evaluations=visited * n_live,
+        objectives=last.objectives,
+        constraints=torch.zeros(0, dtype=torch.float64),
+        rho=float((p * last.objectives)[p > 0].max()),
+        multipliers=last.weights.lam,
+        constraint_multipliers=torch.zeros(0, dtype=torch.float64),
+        kkt_residual=last.residual,
+        kkt_parts=KKTParts(0.0, last.stationarity, 0.0, last.weights.complementarity),
+        n_gradient_evaluations=visited * len(preference.live),
         n_function_evaluations=visited,
-        converged=trail[-1].residual <= tol,
+        converged=last.residual <= tol,
         message=message,
         history=History(
             objectives=torch.stack([visit.objectives for visit in trail]),

@@ -12,24 +12,30 @@ from torch import Tensor
 
 from paretune.errors import InputError
 from paretune.moo.descent import Descent, OptimizerFactory
+from paretune.moo.kkt import as_tensor
+from paretune.moo.linear_scalarization import LinearScalarization
 from paretune.moo.preference import Preference
-from paretune.moo.problem import Problem
+from paretune.moo.problem import Problem, StochasticProblem
 from paretune.moo.result import Method, Result
+from paretune.moo.wc_augmented import WCAugmented
+from paretune.moo.wc_checks import Shift
+from paretune.moo.wc_penalty import WCPenalty
 from paretune.moo.weightings import MGDA, Clamp, Linear
 
-MethodName = Literal["clamp", "mgda", "linear"]
+MethodName = Literal["clamp", "mgda", "linear", "wc_augmented", "wc_penalty"]
 
-_METHODS: dict[str, Descent] = {
+_DESCENTS: dict[str, Descent] = {
     "clamp": Descent(Clamp(mu=1.0)),
     "mgda": Descent(MGDA()),
     "linear": Descent(Linear()),
 }
+_NAMES = (*_DESCENTS, "wc_augmented", "wc_penalty")
 
 
 def minimize(
-    problem: Problem,
+    problem: Problem | StochasticProblem,
     preference: Preference | Sequence[float],
-    method: MethodName | Method = "clamp",
+    method: MethodName | Method | None = None,
     *,
     x0: Tensor | ArrayLike,
     steps: int = 1000,
@@ -37,6 +43,7 @@ def minimize(
     lr: float | None = None,
     mu: float | None = None,
     optimizer: Literal["adam"] | OptimizerFactory | None = None,
+    shift: Shift = None,
 ) -> Result:
     """Minimise several objectives at once, at the trade-off a preference asks for.
 
@@ -44,59 +51,116 @@ def minimize(
     stationary points of that problem; "mgda" stops at the first Pareto-stationary point it meets;
     "linear" minimises Σ p_m f_m. Objectives of preference 0 are dropped.
 
+    With equality constraints or bounds: "wc_augmented", an augmented Lagrangian of the
+    weighted-Chebyshev problem min max_m p_m f_m; "wc_penalty", the second paper's Algorithm 1, or
+    its Algorithm 3 for a `StochasticProblem`; both need f > 0 and p > 0. "linear" takes
+    `AffineConstraints` (its Algorithm 2) or bounds.
+
     Args:
         problem: what to minimise.
         preference: one weight per objective, at least 0, summing to 1.
-        method: a name, or a method with its options, such as `Descent(Clamp(mu=10.0), lr=0.05)`.
-        x0: start point, of any shape; what is not a floating-point tensor becomes float64.
-        steps: the most steps to take.
+        method: a name, or a method with its options, such as `Descent(Clamp(mu=10.0), lr=0.05)` or
+            `WCPenalty(u=10.0, v=10.0, eta=1e-3)`. None takes "wc_augmented" for problems with
+            constraints or bounds, "wc_penalty" for stochastic ones, "clamp" for the others.
+        x0: start point, of any shape; what is not a floating-point tensor becomes float64. It must
+            lie within the bounds, but need not satisfy the constraints.
+        steps: the most steps to take; for "wc_augmented" the most inner iterations.
         tol: stop when the result's `kkt_residual` is at most this.
-        lr: step length, default 0.1.
+        lr: step length of "clamp", "mgda" (default 0.1) and "linear" (the same; with constraints or
+            bounds the inverse of an estimated smoothness).
         mu: CLAMP's μ, default 1. lr·mu sets the speed along the front: below 4, best near 1.
         optimizer: see `Descent`; None takes plain gradient steps.
+        shift: for the "wc" methods, added to the objectives to make them positive, one value or
+            one each; −z* plus a margin measures from an ideal point z*.
 
     Returns:
         Result; its x is the last point visited.
 
     Raises:
         InputError: inputs that do not fit together, an unknown method, options that the method
-            does not have, objectives that are not finite at x0.
+            does not have, a start outside the bounds, objectives that are not finite at x0 (or not
+            positive, for the "wc" methods).
 
     >>> pair = Problem(lambda z: torch.stack([(z - 1) ** 2, (z + 1) ** 2]).flatten())
     >>> result = minimize(pair, [0.8, 0.2], method="clamp", x0=[0.0], steps=500, lr=0.2, mu=1.0)
     >>> round(float(result.x), 4)  # where 0.8 (z - 1)² = 0.2 (z + 1)²
     0.3333
     """
-    if not isinstance(problem, Problem):
+    if not isinstance(problem, Problem | StochasticProblem):
         raise InputError(f"problem must be a Problem, got {type(problem).__name__}.")
     if steps < 0 or not tol >= 0:
         raise InputError(f"steps and tol must be at least 0, got {steps} and {tol}.")
-    start = x0 if isinstance(x0, Tensor) else torch.as_tensor(x0, dtype=torch.float64)
-    if not start.is_floating_point():
-        start = start.double()
+    start = as_tensor(x0)
     if not torch.isfinite(start).all():
         raise InputError("x0 must be finite.")
-    chosen = _configure(method, lr, mu, optimizer)
-    return chosen.run(problem, Preference.of(preference), start, steps, tol)
+    _check_bounds(problem, start)
+    chosen = _choose(problem, method, lr, mu, optimizer, shift)
+    wanted = Preference.of(preference)
+    if isinstance(problem, Problem):
+        return chosen.run(problem, wanted, start, steps, tol)
+    if not isinstance(chosen, WCPenalty):
+        raise InputError("A StochasticProblem is solved by method='wc_penalty' (Algorithm 3).")
+    return chosen.run(problem, wanted, start, steps, tol)
 
 
-def _configure(
-    method: MethodName | Method,
+def _check_bounds(problem: Problem | StochasticProblem, start: Tensor) -> None:
+    if problem.bounds is None:
+        return
+    lower, upper = (torch.as_tensor(b, dtype=start.dtype) for b in problem.bounds)
+    try:
+        fits = torch.broadcast_shapes(lower.shape, upper.shape, start.shape) == start.shape
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise InputError(
+            f"bounds of shapes {tuple(lower.shape)} and {tuple(upper.shape)} do not broadcast to "
+            f"x0's shape {tuple(start.shape)}."
+        )
+    outside = (start.cpu() < lower.cpu()) | (start.cpu() > upper.cpu())
+    if bool(outside.any()):
+        where = tuple(outside.nonzero()[0].tolist())
+        raise InputError(
+            f"x0{list(where)} is {float(start[where]):g}, outside the bounds; start within them."
+        )
+
+
+def _choose(
+    problem: Problem | StochasticProblem,
+    method: MethodName | Method | None,
     lr: float | None,
     mu: float | None,
     optimizer: Literal["adam"] | OptimizerFactory | None,
+    shift: Shift,
 ) -> Method:
     """The method with the given options; each is refused where it would have no effect."""
-    if not isinstance(method, str):
-        if (lr, mu, optimizer) != (None, None, None):
-            raise InputError("Give lr, mu and optimizer inside the method, not beside it.")
+    if method is not None and not isinstance(method, str):
+        if (lr, mu, optimizer, shift) != (None, None, None, None):
+            raise InputError("Give lr, mu, optimizer and shift inside the method, not beside it.")
         return method
-    if method not in _METHODS:
-        raise InputError(f"Unknown method {method!r}; there are {', '.join(_METHODS)}.")
-    descent = _METHODS[method]
+    constrained = problem.constraints is not None or problem.bounds is not None
+    if method is None:
+        method = "wc_augmented" if constrained else "clamp"
+        if isinstance(problem, StochasticProblem):
+            method = "wc_penalty"
+    if method not in _NAMES:
+        raise InputError(f"Unknown method {method!r}; there are {', '.join(_NAMES)}.")
+    if mu is not None and method != "clamp":
+        raise InputError(f"Method {method!r} has no mu; it belongs to 'clamp'.")
+    if method in ("wc_augmented", "wc_penalty"):
+        if (lr, optimizer) != (None, None):
+            raise InputError(
+                f"Method {method!r} has no lr or optimizer; give its options inside the method, as "
+                "in WCPenalty(eta=0.001) or WCAugmented(inner='adam')."
+            )
+        return WCAugmented(shift=shift) if method == "wc_augmented" else WCPenalty(shift=shift)
+    if shift is not None:
+        raise InputError(f"Method {method!r} has no shift; it belongs to the 'wc' methods.")
+    if method == "linear" and constrained:
+        if optimizer is not None:
+            raise InputError("Method 'linear' takes plain steps under constraints and bounds.")
+        return LinearScalarization(lr=lr)
+    descent = _DESCENTS[method]
     if mu is not None:
-        if method != "clamp":
-            raise InputError(f"Method {method!r} has no mu; it belongs to 'clamp'.")
         descent = replace(descent, weighting=Clamp(mu=mu))
     if lr is not None:
         descent = replace(descent, lr=lr)

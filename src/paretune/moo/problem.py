@@ -1,9 +1,10 @@
-"""Multi-objective problems on torch tensors."""
+"""Multi-objective problems on torch tensors, with equality constraints and bounds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,20 +12,42 @@ from torch import Tensor
 from paretune.errors import InputError
 
 Objective = Callable[[Tensor], Tensor]
+Bound = float | Tensor
 
 
 @dataclass(frozen=True)
 class Problem:
-    """Objectives to be minimised together.
+    """Objectives to be minimised together, where h(z) = 0 and lower <= z <= upper.
 
     Attributes:
         objectives: z -> F(z), shape (M,), or a sequence of M functions z -> f_m(z), each a scalar;
             written in torch, differentiable. z has the shape of the start point.
         jacobian: z -> ∇F(z), shape (M, *z.shape), where it is known; otherwise automatic.
+        constraints: z -> h(z), shape (q,); None without constraints.
+        constraint_vjp: (z, d) -> Σ d_i ∇h_i(z) in the shape of z, for d of shape (q,), where it is
+            known; otherwise automatic. ∇h is used only through such products.
+        bounds: (lower, upper), floats or tensors that broadcast to z's shape; ±inf for none.
     """
 
     objectives: Objective | Sequence[Objective]
     jacobian: Objective | None = None
+    constraints: Objective | None = None
+    constraint_vjp: Callable[[Tensor, Tensor], Tensor] | None = None
+    bounds: tuple[Bound, Bound] | None = None
+
+    def __post_init__(self) -> None:
+        if self.constraint_vjp is not None and self.constraints is None:
+            raise InputError("constraint_vjp needs constraints.")
+        if self.bounds is not None:
+            if len(self.bounds) != 2:
+                raise InputError("bounds must be a pair (lower, upper).")
+            lower, upper = map(torch.as_tensor, self.bounds)
+            if not bool((lower <= upper).all()):
+                raise InputError("bounds must have lower <= upper in every coordinate.")
+
+    def at(self, z: Tensor) -> Point:
+        """F and h at z, ready for gradients of their combinations."""
+        return Point(self, z)
 
     def evaluate(self, z: Tensor) -> Tensor:
         """F(z), shape (M,). Raises InputError when the objectives return another shape."""
@@ -44,6 +67,23 @@ class Problem:
             columns.append(value.reshape(()))
         return torch.stack(columns)
 
+    def constrain(self, z: Tensor) -> Tensor:
+        """h(z), shape (q,); q = 0 without constraints. Raises InputError for another shape."""
+        if self.constraints is None:
+            return z.new_zeros(0)
+        values = self.constraints(z)
+        if not isinstance(values, Tensor) or values.dim() != 1 or len(values) == 0:
+            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(f"constraints(z) must be a tensor of shape (q,), got {found}.")
+        return values
+
+    def project(self, z: Tensor) -> Tensor:
+        """The nearest point within the bounds."""
+        if self.bounds is None:
+            return z
+        lower, upper = (torch.as_tensor(b, dtype=z.dtype, device=z.device) for b in self.bounds)
+        return torch.clamp(z, lower, upper)
+
     def linearise(self, z: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
         """F(z), shape (M,), and the flattened gradients, shape (M, z.numel()).
 
@@ -51,37 +91,165 @@ class Problem:
         InputError for wrong shapes, for another number of objectives than len(wanted), and for
         objectives that do not depend on z through differentiable operations.
         """
-        if self.jacobian is not None:
-            with torch.no_grad():
-                values, jacobian = self.evaluate(z), self.jacobian(z)
-            _check_count(values, wanted)
-            if jacobian.shape != (len(values), *z.shape):
-                raise InputError(
-                    f"jacobian(z) must have shape {(len(values), *z.shape)}, "
-                    f"got {tuple(jacobian.shape)}."
-                )
-            return values, jacobian.flatten(1) * torch.tensor(wanted, device=z.device)[:, None]
-        z = z.detach().requires_grad_()
-        with torch.enable_grad():
-            values = self.evaluate(z)
-        _check_count(values, wanted)
-        if not values.requires_grad:
-            raise InputError(
-                "The objectives do not depend on z through torch operations, so they have no "
-                "gradient; give Problem(..., jacobian=...)."
+        point = self.at(z)
+        check_count(point.objectives, len(wanted))
+        return point.objectives, point.gradients(wanted)
+
+
+class Point:
+    """One z: F(z), h(z) and gradients of their combinations, all from one forward pass.
+
+    Attributes:
+        z: the point, detached.
+        objectives: F(z), shape (M,), detached.
+        constraints: h(z), shape (q,), detached.
+
+    Raises InputError for wrong shapes and where something has no gradient.
+    """
+
+    def __init__(self, problem: Problem, z: Tensor) -> None:
+        self._problem = problem
+        self._leaf = z.detach().requires_grad_()
+        with torch.set_grad_enabled(problem.jacobian is None):
+            self._values = problem.evaluate(self._leaf)
+        with torch.set_grad_enabled(problem.constraint_vjp is None):
+            self._residuals = problem.constrain(self._leaf)
+        if problem.jacobian is None:
+            _check_differentiable(self._values, "objectives", "jacobian")
+        if problem.constraints is not None and problem.constraint_vjp is None:
+            _check_differentiable(self._residuals, "constraints", "constraint_vjp")
+        self.z = self._leaf.detach()
+        self.objectives = self._values.detach()
+        self.constraints = self._residuals.detach()
+
+    def combine(self, weights: Tensor | Sequence[float], direction: Tensor | None = None) -> Tensor:
+        """∇(Σ w_m f_m + dᵀh) in the shape of z, by one backward pass."""
+        problem, z = self._problem, self.z
+        weights = torch.as_tensor(weights, dtype=self._values.dtype, device=self._values.device)
+        outputs, cotangents = [], []
+        total: Tensor | None = None
+        if problem.jacobian is not None:
+            total = torch.tensordot(weights, self._given_jacobian(), dims=1)
+        else:
+            outputs.append(self._values)
+            cotangents.append(weights)
+        if direction is not None and problem.constraints is not None:
+            if problem.constraint_vjp is not None:
+                pulled = problem.constraint_vjp(z, direction)
+                if pulled.shape != z.shape:
+                    raise InputError(
+                        f"constraint_vjp(z, d) must have the shape of z, {tuple(z.shape)}, "
+                        f"got {tuple(pulled.shape)}."
+                    )
+                total = pulled if total is None else total + pulled
+            else:
+                outputs.append(self._residuals)
+                cotangents.append(direction.to(self._residuals))
+        if outputs:
+            (pulled,) = torch.autograd.grad(
+                outputs, self._leaf, cotangents, retain_graph=True, materialize_grads=True
             )
-        rows = torch.zeros(len(values), z.numel(), dtype=z.dtype, device=z.device)
-        for m in range(len(values)):
+            total = pulled if total is None else total + pulled
+        assert total is not None
+        return total
+
+    def gradients(self, wanted: Sequence[bool] | None = None) -> Tensor:
+        """∇f_m, flattened, shape (M, z.numel()); rows that are not wanted are 0, not computed."""
+        count = len(self._values)
+        wanted = [True] * count if wanted is None else wanted
+        if self._problem.jacobian is not None:
+            keep = torch.tensor(wanted, device=self.z.device)[:, None]
+            return self._given_jacobian().flatten(1) * keep
+        rows = torch.zeros(count, self.z.numel(), dtype=self.z.dtype, device=self.z.device)
+        for m in range(count):
             if wanted[m]:
                 (gradient,) = torch.autograd.grad(
-                    values[m], z, retain_graph=True, materialize_grads=True
+                    self._values[m], self._leaf, retain_graph=True, materialize_grads=True
                 )
                 rows[m] = gradient.flatten()
-        return values.detach(), rows
+        return rows
+
+    def pull(self, direction: Tensor) -> Tensor:
+        """Σ d_i ∇h_i, flattened, shape (z.numel(),)."""
+        return self.combine([0.0] * len(self._values), direction).flatten()
+
+    def push(self, moved: Tensor) -> Tensor:
+        """∇hᵀ m = (∇h_iᵀ m)_i, shape (q,), for m of shape (z.numel(),).
+
+        The derivative of the product Σ d_i ∇h_i with respect to d, where it is automatic;
+        otherwise a central difference of h.
+        """
+        tangent = moved.to(self.z).reshape(self.z.shape)
+        if self._problem.constraint_vjp is None:
+            dual = torch.zeros_like(self._residuals, requires_grad=True)
+            (pulled,) = torch.autograd.grad(
+                self._residuals, self._leaf, dual, create_graph=True, materialize_grads=True
+            )
+            (pushed,) = torch.autograd.grad(pulled, dual, tangent, materialize_grads=True)
+            return pushed
+        size = float(tangent.norm())
+        if size == 0:
+            return torch.zeros_like(self.constraints)
+        step = torch.finfo(self.z.dtype).eps ** (1 / 3) * max(1.0, float(self.z.norm())) / size
+        with torch.no_grad():
+            ahead = self._problem.constrain(self.z + step * tangent)
+            behind = self._problem.constrain(self.z - step * tangent)
+        return (ahead - behind) / (2 * step)
+
+    def _given_jacobian(self) -> Tensor:
+        assert self._problem.jacobian is not None
+        with torch.no_grad():
+            jacobian = self._problem.jacobian(self.z)
+        if jacobian.shape != (len(self._values), *self.z.shape):
+            raise InputError(
+                f"jacobian(z) must have shape {(len(self._values), *self.z.shape)}, "
+                f"got {tuple(jacobian.shape)}."
+            )
+        return jacobian
 
 
-def _check_count(values: Tensor, wanted: Sequence[bool]) -> None:
-    if len(values) != len(wanted):
+@dataclass(frozen=True)
+class StochasticProblem:
+    """Expectations of functions of z and a random batch: f_m(z) = E[f_m(z; ξ)], h = E[h(z; ζ)].
+
+    Attributes:
+        objectives: (z, batch) -> F, shape (M,): means over the batch, differentiable in z.
+        draw: (size, generator) -> a batch of that many samples, of any type, drawn with that
+            torch.Generator.
+        full: the batch that stands for the expectation, such as the whole data set; the start is
+            checked and results are certified on it.
+        constraints: (z, batch) -> h, shape (q,); None without constraints.
+        bounds: as in `Problem`.
+    """
+
+    objectives: Callable[[Tensor, Any], Tensor]
+    draw: Callable[[int, torch.Generator], Any]
+    full: Any = field(repr=False)
+    constraints: Callable[[Tensor, Any], Tensor] | None = None
+    bounds: tuple[Bound, Bound] | None = None
+
+    def on(self, batch: Any, constraint_batch: Any = None) -> Problem:
+        """The problem with the batch held fixed; constraints may have their own."""
+        residuals = self.constraints
+        other = batch if constraint_batch is None else constraint_batch
+        return Problem(
+            objectives=lambda z: self.objectives(z, batch),
+            constraints=None if residuals is None else lambda z: residuals(z, other),
+            bounds=self.bounds,
+        )
+
+
+def check_count(values: Tensor, size: int) -> None:
+    """Raise InputError unless there are `size` objectives."""
+    if len(values) != size:
         raise InputError(
-            f"The problem has {len(values)} objectives, the preference {len(wanted)} weights."
+            f"The problem has {len(values)} objectives, the preference {size} weights."
+        )
+
+
+def _check_differentiable(values: Tensor, name: str, remedy: str) -> None:
+    if not values.requires_grad:
+        raise InputError(
+            f"The {name} do not depend on z through torch operations, so they have no "
+            f"gradient; give Problem(..., {remedy}=...)."
         )
