@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from paretune.errors import InputError
+from paretune.moo.affine import AffineConstraints
 from paretune.moo.problem import Problem
 from paretune.moo.test_problems.known import Array, KnownProblem, Weights, balance, positive
 
@@ -33,7 +34,7 @@ def toy() -> KnownProblem:
         return np.array([t, t / 2 - 0.1])
 
     return KnownProblem(
-        problem=Problem(objectives, constraints=lambda z: 0.5 * z[:1] - z[1:] - 0.1),
+        problem=Problem(objectives, constraints=AffineConstraints([[0.5, -1.0]], [0.1])),
         n_objectives=2,
         x0=torch.tensor([0.0, 2.0], dtype=torch.float64),
         front=lambda count: curve(np.linspace(0.1, 18.1 / 8.5, count)),
@@ -102,7 +103,7 @@ def rank_deficient() -> KnownProblem:
     return KnownProblem(
         problem=Problem(
             lambda z: ((z - centres.to(z)) ** 2).sum(1) + 0.1,
-            constraints=lambda z: (z[1] + z[2] - z[0]).repeat(2),
+            constraints=AffineConstraints([[-1.0, 1.0, 1.0]] * 2, [0.0, 0.0]),
         ),
         n_objectives=2,
         x0=torch.tensor([0.5, -1.0, 1.0], dtype=torch.float64),
