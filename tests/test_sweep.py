@@ -16,8 +16,9 @@ import torch
 
 from paretune.errors import InputError
 from paretune.front import Front
+from paretune.plan import plan, warm_start
 from paretune.recipes import Recipe, load_recipe
-from paretune.sweep import evaluate_run, plan, run_sweep, warm_start
+from paretune.sweep import evaluate_run, run_sweep
 
 WORDS = ["red", "blue", "cat", "dog", "tea", "milk", "sun", "moon", "rain", "wind", "run", "walk"]
 

@@ -4,7 +4,7 @@ import gc
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +15,13 @@ from paretune.data import PreferenceData
 from paretune.data.tokenization import TokenizedPairs
 from paretune.evaluation.generation import Answer, Prompt, generate_answers, write_answers
 from paretune.experiment import answer_scorers, build_trainer, load_weights
-from paretune.files import move, read_json, sync, write_json, write_text
+from paretune.files import main_process, move, read_json, sync, write_json, write_text
 from paretune.front import FrontPoint, ObjectiveMetrics, Score
-from paretune.sweep import Phase, PlannedPoint, main_process
+from paretune.plan import PlannedPoint, Report
 from paretune.training import MultiObjectiveTrainer
 
 if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
-
-Report = Callable[[Phase, float], None]
-"""Told how much of a phase is done, from 0 to 1."""
 
 
 def run_point(

@@ -11,24 +11,21 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 
 from paretune.data.splitting import Split, split_by_prompt
 from paretune.errors import InputError
-from paretune.files import read_json, write_json, write_text
+from paretune.files import main_process, read_json, write_json, write_text
 from paretune.front import Front, FrontPoint
-from paretune.moo.preference import Preference
+from paretune.plan import Phase, PlannedPoint, plan, warm_start
 
 if TYPE_CHECKING:
     from paretune.data import PreferenceData
     from paretune.recipes.schema import Recipe
 
-Phase = Literal["prepare", "train", "evaluate", "generate"]
-PHASES: tuple[Phase, ...] = get_args(Phase)
 
 _VERSIONS = ("paretune", "torch", "transformers", "peft", "accelerate", "datasets")
 _CONTENTS = ("points", "front.json", "front.png", "manifest.json", "recipe.yaml")
@@ -60,30 +57,6 @@ class Silent:
     def phase(self, phase: Phase, done: float) -> None: ...
 
     def end(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class PlannedPoint:
-    """A point to train: its preference and seed, and the name of its folder."""
-
-    preference: Preference
-    seed: int
-    name: str
-
-    def folder(self, run: Path) -> Path:
-        return run / "points" / self.name
-
-
-def plan(recipe: "Recipe") -> list[PlannedPoint]:
-    """The points of a recipe in its order, once with each seed."""
-    seeds = recipe.sweep.seeds
-    return [
-        PlannedPoint(
-            preference, seed, preference.slug() + (f"-seed{seed}" if len(seeds) > 1 else "")
-        )
-        for seed in seeds
-        for preference in recipe.points
-    ]
 
 
 def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | None = None) -> Front:
@@ -175,25 +148,6 @@ def evaluate_run(
         if not main_process():
             return _collect(recipe, target, planned, split)
     return _publish(_collect(recipe, target, planned, split), target)
-
-
-def main_process() -> bool:
-    """Whether this process is the one that writes and prints."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-def warm_start(point: PlannedPoint, planned: Sequence[PlannedPoint]) -> PlannedPoint | None:
-    """The nearest point before this one in the recipe, of the same seed; the first of equals.
-
-    Only the recipe's order counts, so that it does not matter which points were finished when.
-    """
-    earlier = [p for p in planned[: planned.index(point)] if p.seed == point.seed]
-
-    def distance(other: PlannedPoint) -> float:
-        pairs = zip(point.preference.weights, other.preference.weights, strict=True)
-        return round(sum((a - b) ** 2 for a, b in pairs), 12)
-
-    return min(earlier, key=distance, default=None)
 
 
 def _finished(folder: Path) -> bool:

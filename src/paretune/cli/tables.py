@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from paretune.files import main_process
 from paretune.front import Front, FrontPoint
-from paretune.sweep import main_process
 
 _PROMPTS = 3
 _COLUMNS = 4
