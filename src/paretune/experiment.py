@@ -155,11 +155,13 @@ def build_trainer(
     splits: Mapping[Any, PreferenceData],
     folder: Path,
     callbacks: Sequence[TrainerCallback] = (),
+    on_scored: Callable[[float], None] | None = None,
 ) -> MultiObjectiveTrainer:
     """The trainer of one point: base model, fresh adapter, training and validation data.
 
     Args:
         folder: Where checkpoints go.
+        on_scored: As in `MultiObjectiveTrainer`.
 
     Raises:
         InputError: a recipe, model or data that do not fit together.
@@ -172,6 +174,7 @@ def build_trainer(
         "processing_class": tokenizer,
         "peft_config": _lora_config(recipe),
         "callbacks": list(callbacks),
+        "on_scored": on_scored,
     }
     set_seed(seed)  # the adapter is drawn before the trainer itself seeds
     trainer: MultiObjectiveTrainer

@@ -1,7 +1,7 @@
 """Log-probabilities of responses, with logits computed at response tokens only."""
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from tqdm.auto import tqdm
 
 from paretune.data.tokenization import TokenSequence, pad_sequences
 from paretune.errors import InputError
@@ -73,7 +72,7 @@ def score_sequences(
     batch_size: int = 8,
     rank: int = 0,
     world_size: int = 1,
-    progress: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Response log-probabilities of many sequences, ``(len(sequences),)`` float32 on the CPU.
 
@@ -81,7 +80,7 @@ def score_sequences(
     elsewhere: sum over ranks. The model's training mode is restored.
 
     Args:
-        progress: Title of a progress bar; None shows none.
+        progress: Told after each batch how many of how many batches are done.
     """
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].input_ids))
     starts = range(0, len(order), batch_size)[rank::world_size]
@@ -91,10 +90,12 @@ def score_sequences(
     training = model.training
     model.eval()
     try:
-        for batch in tqdm(batches, desc=progress, disable=progress is None, leave=False):
+        for number, batch in enumerate(batches, start=1):
             tensors = pad_sequences([sequences[i] for i in batch], pad_token_id)
             inputs = {name: value.to(device) for name, value in tensors.items()}
             result[batch] = sequence_logps(model, inputs).cpu()
+            if progress is not None:
+                progress(number, len(batches))
     finally:
         model.train(training)
     return result

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from paretune.evaluation.generation import Answer, Prompt, generate_answers, wri
 from paretune.experiment import answer_scorers, build_trainer, load_weights
 from paretune.files import main_process, move, read_json, sync, write_json, write_text
 from paretune.front import FrontPoint, ObjectiveMetrics, Score
-from paretune.plan import PlannedPoint, Report
+from paretune.plan import Phase, PlannedPoint, Report
 from paretune.training import MultiObjectiveTrainer
 
 if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
+
+_TRAINING_SHARE = 0.7  # of a point's preparation, guessed: the rest is the test split
 
 
 def run_point(
@@ -44,6 +47,7 @@ def run_point(
         measure_point(recipe, point, folder, folder, splits["test"], report)
         return
     report("prepare", 0.0)
+    scoring = _Scoring(report, (0.0, _TRAINING_SHARE))
     trainer = build_trainer(
         recipe,
         point.preference,
@@ -51,7 +55,9 @@ def run_point(
         splits,
         folder / "checkpoints",
         [_StepReport(report)],
+        scoring,
     )
+    scoring.share = (_TRAINING_SHARE, 1.0)
     test = trainer.prepare(splits["test"].pairs)  # after full fine-tuning there is no reference
     if start_from is not None:
         load_weights(trainer.model, start_from)
@@ -59,6 +65,7 @@ def run_point(
     set_seed(point.seed)
     trainer.train(resume_from_checkpoint=True)
     _save(trainer, folder)
+    scoring.phase, scoring.share = "evaluate", (0.0, 1.0)
     _measure(recipe, point, trainer, test, splits["test"], folder, folder, report)
 
 
@@ -74,9 +81,13 @@ def measure_point(
     report("prepare", 0.0)
     # The trainer wants training data; what is measured will do, and is prepared once.
     splits = {"train": data, "validation": data}
-    trainer = build_trainer(recipe, point.preference, point.seed, splits, target / "checkpoints")
+    scoring = _Scoring(report, (0.0, 1.0))
+    trainer = build_trainer(
+        recipe, point.preference, point.seed, splits, target / "checkpoints", on_scored=scoring
+    )
     pairs = trainer.prepare(data.pairs)
     load_weights(trainer.model, source)
+    scoring.phase = "evaluate"
     _measure(recipe, point, trainer, pairs, data, source, target, report)
 
 
@@ -91,6 +102,19 @@ def free_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@dataclass
+class _Scoring:
+    """Turns the share of a data set that is scored into the share of a phase."""
+
+    report: Report
+    share: tuple[float, float]
+    phase: Phase = "prepare"
+
+    def __call__(self, done: float) -> None:
+        start, end = self.share
+        self.report(self.phase, start + (end - start) * done)
 
 
 class _StepReport(TrainerCallback):

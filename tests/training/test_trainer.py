@@ -300,3 +300,5 @@ def test_mistakes_are_named(clamp: Any, random_pairs: Any, tiny_lora: Any) -> No
         clamp(early_stopping_patience=2)
     with pytest.raises(InputError, match="longer than max_length=4"):
         clamp(max_length=4)
+    with pytest.raises(InputError, match="per_device_train_batch_size must be at least 1, not 0"):
+        clamp(per_device_train_batch_size=0)

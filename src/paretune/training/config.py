@@ -85,8 +85,14 @@ class MultiObjectiveConfig(TrainingArguments):
             self.greater_is_better = False
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or 500
         super().__post_init__()  # type: ignore[no-untyped-call]
-        if self.max_nonfinite_steps < 1:
-            raise InputError("max_nonfinite_steps must be at least 1.")
+        for name in (
+            "per_device_train_batch_size",
+            "per_device_eval_batch_size",
+            "gradient_accumulation_steps",
+            "max_nonfinite_steps",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
 
     def checked_preference(self, objectives: Iterable[str]) -> Preference:
         """The preference, in the objectives' order.

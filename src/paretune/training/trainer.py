@@ -2,13 +2,14 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType, broadcast, broadcast_object_list
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedModel,
@@ -51,6 +52,8 @@ class MultiObjectiveTrainer(Trainer):
         weighting: How the gradients are combined; default ``Linear()``: ``Σ p_m g^m``.
         callbacks: As in ``transformers.Trainer``.
         optimizers: As in ``transformers.Trainer``.
+        on_scored: Told how much of a data set has its log-probabilities, from 0 to 1, as they are
+            computed: of the reference for each data set, and in each evaluation.
 
     Raises:
         InputError: for data, preferences or settings that do not fit together.
@@ -71,6 +74,7 @@ class MultiObjectiveTrainer(Trainer):
         weighting: Weighting | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        on_scored: Callable[[float], None] | None = None,
     ) -> None:
         self._check_launch(args)
         self.preference = args.checked_preference(train_dataset)
@@ -97,6 +101,7 @@ class MultiObjectiveTrainer(Trainer):
         if args.early_stopping_patience > 0:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self._trained = False
+        self._on_scored = on_scored
         self._attach_reference(self._train_pairs, "train")
         if eval_pairs is not None:
             self._attach_reference(eval_pairs, "validation")
@@ -160,7 +165,17 @@ class MultiObjectiveTrainer(Trainer):
         pairs.reference = logps
 
     def _score(self, pairs: TokenizedPairs, title: str) -> Tensor:
-        with self.accelerator.autocast():
+        with (
+            tqdm(desc=title, disable=self.args.disable_tqdm, leave=False) as bar,
+            self.accelerator.autocast(),
+        ):
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update()
+                if self._on_scored is not None:
+                    self._on_scored(done / total)
+
             logps = score_sequences(
                 self.model,
                 pairs.sequences,
@@ -168,7 +183,7 @@ class MultiObjectiveTrainer(Trainer):
                 self.args.per_device_eval_batch_size,
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
-                None if self.args.disable_tqdm else title,
+                progress,
             )
         return self._reduce_sum(logps.to(self.accelerator.device)).cpu()
 
