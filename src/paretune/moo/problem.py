@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -190,7 +191,7 @@ class Point:
         size = float(tangent.norm())
         if size == 0:
             return torch.zeros_like(self.constraints)
-        step = torch.finfo(self.z.dtype).eps ** (1 / 3) * max(1.0, float(self.z.norm())) / size
+        step = math.cbrt(torch.finfo(self.z.dtype).eps) * max(1.0, float(self.z.norm())) / size
         with torch.no_grad():
             ahead = self._problem.constrain(self.z + step * tangent)
             behind = self._problem.constrain(self.z - step * tangent)

@@ -1,24 +1,233 @@
-"""The default method for constrained problems: an augmented Lagrangian with exact elimination."""
+"""The default method under constraints: an augmented Lagrangian with exact elimination."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
+from paretune.errors import InputError
+from paretune.moo.augmented import AugmentedLagrangian, View
+from paretune.moo.kkt import KKTParts, positive_weights
+from paretune.moo.lbfgs import LBFGS
 from paretune.moo.preference import Preference
-from paretune.moo.problem import Problem
-from paretune.moo.result import Result
-from paretune.moo.wc_checks import Shift
+from paretune.moo.problem import Problem, check_count
+from paretune.moo.result import History, Result
+from paretune.moo.wc_checks import Shift, check_positive, read_shift
+
+# An inner solve ends when the gradient has shrunk by this factor, or after so many iterations.
+_INNER_ACCURACY, _INNER_LIMIT = 0.1, 30
+_HALVINGS = 20
 
 
 @dataclass(frozen=True)
 class WCAugmented:
-    """Being written."""
+    """min ρ s.t. h(z) = 0, λ_s f_s(z) <= ρ, by the augmented Lagrangian of `augmented`.
 
+    Inner solves on z alternate with updates of the multipliers ν and w0, which become the ν and ω
+    of the certificate. One evaluation is one forward pass and one combined gradient, whatever
+    S and q. The penalties start from the scales met at x0 and grow where progress is slow, so the
+    defaults are meant for all problems. The result's x is the visited point of smallest residual;
+    it is a local solution if the problem is not convex.
+
+    "lbfgs" keeps curvature across updates. "heavy_ball" and "adam" take one step per update of the
+    multipliers, by a tenth of σ = u or less, for problems too noisy or too large for L-BFGS's
+    memory.
+
+    Attributes:
+        inner: solver for z.
+        lr: step of "heavy_ball", default half of 1/L with L from power iteration, and of "adam",
+            default 0.01.
+        memory: pairs that L-BFGS keeps.
+        shift: what is added to the objectives to make them positive, one value or one each; to
+            measure from an ideal point z*, give −z* plus a margin.
+    """
+
+    inner: Literal["lbfgs", "heavy_ball", "adam"] = "lbfgs"
+    lr: float | None = None
+    memory: int = 30
     shift: Shift = None
+
+    def __post_init__(self) -> None:
+        if self.inner not in ("lbfgs", "heavy_ball", "adam"):
+            raise InputError(
+                f"Unknown inner solver {self.inner!r}; there are lbfgs, heavy_ball, adam."
+            )
+        if self.lr is not None and self.inner == "lbfgs":
+            raise InputError("inner='lbfgs' has no lr; it belongs to 'heavy_ball' and 'adam'.")
+        if self.lr is not None and not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"lr must be finite and above 0, got {self.lr}.")
+        if self.memory < 1:
+            raise InputError(f"memory must be at least 1, got {self.memory}.")
 
     def run(
         self, problem: Problem, preference: Preference, x0: Tensor, steps: int, tol: float
     ) -> Result:
-        raise NotImplementedError
+        """Run from x0 until kkt_residual <= tol, no step helps, or `steps` inner iterations.
+
+        Raises InputError for what `minimize` names, and when an objective is not positive at an
+        update of the multipliers.
+        """
+        lam = positive_weights(preference)
+        start = problem.at(x0)
+        check_count(start.objectives, len(lam))
+        shift = read_shift(self.shift, len(lam))
+        values = [f + c for f, c in zip(start.objectives.tolist(), shift, strict=True)]
+        check_positive(values, "at the start point")
+        if not bool(torch.isfinite(start.constraints).all()):
+            raise InputError("The constraints are not finite at x0.")
+        lagrangian = AugmentedLagrangian(problem, lam, shift, start)
+        track = Track(lagrangian, tol)
+        if self.inner == "lbfgs":
+            message = _Newton(lagrangian, track, steps, self.memory).run(lagrangian.view(start))
+        else:
+            from paretune.moo.wc_first_order import run_first_order
+
+            message = run_first_order(
+                lagrangian, track, lagrangian.view(start), steps, self.inner, self.lr
+            )
+        return track.result(message)
+
+
+class Track:
+    """The best point so far and the history."""
+
+    def __init__(self, lagrangian: AugmentedLagrangian, tol: float) -> None:
+        self.lagrangian, self.tol = lagrangian, tol
+        self.best: tuple[float, float, KKTParts, View] | None = None
+        self._rows: list[list[float]] = []
+
+    def look(self, view: View, residual: Tensor) -> tuple[KKTParts, bool]:
+        """The parts of K at this view, and whether it meets the tolerance."""
+        rho, parts = self.lagrangian.certify(view, residual)
+        norm = math.hypot(*parts)
+        if math.isfinite(norm) and (self.best is None or norm < self.best[0]):
+            self.best = norm, rho, parts, view
+        return parts, norm <= self.tol
+
+    def record(self, view: View, parts: KKTParts, where: str) -> None:
+        """A row of the history; InputError when an objective is not positive there."""
+        values = view.point.objectives.tolist()
+        shifted = [f + c for f, c in zip(values, self.lagrangian.shift, strict=True)]
+        check_positive(shifted, where)
+        self._rows.append([*values, *view.omega, math.hypot(*parts), parts.feasibility])
+
+    def result(self, message: str) -> Result:
+        if self.best is None:
+            raise InputError("The objectives, constraints or gradients are not finite at x0.")
+        norm, rho, parts, view = self.best
+        size = len(view.omega)
+        table = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, 2 * size + 2)
+        return Result(
+            x=view.point.z,
+            objectives=view.point.objectives.double().cpu(),
+            constraints=view.point.constraints.double().cpu(),
+            rho=rho,
+            multipliers=torch.tensor(view.omega, dtype=torch.float64),
+            constraint_multipliers=view.nu.double().cpu(),
+            kkt_residual=norm,
+            kkt_parts=parts,
+            n_gradient_evaluations=self.lagrangian.n_gradients,
+            n_function_evaluations=self.lagrangian.n_functions,
+            converged=norm <= self.tol,
+            message=message,
+            history=History(
+                objectives=table[:, :size],
+                multipliers=table[:, size : 2 * size],
+                kkt_residual=table[:, -2],
+                feasibility=table[:, -1],
+            ),
+        )
+
+
+class _Newton:
+    """L-BFGS steps on A(z) between updates of the multipliers."""
+
+    def __init__(
+        self, lagrangian: AugmentedLagrangian, track: Track, steps: int, memory: int
+    ) -> None:
+        self.lagrangian, self.track, self.steps, self.memory = lagrangian, track, steps, memory
+        self.curvature = LBFGS(memory)
+        self.taken = 0
+
+    def run(self, view: View) -> str:
+        """Go to the end; why it stopped."""
+        stalls = 0
+        while True:
+            taken = self.taken
+            view, parts, done, stuck = self.solve(view)
+            self.track.record(view, parts, f"after {self.taken} steps")
+            if done:
+                return f"Converged after {self.taken} steps: kkt_residual is at most tol."
+            if self.taken >= self.steps:
+                return f"Stopped after all {self.steps} steps."
+            stalls = stalls + 1 if stuck and self.taken == taken else 0
+            if stalls == 3:
+                return (
+                    f"Stopped after {self.taken} steps: rounding left no step that lowers the "
+                    "augmented Lagrangian. x is the point of smallest residual."
+                )
+            if not stuck:
+                self.lagrangian.update(view, parts)
+            else:
+                self.lagrangian.step(view, self.lagrangian.damping)
+            view = self.lagrangian.view(view.point)
+
+    def solve(self, view: View) -> tuple[View, KKTParts, bool, bool]:
+        """One inner solve: where it ended, its parts of K, whether that meets the tolerance, and
+        whether no step was found."""
+        gradient = self.lagrangian.gradient(view)
+        residual = projected(self.lagrangian.problem, view.point.z, gradient)
+        goal = max(_INNER_ACCURACY * float(residual.norm()), 0.1 * self.track.tol)
+        for _ in range(_INNER_LIMIT):
+            parts, done = self.track.look(view, residual)
+            if done or parts.stationarity <= goal or self.taken >= self.steps:
+                return view, parts, done, False
+            trial = self.search(view, gradient, self.direction(view, gradient, residual))
+            if trial is None:
+                self.curvature = LBFGS(self.memory)
+                return view, parts, done, True
+            reached = self.lagrangian.gradient(trial)
+            self.curvature.add((trial.point.z - view.point.z).flatten(), reached - gradient)
+            view, gradient = trial, reached
+            residual = projected(self.lagrangian.problem, view.point.z, gradient)
+            self.taken += 1
+        return view, *self.track.look(view, residual), False
+
+    def direction(self, view: View, gradient: Tensor, residual: Tensor) -> Tensor:
+        """What to go down along; coordinates that a bound holds stay where they are."""
+        z, problem = view.point.z, self.lagrangian.problem
+        free = None
+        if problem.bounds is not None:
+            held = (residual == 0) & (gradient != 0)
+            free = ~held if bool(held.any()) else None
+        step = self.curvature.solve(gradient, free)
+        if step is None:
+            step = residual * min(1.0, 0.1 * max(1.0, float(z.norm())) / float(residual.norm()))
+        return step.reshape(z.shape)
+
+    def search(self, view: View, gradient: Tensor, step: Tensor) -> View | None:
+        """Backtrack to a sufficient decrease (Armijo) along the projected step."""
+        z, project = view.point.z, self.lagrangian.problem.project
+        slack = 64 * torch.finfo(z.dtype).eps * abs(view.value)
+        length = 1.0
+        for _ in range(_HALVINGS):
+            trial = self.lagrangian.at(project(z - length * step))
+            slope = float((trial.point.z - z).flatten() @ gradient)
+            rise = trial.value - view.value
+            if rise <= 1e-4 * slope + slack:
+                return trial
+            # The lowest point of the parabola through what is known, kept within a tenth and half.
+            lowest = -slope / (2 * (rise - slope)) if rise > slope else 0.1
+            length *= min(0.5, max(0.1, lowest)) if math.isfinite(lowest) else 0.1
+        return None
+
+
+def projected(problem: Problem, z: Tensor, gradient: Tensor) -> Tensor:
+    """z − proj(z − g), flattened: the gradient, but for what the bounds hold back."""
+    if problem.bounds is None:
+        return gradient
+    return (z - problem.project(z - gradient.reshape(z.shape))).flatten()

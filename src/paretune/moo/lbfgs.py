@@ -1,0 +1,80 @@
+"""Limited-memory BFGS in its compact form, with coordinates that can be held fixed."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+
+
+class LBFGS:
+    """An approximation of the inverse Hessian from the last steps s and gradient changes y.
+
+    A handful of matrix-vector products replace the two-loop recursion, which matters where a
+    gradient costs less than a hundred small tensor operations. Pairs that are not curved
+    upwards are left out.
+    Source: R. H. Byrd, J. Nocedal and R. B. Schnabel, Math. Programming 63 (1994), Theorem 2.2.
+    """
+
+    def __init__(self, memory: int = 20) -> None:
+        self._memory = memory
+        self._moves: Tensor | None = None  # rows s
+        self._changes: Tensor | None = None  # rows y
+        self._sy: Array = np.zeros((0, 0))
+        self._yy: Array = np.zeros((0, 0))
+
+    def add(self, move: Tensor, change: Tensor) -> None:
+        """Learn that the gradient changed by that much along that move; both flattened."""
+        curvature = float(move @ change)
+        if curvature <= 1e-10 * float(move.norm() * change.norm()):
+            return
+        if self._moves is None or self._changes is None:
+            self._moves, self._changes = move[None], change[None]
+        else:
+            first = 1 if len(self._moves) == self._memory else 0
+            self._moves = torch.cat([self._moves[first:], move[None]])
+            self._changes = torch.cat([self._changes[first:], change[None]])
+            self._sy, self._yy = self._sy[first:, first:], self._yy[first:, first:]
+        self._sy = _grow(self._sy, _numpy(self._moves @ change), _numpy(self._changes @ move))
+        products = _numpy(self._changes @ change)
+        self._yy = _grow(self._yy, products, products)
+
+    def solve(self, gradient: Tensor, free: Tensor | None = None) -> Tensor | None:
+        """H g, flattened; None before the first pair. Only `free` coordinates (bool) take part."""
+        if self._moves is None or self._changes is None:
+            return None
+        moves, changes, sy, yy = self._moves, self._changes, self._sy, self._yy
+        if free is not None:
+            moves, changes, gradient = moves * free, changes * free, gradient * free
+            sy, yy = _numpy(moves @ changes.T), _numpy(changes @ changes.T)
+            sizes = np.sqrt(_numpy((moves**2).sum(1)) * yy.diagonal())
+            keep = np.flatnonzero(sy.diagonal() > 1e-10 * sizes)
+            if len(keep) == 0:
+                return None
+            moves, changes = moves[keep], changes[keep]
+            sy, yy = sy[np.ix_(keep, keep)], yy[np.ix_(keep, keep)]
+        scale = sy[-1, -1] / yy[-1, -1]
+        upper = np.triu(sy)
+        along, across = _numpy(moves @ gradient), _numpy(changes @ gradient)
+        inner = np.linalg.solve(upper, along)
+        outer = sy.diagonal() * inner + scale * (yy @ inner - across)
+        weights = np.linalg.solve(upper.T, outer)
+        along_moves: Tensor = torch.from_numpy(weights).to(moves) @ moves
+        along_changes: Tensor = torch.from_numpy(scale * inner).to(moves) @ changes
+        return scale * gradient + along_moves - along_changes
+
+
+def _grow(matrix: Array, column: Array, row: Array) -> Array:
+    """The matrix with one more column and one more row; their last entries agree."""
+    size = len(matrix) + 1
+    grown = np.empty((size, size))
+    grown[:-1, :-1] = matrix
+    grown[:, -1], grown[-1] = column, row
+    return grown
+
+
+def _numpy(values: Tensor) -> Array:
+    return np.asarray(values.double().cpu().numpy())
