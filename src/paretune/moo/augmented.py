@@ -92,7 +92,7 @@ class AugmentedLagrangian:
         ]
         omega = project_simplex([w + self._v * a for w, a in zip(self.w0, values, strict=True)])
         value = sum(w * a for w, a in zip(omega, values, strict=True))
-        value -= sum((w - b) ** 2 for w, b in zip(omega, self.w0, strict=True)) / (2 * self._v)
+        value -= sum((w - b) * (w - b) for w, b in zip(omega, self.w0, strict=True)) / (2 * self._v)
         nu = self.nu
         if len(nu):
             h = point.constraints

@@ -183,8 +183,8 @@ def best_rho(values: Sequence[float], omega: Sequence[float]) -> float:
     pairs = sorted(zip(values, omega, strict=True), key=lambda pair: -(pair[0] + pair[1]))
     best, lowest = max(values), math.inf
     for k in range(1, len(pairs) + 1):
-        rho = math.fsum(a for a, _ in pairs[:k]) / k
-        total = math.fsum(min(w, rho - a) ** 2 for a, w in pairs)
+        rho = sum(a for a, _ in pairs[:k]) / k
+        total = math.hypot(*(min(w, rho - a) for a, w in pairs))
         if total < lowest:
             best, lowest = rho, total
     return best

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,14 +33,13 @@ class WCAugmented:
     defaults are meant for all problems. The result's x is the visited point of smallest residual;
     it is a local solution if the problem is not convex.
 
-    "lbfgs" keeps curvature across updates. "heavy_ball" and "adam" take one step per update of the
-    multipliers, by a tenth of σ = u or less, for problems too noisy or too large for L-BFGS's
-    memory.
+    "lbfgs" keeps curvature across updates. "heavy_ball" and "adam" need less memory, and several
+    times more steps.
 
     Attributes:
         inner: solver for z.
-        lr: step of "heavy_ball", default half of 1/L with L from power iteration, and of "adam",
-            default 0.01.
+        lr: step of "heavy_ball", default 1/L with L from power iteration, and of "adam", default
+            0.03.
         memory: pairs that L-BFGS keeps.
         shift: what is added to the objectives to make them positive, one value or one each; to
             measure from an ideal point z*, give −z* plus a margin.
@@ -92,20 +91,29 @@ class WCAugmented:
         return track.result(message)
 
 
+class Certified(NamedTuple):
+    """A view with its ‖K‖, the ρ that goes with it, and the parts."""
+
+    norm: float
+    rho: float
+    parts: KKTParts
+    view: View
+
+
 class Track:
     """The best point so far and the history."""
 
     def __init__(self, lagrangian: AugmentedLagrangian, tol: float) -> None:
         self.lagrangian, self.tol = lagrangian, tol
-        self.best: tuple[float, float, KKTParts, View] | None = None
+        self.best: Certified | None = None
         self._rows: list[list[float]] = []
 
     def look(self, view: View, residual: Tensor) -> tuple[KKTParts, bool]:
         """The parts of K at this view, and whether it meets the tolerance."""
         rho, parts = self.lagrangian.certify(view, residual)
         norm = math.hypot(*parts)
-        if math.isfinite(norm) and (self.best is None or norm < self.best[0]):
-            self.best = norm, rho, parts, view
+        if math.isfinite(norm) and (self.best is None or norm < self.best.norm):
+            self.best = Certified(norm, rho, parts, view)
         return parts, norm <= self.tol
 
     def record(self, view: View, parts: KKTParts, where: str) -> None:

@@ -6,14 +6,16 @@ import math
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from paretune.moo.augmented import AugmentedLagrangian, View
 from paretune.moo.wc_augmented import Track, projected
 
 _MOMENTUM = 0.9
-_DAMPING = 0.1
-# The dual step is halved when ‖h‖ grew from one window of so many steps to the next.
-_WINDOW = 50
+_ADAM_LR = 0.03
+# An inner solve ends when the gradient has shrunk by this factor, or after so many steps.
+_INNER_ACCURACY, _INNER_LIMIT = 0.1, 50
+_EXPLOSION = 100.0
 
 
 def run_first_order(
@@ -24,60 +26,77 @@ def run_first_order(
     inner: Literal["heavy_ball", "adam"],
     lr: float | None,
 ) -> str:
-    """One step on z per damped update of the multipliers; why it stopped."""
-    z = view.point.z.clone()
-    problem = lagrangian.problem
-    if lr is None:
-        lr = 0.01 if inner == "adam" else 0.5 / _smoothness(lagrangian, view)
+    """Steps on z between updates of the multipliers; why it stopped.
+
+    Without a given lr, heavy ball steps by 1/L, estimated anew at each update. A step that makes
+    the gradient explode is taken back to the best point, and the rate is halved.
+    """
+    z, problem = view.point.z.clone(), lagrangian.problem
+    sharpness = _Sharpness(lagrangian) if inner == "heavy_ball" and lr is None else None
+    rate = lr or (1 / sharpness.estimate(view, 8) if sharpness else _ADAM_LR)
     if inner == "adam":
-        optimizer: torch.optim.Optimizer = torch.optim.Adam([z], lr=lr)
+        optimizer: torch.optim.Optimizer = torch.optim.Adam([z], lr=rate)
     else:
-        optimizer = torch.optim.SGD([z], lr=lr, momentum=_MOMENTUM)
-    damping, previous, current = _DAMPING, math.inf, 0.0
+        optimizer = torch.optim.SGD([z], lr=rate, momentum=_MOMENTUM)
+    safety, entered, since = 1.0, math.inf, 0
     for step in range(steps + 1):
         gradient = lagrangian.gradient(view)
         parts, done = track.look(view, projected(problem, z, gradient))
-        if not math.isfinite(math.hypot(*parts)):
-            return (
-                f"Stopped at step {step}: K was no longer finite; give a smaller lr. "
-                "x is the point of smallest residual."
-            )
-        track.record(view, parts, f"at step {step}")
+        exploded = not parts.stationarity <= _EXPLOSION * entered
+        if exploded and track.best is not None:
+            view, safety, since = track.best.view, safety / 2, 0
+            optimizer.state.clear()
+            optimizer.param_groups[0]["lr"] /= 2
+            z.copy_(view.point.z)
+            view = lagrangian.view(view.point)
+            continue
+        if since == 0:
+            entered = parts.stationarity
+        finished = parts.stationarity <= _INNER_ACCURACY * entered or since >= _INNER_LIMIT
+        if finished or done or step == steps:
+            track.record(view, parts, f"at step {step}")
         if done:
             return f"Converged after {step} steps: kkt_residual is at most tol."
-        if step == steps:
-            break
-        current = max(current, parts.feasibility)
-        if (step + 1) % _WINDOW == 0:
-            damping = damping / 2 if current > previous else damping
-            previous, current = current, 0.0
-        lagrangian.step(view, damping)
+        if finished and since and step < steps:
+            lagrangian.update(view, parts)
+            view = lagrangian.view(view.point)
+            if sharpness is not None:
+                optimizer.param_groups[0]["lr"] = safety / sharpness.estimate(view, 3)
+            gradient, since = lagrangian.gradient(view), -1
         z.grad = gradient.reshape(z.shape)
         optimizer.step()
         if problem.bounds is not None:
             z.copy_(problem.project(z))
         view = lagrangian.at(z.clone())
+        since += 1
     return f"Stopped after all {steps} steps."
 
 
-def _smoothness(lagrangian: AugmentedLagrangian, view: View) -> float:
-    """The largest eigenvalue of ∇²A at the start, by power iteration on gradient differences."""
-    z, problem = view.point.z, lagrangian.problem
-    base = lagrangian.gradient(view)
-    direction = base if float(base.norm()) > 0 else torch.ones_like(base)
-    length = 1e-4 * max(1.0, float(z.norm()))
-    largest = 0.0
-    for _ in range(8):
-        move = direction * (length / float(direction.norm()))
-        near = lagrangian.at(problem.project(z + move.reshape(z.shape)))
-        moved = float((near.point.z - z).norm())
-        if moved == 0:
-            move = -move
-            near = lagrangian.at(problem.project(z + move.reshape(z.shape)))
+class _Sharpness:
+    """The largest eigenvalue of ∇²A, by power iteration on gradient differences."""
+
+    def __init__(self, lagrangian: AugmentedLagrangian) -> None:
+        self._lagrangian = lagrangian
+        self._direction: Tensor | None = None
+
+    def estimate(self, view: View, iterations: int) -> float:
+        z, problem = view.point.z, self._lagrangian.problem
+        base = self._lagrangian.gradient(view)
+        direction = base if self._direction is None else self._direction
+        length = 1e-4 * max(1.0, float(z.norm()))
+        largest = 0.0
+        for _ in range(iterations):
+            size = float(direction.norm())
+            if size == 0:
+                break
+            move = (direction * (length / size)).reshape(z.shape)
+            near = self._lagrangian.at(problem.project(z + move))
+            if torch.equal(near.point.z, z):
+                near = self._lagrangian.at(problem.project(z - move))
             moved = float((near.point.z - z).norm())
-        direction = lagrangian.gradient(near) - base
-        size = float(direction.norm())
-        if moved == 0 or size == 0:
-            break
-        largest = max(largest, size / moved)
-    return largest or 1.0
+            if moved == 0:
+                break
+            direction = self._lagrangian.gradient(near) - base
+            largest = max(largest, float(direction.norm()) / moved)
+        self._direction = direction
+        return largest or 1.0
