@@ -28,6 +28,8 @@ from paretune.moo.weightings import MGDA, Linear
 # A point found for another preference must be this much better, relatively, to start again from it.
 _MARGIN = 1e-6
 
+Score = Callable[[Preference, Tensor], float]
+
 
 @dataclass(frozen=True)
 class Exploration:
@@ -85,6 +87,7 @@ def explore(
     tol: float = 1e-6,
     shift: Shift = None,
     warm_start: bool = True,
+    restarts: Sequence[Tensor | ArrayLike] = (),
 ) -> Exploration:
     """The front of a problem: `minimize` for each of many preferences.
 
@@ -102,7 +105,9 @@ def explore(
         steps: the most steps for each run.
         tol: on `kkt_residual`.
         shift: as for `minimize`; one that a method object carries counts as well.
-        warm_start: False starts every preference from x0.
+        warm_start: False starts every preference from x0 alone.
+        restarts: more start points, tried for every preference; the best solution is kept. For
+            problems that are not convex, where each run may end in a local minimum.
 
     Raises:
         InputError: no preferences, or what `minimize` raises.
@@ -116,33 +121,77 @@ def explore(
     asked = tuple(Preference.of(preference) for preference in preferences)
     if not asked or len({len(preference) for preference in asked}) > 1:
         raise InputError("explore needs at least one preference, all with as many weights.")
-    start = as_tensor(x0)
-    runs: list[Result] = []
+    start, others = as_tensor(x0), [as_tensor(other) for other in restarts]
 
-    def run(n: int, x: Tensor) -> Result:
-        found = minimize(problem, asked[n], method, x0=x, steps=steps, tol=tol, shift=shift)
-        runs.append(found)
-        return found
+    def solve(preference: Preference, x: Tensor) -> Result:
+        return minimize(problem, preference, method, x0=x, steps=steps, tol=tol, shift=shift)
 
     score = _score(method, shift, len(asked[0]))
-    results: dict[int, Result] = {}
+    search = _Search(asked, solve, score)
+    warm = warm_start and score is not None
     for n, neighbour in _tour(asked):
-        warm = warm_start and score is not None and neighbour is not None
-        if warm and neighbour is not None and results[neighbour].converged:
-            results[n] = run(n, results[neighbour].x)
-            if results[n].converged:
-                continue
-        cold = run(n, start)
-        if n not in results or cold.converged:
-            results[n] = cold
-    if warm_start and score is not None:
-        _leave_local_minima(asked, results, score, run)
+        if warm and neighbour is not None and search.kept[neighbour].converged:
+            search.run(n, search.kept[neighbour].x)
+        if n not in search.kept or not search.kept[n].converged:
+            search.run(n, start)
+        for other in others:
+            search.run(n, other)
+    if warm:
+        search.share()
     return Exploration(
         asked,
-        tuple(results[n] for n in range(len(asked))),
-        sum(found.n_gradient_evaluations for found in runs),
-        sum(found.n_function_evaluations for found in runs),
+        tuple(search.kept[n] for n in range(len(asked))),
+        sum(found.n_gradient_evaluations for found in search.runs),
+        sum(found.n_function_evaluations for found in search.runs),
     )
+
+
+class _Search:
+    """The best result so far for each preference, and all runs there were."""
+
+    def __init__(
+        self,
+        preferences: Sequence[Preference],
+        solve: Callable[[Preference, Tensor], Result],
+        score: Score | None,
+    ) -> None:
+        self.preferences, self.solve, self.score = preferences, solve, score
+        self.kept: dict[int, Result] = {}
+        self.runs: list[Result] = []
+
+    def run(self, n: int, x: Tensor) -> None:
+        """Solve for preference n from x; keep what converged, of two the one of lower score."""
+        found = self.solve(self.preferences[n], x)
+        self.runs.append(found)
+        old = self.kept.get(n)
+        if old is None or (found.converged and (not old.converged or self.beats(n, found, old))):
+            self.kept[n] = found
+
+    def beats(self, n: int, found: Result, old: Result) -> bool:
+        if self.score is None:
+            return False
+        level = self.score(self.preferences[n], old.objectives)
+        reached = self.score(self.preferences[n], found.objectives)
+        return reached < level - _MARGIN * abs(level)
+
+    def share(self) -> None:
+        """Run again from other preferences' points, where one is better than a preference's own."""
+        tried: set[tuple[int, int]] = set()
+        while pairs := [pair for pair in self.improvable() if pair not in tried]:
+            for n, k in pairs:
+                self.run(n, self.kept[k].x)
+            tried.update(pairs)
+
+    def improvable(self) -> list[tuple[int, int]]:
+        """The (n, k) where the point of preference k, the best there is for n, beats n's own."""
+        pairs = []
+        for n, own in self.kept.items():
+            better = own
+            for other in self.kept.values():
+                if other.converged and self.beats(n, other, better):
+                    better = other
+            pairs += [(n, k) for k, other in self.kept.items() if other is better is not own]
+        return pairs
 
 
 def _tour(preferences: Sequence[Preference]) -> list[tuple[int, int | None]]:
@@ -161,9 +210,6 @@ def _tour(preferences: Sequence[Preference]) -> list[tuple[int, int | None]]:
         gaps[closer], nearest[closer] = distances[closer], n
         gaps[n] = math.inf
     return order
-
-
-Score = Callable[[Preference, Tensor], float]
 
 
 def _score(method: MethodName | Method | None, shift: Shift, size: int) -> Score | None:
@@ -186,24 +232,3 @@ def _score(method: MethodName | Method | None, shift: Shift, size: int) -> Score
         return float((weights * (values + raised))[weights > 0].max())
 
     return chebyshev
-
-
-def _leave_local_minima(
-    preferences: Sequence[Preference],
-    results: dict[int, Result],
-    score: Score,
-    run: Callable[[int, Tensor], Result],
-) -> None:
-    """Run again, from the better point, where another preference's point is better."""
-    for _ in range(len(preferences)):
-        improved = False
-        for n, p in enumerate(preferences):
-            values = {k: score(p, found.objectives) for k, found in results.items()}
-            usable = [k for k, found in results.items() if found.converged]
-            best = min(usable, key=lambda k: values[k], default=n)
-            if values[best] < values[n] - _MARGIN * abs(values[n]):
-                again = run(n, results[best].x)
-                if again.converged and score(p, again.objectives) < values[n]:
-                    results[n], improved = again, True
-        if not improved:
-            return
