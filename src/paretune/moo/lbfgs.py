@@ -64,7 +64,8 @@ class LBFGS:
         weights = np.linalg.solve(upper.T, outer)
         along_moves: Tensor = torch.from_numpy(weights).to(moves) @ moves
         along_changes: Tensor = torch.from_numpy(scale * inner).to(moves) @ changes
-        return scale * gradient + along_moves - along_changes
+        result: Tensor = scale * gradient + along_moves - along_changes
+        return result
 
 
 def _grow(matrix: Array, column: Array, row: Array) -> Array:
