@@ -8,8 +8,16 @@ import pytest
 import torch
 
 from paretune.errors import InputError
-from paretune.moo import MGDA, Clamp, Descent, Problem, das_dennis, minimize, test_problems
-from paretune.moo.explore import explore
+from paretune.moo import (
+    MGDA,
+    Clamp,
+    Descent,
+    Problem,
+    das_dennis,
+    explore,
+    minimize,
+    test_problems,
+)
 from paretune.moo.indicators import hypervolume
 
 GRID = [(k / 22, 1 - k / 22) for k in range(1, 22)]
@@ -140,4 +148,4 @@ def test_bad_input():
 
 
 def test_docstring_example():
-    assert doctest.testmod(importlib.import_module("paretune.moo.explore")).failed == 0
+    assert doctest.testmod(importlib.import_module("paretune.moo.exploration")).failed == 0

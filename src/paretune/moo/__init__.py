@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from paretune.moo.affine import AffineConstraints
     from paretune.moo.clamp_state import ClampState
     from paretune.moo.descent import Descent
+    from paretune.moo.exploration import Exploration, explore
     from paretune.moo.kkt import (
         DegenerateConstraintsWarning,
         KKTParts,
@@ -35,6 +36,7 @@ _HOME = {
     "ClampState": "clamp_state",
     "DegenerateConstraintsWarning": "kkt",
     "Descent": "descent",
+    "Exploration": "exploration",
     "History": "result",
     "KKTParts": "kkt",
     "KKTSystem": "kkt",
@@ -51,6 +53,7 @@ _HOME = {
     "Weighting": "weightings",
     "Weights": "weightings",
     "best_multipliers": "kkt",
+    "explore": "exploration",
     "kkt_system": "kkt",
     "minimize": "optimize",
 }
@@ -62,6 +65,7 @@ __all__ = [
     "ClampState",
     "DegenerateConstraintsWarning",
     "Descent",
+    "Exploration",
     "History",
     "KKTParts",
     "KKTSystem",
@@ -80,6 +84,7 @@ __all__ = [
     "Weights",
     "best_multipliers",
     "das_dennis",
+    "explore",
     "kkt_system",
     "minimize",
     "named_preferences",
