@@ -6,7 +6,8 @@ import torch
 from scipy.optimize import minimize as scipy_minimize
 
 from paretune.errors import InputError
-from paretune.moo import test_problems
+from paretune.moo import best_multipliers, kkt_system, minimize, test_problems
+from paretune.moo.indicators import hypervolume
 
 PAIRS = {
     "toy": test_problems.toy,
@@ -170,6 +171,58 @@ def test_every_front_point_is_the_solution_of_its_own_preference(make):
         np.testing.assert_allclose(known.chebyshev(p), point, atol=1e-6)
         violation = known.problem.constraints(torch.tensor(known.solution(p)))
         assert float(violation.abs().max()) < 1e-12
+
+
+CONSTRAINED = {
+    **PAIRS,
+    "quadratics": lambda: test_problems.random_quadratics(30, 3, 10),
+    **{f"eq_dtlz {case}": lambda case=case: test_problems.eq_dtlz(*case) for case in EQ_DTLZ},
+}
+
+
+# The rank-deficient problem warns, as it should.
+@pytest.mark.filterwarnings("ignore::paretune.moo.kkt.DegenerateConstraintsWarning")
+@pytest.mark.parametrize("make", CONSTRAINED)
+def test_kkt_system_is_zero_at_every_known_solution(make):
+    known = CONSTRAINED[make]()
+    size = known.n_objectives
+    for p in [(1 / size,) * size, tuple(np.arange(1, size + 1) / (size * (size + 1) / 2))]:
+        if make == "quadratics" and p[0] != p[-1]:
+            continue  # its solution is known for the uniform preference alone
+        z = known.solution(p)
+        system = kkt_system(known.problem, z, *best_multipliers(known.problem, z, p), p)
+        assert system.norm < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("p", "omega", "nu"),
+    [
+        ((0.25, 0.75), (0.60444583, 0.39555417), 0.19836032),
+        ((0.75, 0.25), (0.43140952, 0.56859048), 0.69519830),
+    ],
+)
+def test_printed_multipliers_of_the_toy(p, omega, nu):
+    known = test_problems.toy()
+    found = best_multipliers(known.problem, known.solution(p), p)
+    np.testing.assert_allclose(found.omega, omega, atol=1e-8)
+    np.testing.assert_allclose(found.nu.abs(), [nu], atol=1e-8)
+
+
+@pytest.mark.parametrize("p1", [0.3, 0.7, 0.9])
+def test_dd1_two_solvers_agree(p1):
+    """Nothing is known about it; SLSQP and wc_augmented at least end in the same point."""
+    known, p = test_problems.dd1(), (p1, 1 - p1)
+    side = float(known.problem.bounds[1])
+    expected, violation = slsqp(known, p, known.x0.numpy(), bounds=[(-side, side)] * 5)
+    found = minimize(known.problem, p, x0=known.x0, tol=1e-7)
+    assert violation < 1e-8
+    assert found.converged
+    np.testing.assert_allclose(found.x, expected, atol=1e-4)
+
+
+def test_exact_hypervolume_of_the_toy():
+    front = test_problems.toy().front(20_000)
+    assert hypervolume(front, (10.0, 20.0)).value == pytest.approx(164.204840, abs=2e-2)
 
 
 def test_concave_front_lies_beyond_its_chord():
