@@ -90,8 +90,11 @@ class AugmentedLagrangian:
             p * (f + c)
             for p, f, c in zip(self.lam, point.objectives.tolist(), self.shift, strict=True)
         ]
-        omega = project_simplex([w + self._v * a for w, a in zip(self.w0, values, strict=True)])
-        value = sum(w * a for w, a in zip(omega, values, strict=True))
+        # Near the end all active a agree in many digits; w and A are computed from differences.
+        top = max(values)
+        gaps = [a - top for a in values]
+        omega = project_simplex([w + self._v * g for w, g in zip(self.w0, gaps, strict=True)])
+        value = top + sum(w * g for w, g in zip(omega, gaps, strict=True))
         value -= sum((w - b) * (w - b) for w, b in zip(omega, self.w0, strict=True)) / (2 * self._v)
         nu = self.nu
         if len(nu):

@@ -21,6 +21,8 @@ from paretune.moo.simplex_qp import solve_simplex_qp
 _DENSE_ENTRIES = 4_000_000
 # Singular values below this part of the largest count as zero.
 _RANK_TOLERANCE = 1e-8
+# Objectives count as active in a warning when they are this close to ρ, or weigh more than it.
+_ACTIVE_TOLERANCE = 1e-6
 
 
 class KKTParts(NamedTuple):
@@ -166,7 +168,8 @@ def best_multipliers(
             best = square, rho, omega
     assert best is not None
     _, rho, omega = best
-    solve.warn_if_degenerate(rows[omega > 1e-6])
+    close = values >= rho - _ACTIVE_TOLERANCE * float(values.abs().max())
+    solve.warn_if_degenerate(rows[close | (omega > _ACTIVE_TOLERANCE)])
     nu = torch.stack([dual for dual, _ in targets]).T @ omega
     return Multipliers(rho, omega, nu)
 

@@ -29,8 +29,10 @@ class LBFGS:
     def add(self, move: Tensor, change: Tensor) -> None:
         """Learn that the gradient changed by that much along that move; both flattened."""
         curvature = float(move @ change)
-        if curvature <= 1e-10 * float(move.norm() * change.norm()):
+        length = float(move.norm())
+        if curvature <= 1e-10 * length * float(change.norm()):
             return
+        move, change = move / length, change / length  # so that late, short steps keep their digits
         if self._moves is None or self._changes is None:
             self._moves, self._changes = move[None], change[None]
         else:
