@@ -58,7 +58,8 @@ def cone() -> None:
     z = np.array([math.cos(0.5), -math.sin(0.5)])  # 0.5 before the arc's first end
     objective, constraint = gradients(known.problem, z)
     tangent = torch.tensor([math.sin(0.5), math.cos(0.5)], dtype=torch.float64)
-    print(f"∇h·d = {float(constraint[0] @ tangent):.1e}, ∇f_s·d = {(objective @ tangent).tolist()}")
+    slopes = ", ".join(f"{value:.2f}" for value in (objective @ tangent).tolist())
+    print(f"∇h·d = {float(constraint[0] @ tangent):.0e}, ∇f_s·d = {slopes}")
     print("| ε | h(z + εd) | F(z + εd, back on the sphere) − F(z) |\n|---|---|---|")
     for step in (1e-1, 1e-2, 1e-3):
         moved = torch.tensor(z) + step * tangent
@@ -135,6 +136,22 @@ def shifts() -> None:
         texts = [f"z₁ = {found[p]:.4f}" for p in PREFERENCES]
         span = f"z₁ from {min(reached):.2f} to {max(reached):.2f}"
         print(f"| {shift:g} | {texts[0]} | {texts[1]} | {span} |")
+
+
+def weak() -> None:
+    """A weakly Pareto optimal solution, and the small sum that excludes it."""
+    p, start = (0.5, 0.5), [0.9, 0.5]
+    for share in (0.0, 0.01):
+
+        def objectives(z: Tensor, share: float = share) -> Tensor:
+            values = torch.stack([1 + z[0] ** 2, 2 + z[1] ** 2])
+            return values + share * values.sum()
+
+        found = minimize(Problem(objectives), p, "wc_augmented", x0=start, tol=1e-8)
+        z, omega = (
+            ", ".join(f"{v:.3f}" for v in part.tolist()) for part in (found.x, found.multipliers)
+        )
+        print(f"f + {share:g} Σ f: z = ({z}), ω = ({omega}), ‖K‖ = {found.kkt_residual:.0e}")
 
 
 def examples() -> None:
@@ -228,6 +245,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "assumption_2": assumption_2,
     "theorem_4": theorem_4,
     "shifts": shifts,
+    "weak": weak,
     "examples": examples,
     "smoothness": smoothness,
     "monotone": monotone,

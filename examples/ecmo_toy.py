@@ -175,7 +175,7 @@ def rates(picture: Path, longest: int) -> None:
     every = [10**k for k in range(2, round(math.log10(longest)) + 1)]
     short = [steps for steps in every if steps <= 100_000]
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.6), sharey=True)
-    for axis, title in zip(axes, ["Algorithm 1", "Algorithm 3, batches of T^(5/4)"], strict=True):
+    for axis, title in zip(axes, ["Algorithm 1", "Algorithm 3 (stochastic)"], strict=True):
         axis.set(xscale="log", yscale="log", xlabel="T", title=title)
         axis.grid(alpha=0.25)
     axes[0].set_ylabel("‖K‖²")
@@ -193,12 +193,21 @@ def rates(picture: Path, longest: int) -> None:
             report(f"Algorithm 3, batches of {name}, {p}", short, noisy, floors)
             if size is None:
                 draw_rates(axes[1], p, short, noisy, floors[: len(short)])
+            else:
+                lasts = [last for _, last in noisy]
+                label = f"last iterate, batches of 32, {NAMES[p]}"
+                axes[1].plot(short, lasts, "x:", color=COLOURS[p], label=label)
+    axes[1].set_xlim(axes[0].get_xlim())
     for axis in axes:
-        first, last = axis.lines[0].get_xdata()[[0, -1]]
-        height = axis.lines[0].get_ydata()[0] * 3
-        guide = [height, height * (last / first) ** -0.5]
-        axis.plot([first, last], guide, "k:", linewidth=1, label="slope −1/2")
-        axis.legend(frameon=False, fontsize=8, loc="lower left")
+        guide = 9e3 * np.array([1.0, (every[-1] / every[0]) ** -0.5])
+        axis.plot([every[0], every[-1]], guide, "k:", linewidth=1, label="slope −1/2")
+    figure.legend(
+        *axes[1].get_legend_handles_labels(),
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0.0),
+        ncols=3,
+        frameon=False,
+    )
     save(figure, picture)
 
 
@@ -225,9 +234,11 @@ def draw_rates(
 ) -> None:
     means, lasts = (np.array(column) for column in zip(*pairs, strict=True))
     where, colour = np.array(steps), COLOURS[p]
-    axis.plot(where, means, "o-", color=colour, label=f"running mean, {NAMES[p]}")
-    axis.plot(where, lasts, "s-", color=colour, mfc="white", label=f"last iterate, {NAMES[p]}")
-    axis.plot(where, floors, "--", color=colour, alpha=0.6, label=f"floor, {NAMES[p]}")
+    size = 9 if p == PREFERENCES[0] else 5  # the two running means coincide
+    name = NAMES[p]
+    axis.plot(where, means, "o-", color=colour, markersize=size, label=f"running mean, {name}")
+    axis.plot(where, lasts, "s-", color=colour, mfc="white", label=f"last iterate, {name}")
+    axis.plot(where, floors, "--", color=colour, alpha=0.6, label=f"floor, {name}")
 
 
 def floors_and_bias() -> None:
