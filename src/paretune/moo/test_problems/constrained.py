@@ -117,9 +117,9 @@ def dd1(shift: float = 20.0) -> KnownProblem:
 
     f1 = Σ z_i², f2 = 3 z1 + 2 z2 − z3/3 + 0.01 (z4 − z5)³ + shift;
     h1 = z1 + 2 z2 − z3 − z4/2 + z5 − 2, h2 = 4 z1 − 2 z2 + 0.8 z3 + 0.6 z4 + z5²/2.
-    The objectives agree with two public implementations. THE CONSTRAINTS ARE UNVERIFIED, written
-    down from memory of the paper. The original's Σ z_i² <= 10 is replaced by the box around that
-    ball, on which shift = 20 keeps f2 positive; a solution with f1 > 10 is outside the original.
+    All as on the authors' page on the method (caam.rice.edu/~indra/NBIhomepage.html), shift aside.
+    Their Σ z_i² <= 10 is replaced by the box around that ball, on which shift = 20 keeps f2
+    positive; a solution with f1 > 10 is outside the original problem.
     Source: I. Das and J. E. Dennis, SIAM J. Optim. 8 (1998).
     """
 
