@@ -113,9 +113,10 @@ class AugmentedLagrangian:
         """ρ and the parts of K, given ∇A (its projected form under bounds)."""
         rho = best_rho(view.chebyshev, view.omega)
         slack = [min(w, rho - a) for w, a in zip(view.omega, view.chebyshev, strict=True)]
-        feasibility = float(view.point.constraints.norm())
+        feasibility = float(torch.linalg.vector_norm(view.point.constraints))
+        stationarity = float(torch.linalg.vector_norm(residual))
         return rho, KKTParts(
-            abs(sum(view.omega) - 1), float(residual.norm()), feasibility, math.hypot(*slack)
+            abs(sum(view.omega) - 1), stationarity, feasibility, math.hypot(*slack)
         )
 
     def update(self, view: View, parts: KKTParts) -> None:
@@ -137,7 +138,7 @@ class AugmentedLagrangian:
     def step(self, view: View, damping: float) -> None:
         """ν += damping · u h, clipped, and w0 += damping (w − w0)."""
         nu = self.nu + damping * (view.nu - self.nu)
-        size = float(nu.norm())
+        size = float(torch.linalg.vector_norm(nu))
         self.nu = nu * (self._dual_limit / size) if size > self._dual_limit else nu
         self.w0 = [b + damping * (w - b) for b, w in zip(self.w0, view.omega, strict=True)]
 

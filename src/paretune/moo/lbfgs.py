@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,32 +25,38 @@ class LBFGS:
         self._memory = memory
         self._moves: Tensor | None = None  # rows s
         self._changes: Tensor | None = None  # rows y
-        self._sy: Array = np.zeros((0, 0))
+        self._curvatures: Array = np.zeros(0)  # s_i·y_i
+        self._inverse: Array = np.zeros((0, 0))  # of the upper triangle of s_i·y_j
         self._yy: Array = np.zeros((0, 0))
 
     def add(self, move: Tensor, change: Tensor) -> None:
         """Learn that the gradient changed by that much along that move; both flattened."""
-        curvature = float(move @ change)
-        length = float(move.norm())
-        if curvature <= 1e-10 * length * float(change.norm()):
+        curvature, square = float(move @ change), float(move @ move)
+        if curvature <= 1e-10 * math.sqrt(square * float(change @ change)):
             return
+        length = math.sqrt(square)
         move, change = move / length, change / length  # so that late, short steps keep their digits
+        curvature /= square
         if self._moves is None or self._changes is None:
             self._moves, self._changes = move[None], change[None]
         else:
             first = 1 if len(self._moves) == self._memory else 0
             self._moves = torch.cat([self._moves[first:], move[None]])
             self._changes = torch.cat([self._changes[first:], change[None]])
-            self._sy, self._yy = self._sy[first:, first:], self._yy[first:, first:]
-        self._sy = _grow(self._sy, _numpy(self._moves @ change), _numpy(self._changes @ move))
+            self._curvatures, self._yy = self._curvatures[first:], self._yy[first:, first:]
+            self._inverse = self._inverse[first:, first:]
+        above = self._inverse @ _numpy(self._moves[:-1] @ change)
+        self._inverse = _grow(self._inverse, -above / curvature, 0.0, 1 / curvature)
         products = _numpy(self._changes @ change)
-        self._yy = _grow(self._yy, products, products)
+        self._yy = _grow(self._yy, products[:-1], products[:-1], products[-1])
+        self._curvatures = np.append(self._curvatures, curvature)
 
     def solve(self, gradient: Tensor, free: Tensor | None = None) -> Tensor | None:
         """H g, flattened; None before the first pair. Only `free` coordinates (bool) take part."""
         if self._moves is None or self._changes is None:
             return None
-        moves, changes, sy, yy = self._moves, self._changes, self._sy, self._yy
+        moves, changes, yy = self._moves, self._changes, self._yy
+        curvatures, inverse = self._curvatures, self._inverse
         if free is not None:
             moves, changes, gradient = moves * free, changes * free, gradient * free
             sy, yy = _numpy(moves @ changes.T), _numpy(changes @ changes.T)
@@ -58,24 +66,22 @@ class LBFGS:
                 return None
             moves, changes = moves[keep], changes[keep]
             sy, yy = sy[np.ix_(keep, keep)], yy[np.ix_(keep, keep)]
-        scale = sy[-1, -1] / yy[-1, -1]
-        upper = np.triu(sy)
-        along, across = _numpy(moves @ gradient), _numpy(changes @ gradient)
-        inner = np.linalg.solve(upper, along)
-        outer = sy.diagonal() * inner + scale * (yy @ inner - across)
-        weights = np.linalg.solve(upper.T, outer)
-        along_moves: Tensor = torch.from_numpy(weights).to(moves) @ moves
+            curvatures, inverse = sy.diagonal(), np.asarray(np.linalg.inv(np.triu(sy)), np.float64)
+        scale = float(curvatures[-1] / yy[-1, -1])
+        inner = inverse @ _numpy(moves @ gradient)
+        outer = curvatures * inner + scale * (yy @ inner - _numpy(changes @ gradient))
+        along_moves: Tensor = torch.from_numpy(inverse.T @ outer).to(moves) @ moves
         along_changes: Tensor = torch.from_numpy(scale * inner).to(moves) @ changes
         result: Tensor = scale * gradient + along_moves - along_changes
         return result
 
 
-def _grow(matrix: Array, column: Array, row: Array) -> Array:
-    """The matrix with one more column and one more row; their last entries agree."""
+def _grow(matrix: Array, column: Array, row: Array | float, corner: float) -> Array:
+    """The matrix with one more column and one more row."""
     size = len(matrix) + 1
     grown = np.empty((size, size))
     grown[:-1, :-1] = matrix
-    grown[:, -1], grown[-1] = column, row
+    grown[:-1, -1], grown[-1, :-1], grown[-1, -1] = column, row, corner
     return grown
 
 

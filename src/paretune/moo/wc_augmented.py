@@ -81,7 +81,9 @@ class WCAugmented:
         lagrangian = AugmentedLagrangian(problem, lam, shift, start)
         track = Track(lagrangian, tol)
         if self.inner == "lbfgs":
-            message = _Newton(lagrangian, track, steps, self.memory).run(lagrangian.view(start))
+            message = _QuasiNewton(lagrangian, track, steps, self.memory).run(
+                lagrangian.view(start)
+            )
         else:
             from paretune.moo.wc_first_order import run_first_order
 
@@ -151,7 +153,7 @@ class Track:
         )
 
 
-class _Newton:
+class _QuasiNewton:
     """L-BFGS steps on A(z) between updates of the multipliers."""
 
     def __init__(
@@ -189,9 +191,11 @@ class _Newton:
         whether no step was found."""
         gradient = self.lagrangian.gradient(view)
         residual = projected(self.lagrangian.problem, view.point.z, gradient)
-        goal = max(_INNER_ACCURACY * float(residual.norm()), 0.1 * self.track.tol)
-        for _ in range(_INNER_LIMIT):
+        goal = 0.1 * self.track.tol
+        for step in range(_INNER_LIMIT):
             parts, done = self.track.look(view, residual)
+            if step == 0:
+                goal = max(_INNER_ACCURACY * parts.stationarity, goal)
             if done or parts.stationarity <= goal or self.taken >= self.steps:
                 return view, parts, done, False
             trial = self.search(view, gradient, self.direction(view, gradient, residual))

@@ -43,6 +43,8 @@ def run_first_order(
         gradient = lagrangian.gradient(view)
         parts, done = track.look(view, projected(problem, z, gradient))
         exploded = not parts.stationarity <= _EXPLOSION * entered
+        if exploded and track.best is None:
+            return "K was not finite at the start."
         if exploded and track.best is not None:
             view, safety, since = track.best.view, safety / 2, 0
             optimizer.state.clear()
