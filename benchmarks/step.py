@@ -175,10 +175,17 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=96, help="tokens of a sequence")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), metavar="NAME")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--output", type=Path, help="also write all figures as JSON")
     parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    needed = {"floor", "one_pass", "algorithm_1"}
+    if unknown := [name for name in args.contenders if name not in CONTENDERS]:
+        parser.error(f"unknown contender {unknown[0]}; there are {', '.join(CONTENDERS)}")
+    if missing := sorted(needed - set(args.contenders)):
+        parser.error(f"the table needs {', '.join(missing)}")
+    return args
 
 
 def main() -> None:
@@ -190,7 +197,8 @@ def main() -> None:
         print(peak_of_this_process(case, args.memory_of))
         return
     names = []
-    for name, (_, _, package) in CONTENDERS.items():
+    for name in args.contenders:
+        package = CONTENDERS[name][2]
         if package is None or importlib.util.find_spec(package):
             names.append(name)
         else:
