@@ -29,6 +29,7 @@ import torch
 from scipy.optimize import NonlinearConstraint
 from scipy.optimize import minimize as scipy_minimize
 
+from paretune.errors import InputError
 from paretune.moo import Problem, WCPenalty, best_multipliers, kkt_system, minimize, test_problems
 
 TOLERANCES = (1e-2, 1e-4, 1e-6)
@@ -88,7 +89,10 @@ def algorithm_1(
     def run(eta: float, steps: int) -> tuple[Spent, bool]:
         method = WCPenalty(u=penalty, v=penalty, eta=eta)
         start = time.perf_counter()
-        found = minimize(problem, p, method, x0=x0, tol=tol, steps=steps)
+        try:
+            found = minimize(problem, p, method, x0=x0, tol=tol, steps=steps)
+        except InputError:  # an objective left the positive range on the way
+            return None, False
         spent = found.n_gradient_evaluations, time.perf_counter() - start
         return (spent if found.converged else None), "finite" not in found.message
 
