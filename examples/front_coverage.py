@@ -62,7 +62,7 @@ def report(known: KnownProblem, front: Exploration, sums: np.ndarray, exact: np.
 def draw(known: KnownProblem, found: np.ndarray, sums: np.ndarray, picture: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.8), sharex=True, sharey=True)
     whole, exact = known.front(300), np.array([known.chebyshev(p) for p in PREFERENCES])
-    titles = ["weighted Chebyshev (explore)", "linear weighting"]
+    titles = ["explore", "linear weighting"]
     for axis, title, points, colour in zip(axes, titles, [found, sums], ["C0", "C3"], strict=True):
         axis.plot(*whole.T, color="0.75", linewidth=4, label="Pareto front", zorder=1)
         area = hypervolume(points, REFERENCE).value
@@ -72,7 +72,9 @@ def draw(known: KnownProblem, found: np.ndarray, sums: np.ndarray, picture: Path
             corners[:, 0], corners[:, 1], REFERENCE[1], step="post", color=colour, alpha=0.12
         )
         axis.plot(*points.T, "o", color=colour, label="21 preferences", zorder=3)
-        axis.set(title=f"{title}: {area:.3f}", xlabel="f₁", xlim=(0, 1.12), ylim=(0, 1.12))
+        axis.set(
+            title=f"{title}: hypervolume {area:.3f}", xlabel="f₁", xlim=(0, 1.12), ylim=(0, 1.12)
+        )
         axis.set_aspect("equal")
     axes[0].plot(*exact.T, "k+", markersize=10, label="exact Chebyshev point", zorder=4)
     axes[0].set_ylabel("f₂")
