@@ -303,7 +303,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"any of {', '.join(parts)}; default the first 3")
     parser.add_argument("--limit", type=int, default=30_000, help="evaluations for Algorithm 1")
     parser.add_argument("--seconds", type=float, default=60.0, help="for scipy, in 'dimensions'")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 30, 100, 300, 1000, 3000])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 100, 300, 1000, 3000])
     parser.add_argument("--longest", type=int, default=1_000_000, help="T in 'slope'")
     parser.add_argument("--output", type=Path, help="also write the tables there")
     arguments = parser.parse_args()

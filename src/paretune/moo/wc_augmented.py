@@ -217,8 +217,12 @@ class _QuasiNewton:
             held = (residual == 0) & (gradient != 0)
             free = ~held if bool(held.any()) else None
         step = self.curvature.solve(gradient, free)
-        if step is None:
-            step = residual * min(1.0, 0.1 * max(1.0, float(z.norm())) / float(residual.norm()))
+        radius = max(1.0, float(z.norm()))
+        if step is None:  # a first step, short since its scale is not known
+            step, radius = residual, 0.1 * radius
+        size = float(step.norm())
+        if size > radius:  # no step moves z by more than its own size, out to some plateau
+            step = step * (radius / size)
         return step.reshape(z.shape)
 
     def search(self, view: View, gradient: Tensor, step: Tensor) -> View | None:
