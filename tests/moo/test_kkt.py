@@ -17,6 +17,7 @@ from paretune.moo import (
     Problem,
     best_multipliers,
     kkt_system,
+    minimize,
     test_problems,
 )
 from paretune.moo.kkt import best_rho
@@ -135,6 +136,24 @@ def test_counterexamples_are_optimal_but_not_kkt(problem, x):
     # ∇F ω has first component -p (or p) whatever ω on the simplex, and ∇h ν cannot cancel it:
     # the best multiple t of it has (t − 1)² + (p t)² = p² / (1 + p²).
     assert system.norm == pytest.approx(0.5 / math.sqrt(1.25), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("problem", "x0", "x"),
+    [
+        (first_counterexample(), [0.3], [1.0]),
+        (second_counterexample(), [0.5, 0.7, 0.2], [0.0, 0.0, 1.0]),
+    ],
+)
+def test_counterexamples_are_approached_with_growing_multipliers(problem, x0, x):
+    """‖K‖ can be made small near such a point, but only with ν like 1 / √‖K‖."""
+    sizes = []
+    for tol in (1e-3, 1e-5):
+        found = minimize(problem, (0.5, 0.5), x0=x0, tol=tol, shift=20.0)
+        assert found.converged
+        np.testing.assert_allclose(found.x, x, atol=2 * math.sqrt(tol))
+        sizes.append(float(found.constraint_multipliers.norm()))
+    assert sizes[1] > 5 * sizes[0]
 
 
 def test_licq_in_rho_z_space():

@@ -21,6 +21,8 @@ from paretune.moo.simplex_qp import solve_simplex_qp
 _DENSE_ENTRIES = 4_000_000
 # Singular values below this part of the largest count as zero.
 _RANK_TOLERANCE = 1e-8
+# Below this part of the largest one a singular value is warned about.
+_NEARLY = 1e-3
 # Objectives count as active in a warning when they are this close to ρ, or weigh more than it.
 _ACTIVE_TOLERANCE = 1e-6
 
@@ -249,8 +251,9 @@ class _DualSolver:
         if self._basis is None:
             return
         sizes = self._basis[1]
-        small = _RANK_TOLERANCE**0.5
-        if self._size > self._jacobian.shape[0] or float(sizes.min()) <= small * float(sizes.max()):
+        if self._size > self._jacobian.shape[0] or float(sizes.min()) <= _NEARLY * float(
+            sizes.max()
+        ):
             warnings.warn(
                 f"The {self._size} constraint gradients are (nearly) linearly dependent here "
                 f"(singular values {float(sizes.min()):.1e} to {float(sizes.max()):.1e}), so LICQ "
@@ -265,7 +268,7 @@ class _DualSolver:
         )
         stack = torch.nn.functional.normalize(torch.cat([lifted, padded]), dim=1)
         spread = torch.linalg.svdvals(stack)
-        if len(stack) > stack.shape[1] or float(spread.min()) <= small * float(spread.max()):
+        if len(stack) > stack.shape[1] or float(spread.min()) <= _NEARLY * float(spread.max()):
             warnings.warn(
                 "The gradients (-1, λ_s ∇f_s) of the active objectives and (0, ∇h_i) are (nearly) "
                 "linearly dependent here, so LICQ in (ρ, z)-space fails: the multipliers are not "

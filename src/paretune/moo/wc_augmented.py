@@ -33,6 +33,9 @@ class WCAugmented:
     defaults are meant for all problems. The result's x is the visited point of smallest residual;
     it is a local solution if the problem is not convex.
 
+    At a solution without multipliers (LICQ fails: the paper's Examples 1 and 2) the residual still
+    falls, slowly, while ν grows without bound; a ν that grows as tol is lowered tells.
+
     "lbfgs" keeps curvature across updates. "heavy_ball" and "adam" need less memory, and several
     times more steps.
 
