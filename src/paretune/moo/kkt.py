@@ -236,11 +236,8 @@ class _DualSolver:
                 break
             image = self._multiply(direction)
             step = square / float(image @ image)
-            nu, along, remaining = (
-                nu + step * direction,
-                along + step * image,
-                remaining - step * image,
-            )
+            nu, along = nu + step * direction, along + step * image
+            remaining = remaining - step * image
             slope = self._multiply_transposed(remaining)
             previous, square = square, float(slope @ slope)
             direction = slope + (square / previous) * direction
@@ -250,22 +247,18 @@ class _DualSolver:
         """Warn when ∇h or the LICQ set in (ρ, z)-space is nearly rank deficient."""
         if self._basis is None:
             return
-        sizes = self._basis[1]
-        if self._size > self._jacobian.shape[0] or float(sizes.min()) <= _NEARLY * float(
-            sizes.max()
-        ):
+        low, high = float(self._basis[1].min()), float(self._basis[1].max())
+        if self._size > len(self._jacobian) or low <= _NEARLY * high:
             warnings.warn(
                 f"The {self._size} constraint gradients are (nearly) linearly dependent here "
-                f"(singular values {float(sizes.min()):.1e} to {float(sizes.max()):.1e}), so LICQ "
+                f"(singular values {low:.1e} to {high:.1e}), so LICQ "
                 "fails: a minimum need not satisfy the KKT conditions, and nu is not unique.",
                 DegenerateConstraintsWarning,
                 stacklevel=3,
             )
             return
         lifted = torch.cat([active, -torch.ones(len(active), 1, dtype=active.dtype)], dim=1)
-        padded = torch.cat(
-            [self._jacobian.T, torch.zeros(self._size, 1, dtype=active.dtype)], dim=1
-        )
+        padded = torch.nn.functional.pad(self._jacobian.T, (0, 1))
         stack = torch.nn.functional.normalize(torch.cat([lifted, padded]), dim=1)
         spread = torch.linalg.svdvals(stack)
         if len(stack) > stack.shape[1] or float(spread.min()) <= _NEARLY * float(spread.max()):
