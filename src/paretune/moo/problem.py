@@ -82,6 +82,9 @@ class Problem:
         """The nearest point within the bounds."""
         if self.bounds is None:
             return z
+        lower, upper = self.bounds
+        if not (isinstance(lower, Tensor) or isinstance(upper, Tensor)):
+            return torch.clamp(z, lower, upper)
         lower, upper = (torch.as_tensor(b, dtype=z.dtype, device=z.device) for b in self.bounds)
         return torch.clamp(z, lower, upper)
 
