@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from paretune import ClampConfig, ClampTrainer, InputError, TrainingStoppedError
 from paretune.moo.weightings import Linear
 from paretune.training import MultiObjectiveConfig, MultiObjectiveTrainer
+from paretune.training.checkpoints import newest_complete
 
 HALVES = {"one": 0.5, "two": 0.5}
 
@@ -194,6 +195,52 @@ def test_resume_is_bit_exact(clamp: Any, random_pairs: Any, accumulation: int) -
         assert a["one/loss"] == b["one/loss"]
         assert a["lambda/one"] == b["lambda/one"]
     assert resumed.state.best_metric == whole.state.best_metric
+
+
+def test_resume_in_the_middle_of_an_epoch_of_independent_rows(
+    clamp: Any, random_pairs: Any
+) -> None:
+    pairs = random_pairs(n=10, shared=False)
+    pairs["two"] = pairs["two"][:7]
+    options = {"train": pairs, "max_steps": 8, "save_strategy": "steps", "save_steps": 3}
+    whole = clamp(folder="whole", sampling="independent", **options)
+    whole.train()
+    with pytest.raises(_Kill):  # four steps an epoch: the checkpoint is of the second
+        clamp(folder="cut", sampling="independent", callbacks=[_KillAt(7)], **options).train()
+    resumed = clamp(folder="cut", sampling="independent", **options)
+    resumed.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(adapter(resumed), adapter(whole), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("patience", [0, 2])
+def test_a_run_that_is_over_does_not_go_on(clamp: Any, random_pairs: Any, patience: int) -> None:
+    options: dict[str, Any] = {
+        "evaluation": random_pairs(n=4, seed=9),
+        "max_steps": 30 if patience else 3,
+        "learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "early_stopping_patience": patience,
+    }
+    whole = clamp(**options)
+    whole.train()
+    assert whole.state.global_step < 30
+    again = clamp(**options)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == whole.state.global_step
+    torch.testing.assert_close(adapter(again), adapter(whole), rtol=0, atol=0)
+
+
+def test_a_checkpoint_that_was_being_deleted_is_passed_over(clamp: Any) -> None:
+    trainer = clamp(save_strategy="steps", save_steps=2)
+    trainer.train()
+    folder = Path(trainer.args.output_dir)
+    assert newest_complete(folder) == str(folder / "checkpoint-4")
+    (folder / "checkpoint-4" / "optimizer.pt").unlink()
+    assert newest_complete(folder) == str(folder / "checkpoint-2")
 
 
 def test_early_stopping_keeps_the_best_adapter(clamp: Any, random_pairs: Any) -> None:

@@ -1,16 +1,20 @@
 """Checkpoints that a kill at any moment cannot spoil."""
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any, Protocol
 
-from transformers import TrainerCallback
+import torch
+from transformers import TrainerCallback, TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 
 from paretune.errors import InputError
+from paretune.files import read_json, write_json
+from paretune.training.config import MultiObjectiveConfig
 
 _MARK = "paretune_state.json"  # written last: a checkpoint without it is incomplete
+_FILES = "files"  # key in it: the names of the files beside it
 
 
 class _Stateful(Protocol):
@@ -24,12 +28,13 @@ class CompleteCheckpoints(TrainerCallback):
         self._owner = owner
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # every process has written its random state
         if not args.should_save:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        partial = folder / f"{_MARK}.partial"
-        partial.write_text(json.dumps(self._owner.state_dict()))
-        os.replace(partial, folder / _MARK)
+        names = sorted(path.name for path in folder.iterdir() if path.name != _MARK)
+        write_json(folder / _MARK, {**self._owner.state_dict(), _FILES: names})
 
 
 def read_state(checkpoint: str) -> dict[str, Any]:
@@ -44,8 +49,19 @@ def read_state(checkpoint: str) -> dict[str, Any]:
             f"{checkpoint} is not a complete checkpoint of this trainer ({_MARK} is missing): "
             "resume from another one."
         )
-    state: dict[str, Any] = json.loads(path.read_text())
+    state: dict[str, Any] = read_json(path)
     return state
+
+
+def finished_state(checkpoint: str, args: MultiObjectiveConfig) -> TrainerState | None:
+    """The trainer's state in a checkpoint after which there is nothing to train; else None."""
+    state = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME))
+    saved = state.stateful_callbacks.get("EarlyStoppingCallback")
+    waited = saved["attributes"]["early_stopping_patience_counter"] if saved else 0
+    stopped = 0 < args.early_stopping_patience <= waited
+    if args.max_steps > 0:
+        return state if stopped or state.global_step >= args.max_steps else None
+    return state if stopped or state.epoch >= args.num_train_epochs else None
 
 
 def newest_complete(folder: str | os.PathLike[str]) -> str | None:
@@ -53,6 +69,12 @@ def newest_complete(folder: str | os.PathLike[str]) -> str | None:
     found = []
     for path in Path(folder).glob("checkpoint-*"):
         number = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if number and (path / _MARK).exists():
+        if number and (path / _MARK).exists() and _whole(path):
             found.append((int(number[1]), path))
     return str(max(found)[1]) if found else None
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether all files are there: old checkpoints are deleted, which a kill can interrupt."""
+    names = read_json(checkpoint / _MARK).get(_FILES, [])
+    return all((checkpoint / name).exists() for name in names)

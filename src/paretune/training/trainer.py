@@ -4,6 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,10 @@ from transformers import (
     PreTrainedModel,
     Trainer,
     TrainerCallback,
+    TrainerState,
     set_seed,
 )
+from transformers.trainer_utils import TrainOutput
 
 from paretune.data.sampling import PairCollator, PairRows
 from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
@@ -27,7 +30,12 @@ from paretune.logprobs import ReferenceCache, score_sequences
 from paretune.losses import Scored
 from paretune.models import load_model_and_tokenizer
 from paretune.moo.weightings import Linear, Weighting, Weights
-from paretune.training.checkpoints import CompleteCheckpoints, newest_complete, read_state
+from paretune.training.checkpoints import (
+    CompleteCheckpoints,
+    finished_state,
+    newest_complete,
+    read_state,
+)
 from paretune.training.config import MultiObjectiveConfig
 
 Pairs = Mapping[str, Iterable[Mapping[str, Any]]]
@@ -88,14 +96,15 @@ class MultiObjectiveTrainer(Trainer):
         self._tokenizer = tokenizer
         self._train_pairs = self._tokenize(train_dataset, args)
         eval_pairs = None if eval_dataset is None else self._tokenize(eval_dataset, args)
+        rows = PairRows(self._train_pairs, self.live, args.sampling, args.seed)
         super().__init__(
             model=model,
             args=args,
-            train_dataset=PairRows(self._train_pairs, self.live, args.sampling, args.seed),
+            train_dataset=rows,
             eval_dataset=eval_pairs,
             data_collator=PairCollator(self._train_pairs, tokenizer.pad_token_id),
             processing_class=tokenizer,
-            callbacks=[*(callbacks or ()), CompleteCheckpoints(self)],
+            callbacks=[*(callbacks or ()), _Epochs(rows), CompleteCheckpoints(self)],
             optimizers=optimizers,
         )
         if args.early_stopping_patience > 0:
@@ -220,7 +229,9 @@ class MultiObjectiveTrainer(Trainer):
         bank.finish(self._reduce_sum if distributed else None)
         gramian, losses = bank.gramian(), bank.losses.clone()
         if distributed:  # reductions may differ in the last bit between ranks, weights must not
-            gramian, losses = broadcast([gramian, losses])
+            device = self.accelerator.device  # NCCL takes no CPU tensors
+            gramian, losses = broadcast([gramian.to(device), losses.to(device)])
+            gramian, losses = gramian.cpu(), losses.cpu()
         if not (gramian.isfinite().all() and losses.isfinite().all()):
             self._skip_step()
             return losses.new_zeros((), dtype=torch.float32)
@@ -321,7 +332,10 @@ class MultiObjectiveTrainer(Trainer):
             resume_from_checkpoint = newest_complete(str(self.args.output_dir))
         if resume_from_checkpoint:
             self.load_state_dict(read_state(str(resume_from_checkpoint)))
+            if over := finished_state(str(resume_from_checkpoint), self.args):
+                return self._take_over(over, Path(resume_from_checkpoint))
         self._trained = True
+        self._step_started = None  # an interrupted step leaves nothing behind
         # transformers seeds when a trainer is made; what happened since must not matter. A resumed
         # run gets its checkpoint's random state.
         set_seed(self.args.seed)
@@ -333,6 +347,15 @@ class MultiObjectiveTrainer(Trainer):
                 f"clip gradients; the last checkpoint is in {self.args.output_dir}."
             )
         return result
+
+    def _take_over(self, state: TrainerState, checkpoint: Path) -> TrainOutput:
+        """End as the run did that wrote this checkpoint after its last step."""
+        # transformers would take one more step.
+        self.state, self._trained = state, True
+        if self.args.load_best_model_at_end and state.best_global_step:
+            checkpoint = checkpoint.with_name(f"checkpoint-{state.best_global_step}")
+        self._load_from_checkpoint(str(checkpoint))
+        return TrainOutput(state.global_step, 0.0, {})
 
     def evaluate(  # type: ignore[override]
         self,
@@ -378,6 +401,16 @@ class MultiObjectiveTrainer(Trainer):
         self.nonfinite_steps = int(state["nonfinite_steps"])
 
 
+class _Epochs(TrainerCallback):
+    """Tells the rows their epoch: accelerate does not with several processes or after a resume."""
+
+    def __init__(self, rows: PairRows) -> None:
+        self._rows = rows
+
+    def on_epoch_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        self._rows.set_epoch(int(state.epoch))
+
+
 def _load(model: Any, tokenizer: Any, peft_config: Any) -> tuple[nn.Module, Any]:
     if isinstance(model, str):
         model, loaded = load_model_and_tokenizer(model)
@@ -396,5 +429,8 @@ def _load(model: Any, tokenizer: Any, peft_config: Any) -> tuple[nn.Module, Any]
             raise InputError(
                 "The model has an adapter already: leave out peft_config to train that one."
             )
-        model = get_peft_model(model, peft_config)
+        try:
+            model = get_peft_model(model, peft_config)
+        except ValueError as error:
+            raise InputError(f"The adapter does not fit the model: {error}") from error
     return model, tokenizer
