@@ -180,6 +180,19 @@ def test_loss_scale_cancels(tiny_lora: Any, tokenizer: Any, random_pairs: Any) -
         torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-8)
 
 
+def test_small_gradients_survive_float16(tiny_lora: Any, tokenizer: Any, random_pairs: Any) -> None:
+    """Late in training W is small; divided by the loss scale it would vanish in float16."""
+    batch = make_batch(random_pairs(n=10), tokenizer, tiny_lora(5))
+    losses = dict.fromkeys(("one", "two"), PreferenceLoss(beta=1e-3))
+    exact, _ = gradients(tiny_lora(), [batch], losses, "per_objective")
+    for method in ("one_pass", "per_objective"):
+        engine = ObjectiveGradients(tiny_lora(), losses, method)  # type: ignore[arg-type]
+        with torch.autocast("cpu", torch.float16):
+            engine.accumulate(batch, scale=4096.0)
+        engine.bank.finish()
+        assert relative(flat(engine.bank), exact) < 0.02
+
+
 def test_bfloat16_autocast(tiny_lora: Any, tokenizer: Any, random_pairs: Any) -> None:
     batch = make_batch(random_pairs(n=10), tokenizer, tiny_lora(5))
     losses = dict.fromkeys(("one", "two"), PreferenceLoss())

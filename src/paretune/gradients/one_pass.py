@@ -66,9 +66,9 @@ class OnePass:
             leaf = logps.detach().requires_grad_()
             sums, totals = loss_sums(leaf, batch, losses)
             rows = [torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in sums]
-            cotangents = torch.stack(rows) / scale
+            cotangents = torch.stack(rows)
             for layer in self._layers:
-                layer.cotangents = cotangents
+                layer.cotangents, layer.unscale = cotangents, 1 / scale
             torch.autograd.backward(logps.sum() * scale)
         self._bank.add_losses(sums, totals)
 
@@ -94,6 +94,8 @@ class _Layer:
         self.n_sequences = 0
         self.cotangents: Tensor | None = None
         """``W``, ``(M, N)``, known once the forward pass is done."""
+        self.unscale = 1.0
+        """Applied to the float32 sums, not to ``W``, which would vanish in float16."""
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 3 or x.shape[0] != self.n_sequences:
@@ -118,13 +120,15 @@ class _Layer:
         # The narrower side (LoRA's rank) is the one repeated M times.
         if self._weight is not None and n_out <= n_in:
             scaled = (signal[:, :, None] * per_sample).reshape(-1, m * n_out)
-            self._weight += (scaled.T @ x.reshape(-1, n_in)).view(m, n_out, n_in)
+            product = (scaled.T @ x.reshape(-1, n_in)).view(m, n_out, n_in)
+            self._weight.add_(product, alpha=self.unscale)
         elif self._weight is not None:
             scaled = (x[:, :, None] * per_sample).reshape(-1, m * n_in)
-            product = signal.reshape(-1, n_out).T @ scaled
-            self._weight += product.view(n_out, m, n_in).transpose(0, 1)
+            product = (signal.reshape(-1, n_out).T @ scaled).view(n_out, m, n_in)
+            self._weight.add_(product.transpose(0, 1), alpha=self.unscale)
         if self._bias is not None:
-            self._bias += self.cotangents @ signal.sum(1).to(self.cotangents.dtype)
+            sums = self.cotangents @ signal.sum(1, dtype=self.cotangents.dtype)
+            self._bias.add_(sums, alpha=self.unscale)
 
 
 class _CapturedLinear(torch.autograd.Function):
