@@ -74,7 +74,7 @@ def minimize(
             one each; −z* plus a margin measures from an ideal point z*.
 
     Returns:
-        Result; its x is the last point visited.
+        Result; its x is the last point visited, for "wc_augmented" the one of smallest residual.
 
     Raises:
         InputError: inputs that do not fit together, an unknown method, options that the method
