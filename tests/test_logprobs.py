@@ -107,5 +107,6 @@ def test_cache_is_keyed_by_base_weights_and_sequences(
     assert cache.load(cache.path(tiny_lora(), items)) is not None  # the same base, an adapter on it
     assert cache.load(cache.path(tiny_llama(1), items)) is None
     assert cache.load(cache.path(tiny_llama(), items[:-1])) is None
+    assert cache.load(cache.path(tiny_llama(), items, "bf16")) is None
     assert ReferenceCache(None).path(tiny_llama(), items) is None
     assert fingerprint(tiny_llama()) != fingerprint(tiny_llama().bfloat16())

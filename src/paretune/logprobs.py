@@ -1,6 +1,7 @@
 """Log-probabilities of responses, with logits computed at response tokens only."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,11 +112,19 @@ class ReferenceCache:
     def __init__(self, folder: str | Path | None) -> None:
         self.folder = None if folder is None else Path(folder)
 
-    def path(self, model: nn.Module, sequences: Sequence[TokenSequence]) -> Path | None:
-        """The file for these sequences under this model's base weights."""
+    def path(
+        self, model: nn.Module, sequences: Sequence[TokenSequence], precision: str = "no"
+    ) -> Path | None:
+        """The file for these sequences under this model's base weights.
+
+        Args:
+            precision: Of autocast: "no", "bf16" or "fp16".
+        """
         if self.folder is None:
             return None
         digest = hashlib.sha256(fingerprint(model).encode())
+        if precision != "no":
+            digest.update(precision.encode())
         for sequence in sequences:
             digest.update(repr((sequence.input_ids, sequence.prompt_length)).encode())
         return self.folder / f"{digest.hexdigest()[:32]}.safetensors"
@@ -131,7 +140,7 @@ class ReferenceCache:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")  # several runs may store at once
         save_file({"logps": logps}, partial)
         partial.replace(path)
 

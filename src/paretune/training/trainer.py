@@ -161,7 +161,7 @@ class MultiObjectiveTrainer(Trainer):
                 "before trainer.train(), and evaluate what it returns."
             )
         cache = ReferenceCache(self.args.reference_cache)
-        path = cache.path(self.model, pairs.sequences)
+        path = cache.path(self.model, pairs.sequences, self.accelerator.mixed_precision)
         # All processes score or none does, whatever appears on disk meanwhile.
         found = broadcast_object_list([path is not None and path.exists()])[0]
         if found:
