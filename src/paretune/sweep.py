@@ -100,7 +100,9 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
         if not main_process():
             return _collect(recipe, run, planned, "test")
     elif (run / "front.json").exists() and (run / "front.png").exists():
-        return Front.read(run / "front.json")
+        front = Front.read(run / "front.json")
+        if len(front.points) == len(planned):  # else `evaluate` wrote it half-way
+            return front
     return _publish(_collect(recipe, run, planned, "test"), run)
 
 
