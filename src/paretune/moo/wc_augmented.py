@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,8 +15,10 @@ from paretune.moo.kkt import KKTParts, positive_weights
 from paretune.moo.lbfgs import LBFGS
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem, check_count
-from paretune.moo.result import History, Result
+from paretune.moo.result import Result
 from paretune.moo.wc_checks import Shift, check_positive, read_shift
+from paretune.moo.wc_first_order import run_first_order
+from paretune.moo.wc_track import Track, projected
 
 # An inner solve ends when the gradient has shrunk by this factor, or after so many iterations.
 _INNER_ACCURACY, _INNER_LIMIT = 0.1, 30
@@ -88,72 +90,10 @@ class WCAugmented:
                 lagrangian.view(start)
             )
         else:
-            from paretune.moo.wc_first_order import run_first_order
-
             message = run_first_order(
                 lagrangian, track, lagrangian.view(start), steps, self.inner, self.lr
             )
         return track.result(message)
-
-
-class Certified(NamedTuple):
-    """A view with its ‖K‖, the ρ that goes with it, and the parts."""
-
-    norm: float
-    rho: float
-    parts: KKTParts
-    view: View
-
-
-class Track:
-    """The best point so far and the history."""
-
-    def __init__(self, lagrangian: AugmentedLagrangian, tol: float) -> None:
-        self.lagrangian, self.tol = lagrangian, tol
-        self.best: Certified | None = None
-        self._rows: list[list[float]] = []
-
-    def look(self, view: View, residual: Tensor) -> tuple[KKTParts, bool]:
-        """The parts of K at this view, and whether it meets the tolerance."""
-        rho, parts = self.lagrangian.certify(view, residual)
-        norm = math.hypot(*parts)
-        if math.isfinite(norm) and (self.best is None or norm < self.best.norm):
-            self.best = Certified(norm, rho, parts, view)
-        return parts, norm <= self.tol
-
-    def record(self, view: View, parts: KKTParts, where: str) -> None:
-        """A row of the history; InputError when an objective is not positive there."""
-        values = view.point.objectives.tolist()
-        shifted = [f + c for f, c in zip(values, self.lagrangian.shift, strict=True)]
-        check_positive(shifted, where)
-        self._rows.append([*values, *view.omega, math.hypot(*parts), parts.feasibility])
-
-    def result(self, message: str) -> Result:
-        if self.best is None:
-            raise InputError("The objectives, constraints or gradients are not finite at x0.")
-        norm, rho, parts, view = self.best
-        size = len(view.omega)
-        table = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, 2 * size + 2)
-        return Result(
-            x=view.point.z,
-            objectives=view.point.objectives.double().cpu(),
-            constraints=view.point.constraints.double().cpu(),
-            rho=rho,
-            multipliers=torch.tensor(view.omega, dtype=torch.float64),
-            constraint_multipliers=view.nu.double().cpu(),
-            kkt_residual=norm,
-            kkt_parts=parts,
-            n_gradient_evaluations=self.lagrangian.n_gradients,
-            n_function_evaluations=self.lagrangian.n_functions,
-            converged=norm <= self.tol,
-            message=message,
-            history=History(
-                objectives=table[:, :size],
-                multipliers=table[:, size : 2 * size],
-                kkt_residual=table[:, -2],
-                feasibility=table[:, -1],
-            ),
-        )
 
 
 class _QuasiNewton:
@@ -243,10 +183,3 @@ class _QuasiNewton:
             lowest = -slope / (2 * (rise - slope)) if rise > slope else 0.1
             length *= min(0.5, max(0.1, lowest)) if math.isfinite(lowest) else 0.1
         return None
-
-
-def projected(problem: Problem, z: Tensor, gradient: Tensor) -> Tensor:
-    """z − proj(z − g), flattened: the gradient, but for what the bounds hold back."""
-    if problem.bounds is None:
-        return gradient
-    return (z - problem.project(z - gradient.reshape(z.shape))).flatten()

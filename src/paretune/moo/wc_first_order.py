@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paretune.moo.augmented import AugmentedLagrangian, View
-from paretune.moo.wc_augmented import Track, projected
+from paretune.moo.wc_track import Track, projected
 
 _MOMENTUM = 0.9
 _ADAM_LR = 0.03
