@@ -243,6 +243,11 @@ def test_a_checkpoint_that_was_being_deleted_is_passed_over(clamp: Any) -> None:
     assert newest_complete(folder) == str(folder / "checkpoint-2")
 
 
+def test_early_stopping_keeps_every_adapter_it_evaluates() -> None:
+    args = ClampConfig(eval_strategy="steps", early_stopping_patience=2, use_cpu=True)
+    assert args.eval_steps == args.save_steps == 50
+
+
 def test_early_stopping_keeps_the_best_adapter(clamp: Any, random_pairs: Any) -> None:
     trainer = clamp(
         evaluation=random_pairs(n=4, seed=9),
@@ -347,5 +352,9 @@ def test_mistakes_are_named(clamp: Any, random_pairs: Any, tiny_lora: Any) -> No
         clamp(early_stopping_patience=2)
     with pytest.raises(InputError, match="longer than max_length=4"):
         clamp(max_length=4)
+    with pytest.raises(InputError, match="mu_final together with a mu_schedule"):
+        ClampConfig(mu_final=1.0, use_cpu=True)
+    with pytest.raises(InputError, match="nadir needs an ideal point"):
+        ClampConfig(nadir={"one": 1.0}, use_cpu=True)
     with pytest.raises(InputError, match="per_device_train_batch_size must be at least 1, not 0"):
         clamp(per_device_train_batch_size=0)

@@ -10,7 +10,7 @@ from paretune.data.tokenization import Overlong
 from paretune.errors import InputError
 from paretune.gradients import Method
 from paretune.losses import LossName, PreferenceLoss
-from paretune.moo.clamp_state import MuSchedule
+from paretune.moo.clamp_state import ClampState, MuSchedule
 from paretune.moo.preference import Preference
 
 
@@ -83,7 +83,9 @@ class MultiObjectiveConfig(TrainingArguments):
             self.load_best_model_at_end = True
             self.metric_for_best_model = "eval_chebyshev"
             self.greater_is_better = False
-            self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps or 500
+            # Every evaluated adapter is kept until a better one is; the paper's interval.
+            self.eval_steps = self.eval_steps or 50
+            self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps
         super().__post_init__()  # type: ignore[no-untyped-call]
         for name in (
             "per_device_train_batch_size",
@@ -148,3 +150,19 @@ class ClampConfig(MultiObjectiveConfig):
     loss_ema: float = field(
         default=0.0, metadata={"help": "Decay of the moving average of losses in Eq. 6; 0: none."}
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # What does not fit together shows here, not after the data has been scored.
+        ideal, nadir = (
+            None if values is None else [values[name] for name in sorted(values)]
+            for values in (self.ideal, self.nadir)
+        )
+        ClampState(
+            mu=self.mu,
+            mu_final=self.mu_final,
+            mu_schedule=self.mu_schedule,
+            ideal=ideal,
+            nadir=nadir,
+            loss_ema=self.loss_ema,
+        )
