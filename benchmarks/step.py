@@ -69,7 +69,8 @@ def make_case(
         flips = torch.randint(2, (args.pairs,), generator=generator).tolist()
         chosen = [first + 2 * i + flip for i, flip in enumerate(flips)]
         rejected = [first + 2 * i + 1 - flip for i, flip in enumerate(flips)]
-        pairs[f"objective_{objective}"] = PairIndex(chosen, rejected, [1.0] * args.pairs)
+        prompts = list(range(first, first + args.pairs))
+        pairs[f"objective_{objective}"] = PairIndex(chosen, rejected, prompts, [1.0] * args.pairs)
     data = TokenizedPairs(sequences, pairs)
     with model.disable_adapter():  # type: ignore[operator]
         data.reference = score_sequences(model, sequences, tokenizer.pad_token_id)

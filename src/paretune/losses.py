@@ -8,7 +8,6 @@ tokens. Each function returns the ``(B,)`` losses of the pairs, unreduced and un
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -172,8 +171,3 @@ class Scored:
     def __getitem__(self, index: Tensor) -> "Scored":
         values = (getattr(self, field.name) for field in fields(self))
         return Scored(*(None if value is None else value[index] for value in values))  # type: ignore[arg-type]
-
-
-def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
-    """``sum(w * v) / sum(w)``, a scalar."""
-    return torch.sum(values * weights) / torch.sum(weights)

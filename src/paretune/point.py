@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, set_seed
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from paretune.data import PreferenceData
 from paretune.data.tokenization import TokenizedPairs
@@ -62,7 +62,6 @@ def run_point(
     if start_from is not None:
         load_weights(trainer.model, start_from)
     report("train", 0.0)
-    set_seed(point.seed)
     trainer.train(resume_from_checkpoint=True)
     _save(trainer, folder)
     scoring.phase, scoring.share = "evaluate", (0.0, 1.0)

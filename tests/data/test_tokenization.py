@@ -59,8 +59,20 @@ def test_no_second_beginning_token(tokenizer: Any) -> None:
         "chat": [chat("the cat", "a dog", "red")],
         "plain": [{"prompt": "the cat ", "chosen": "a dog", "rejected": "red"}],
     }
+    rows["by hand"] = [{"prompt": "<nl> the cat ", "chosen": "a dog", "rejected": "red"}]
     for sequence in tokenize_pairs(rows, other).sequences:
         assert sequence.input_ids.count(other.bos_token_id) == 1
+
+
+def test_a_template_that_opens_with_the_end_token(tokenizer: Any) -> None:
+    """Some families use one token to begin a text and to end a turn."""
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "<|im_end|> " + tokenizer.chat_template.replace("<|im_end|>", "")
+    (first, _) = tokenize_pairs({"one": [chat("the cat", "a dog", "red")]}, other).sequences
+    answer = other.decode(first.input_ids[first.prompt_length :])
+    assert answer == "a dog <nl>"
 
 
 def test_shared_responses_stand_once(tokenizer: Any) -> None:

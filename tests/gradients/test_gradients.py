@@ -255,3 +255,5 @@ def test_auto_falls_back_when_samples_mix(
     assert "one backward pass per objective" in caplog.text
     expected, _ = gradients(model, [batch], losses, "per_objective")
     torch.testing.assert_close(found, expected)
+    with pytest.raises(InputError, match="not exact here"):
+        gradients(model, [batch], losses, "one_pass")

@@ -46,16 +46,15 @@ class PairRows(Dataset[Row]):
         self._rows: list[Row] | None = None
         self._orders: dict[str, list[int]] = {}
         if sampling != "independent":
-            # Over all objectives, trained or not: the rows are the same for every preference.
-            rows = joint_rows(data)
-            smallest = min(len(index) for index in data.pairs.values())
+            rows = joint_rows(data, objectives)
+            smallest = min(self._sizes.values())
             if sampling == "joint" or len(rows) >= _JOINT_SHARE * smallest:
                 if not rows:
                     raise InputError(
                         "sampling='joint' needs prompts that every objective labels, and there "
                         "are none: use sampling='independent'."
                     )
-                self._rows = [{name: row[name] for name in objectives} for row in rows]
+                self._rows = rows
         if self._rows is None:
             self.set_epoch(0)
 
@@ -85,23 +84,18 @@ class PairRows(Dataset[Row]):
         return {name: order[row] for name, order in self._orders.items()}
 
 
-def joint_rows(data: TokenizedPairs) -> list[Row]:
+def joint_rows(data: TokenizedPairs, objectives: Sequence[str]) -> list[Row]:
     """Rows of pairs on the same prompt, one of each objective.
 
     Pairs of the same two responses are put together first; what is left on a prompt is put
     together in order. Pairs for which some objective has no counterpart make no row.
     """
-    objectives = list(data.pairs)
-    by_prompt: dict[tuple[int, ...], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for name, index in data.pairs.items():
-        for position, chosen in enumerate(index.chosen):
-            sequence = data.sequences[chosen]
-            by_prompt[sequence.input_ids[: sequence.prompt_length]][name].append(position)
-    rows = []
-    for lists in by_prompt.values():
-        if len(lists) == len(objectives):
-            rows.extend(_match(data.pairs, {name: lists[name] for name in objectives}))
-    return rows
+    by_prompt: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for name in objectives:
+        for position, prompt in enumerate(data.pairs[name].prompt):
+            by_prompt[prompt][name].append(position)
+    complete = [lists for lists in by_prompt.values() if len(lists) == len(objectives)]
+    return [row for lists in complete for row in _match(data.pairs, lists)]
 
 
 def _match(pairs: Mapping[str, PairIndex], lists: Mapping[str, list[int]]) -> list[Row]:

@@ -1,5 +1,6 @@
 """From preference pairs to token ids: each distinct sequence once, and the pairs as positions."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,10 +27,11 @@ class TokenSequence:
 
 @dataclass
 class PairIndex:
-    """An objective's pairs as positions in the list of sequences, with a weight each."""
+    """An objective's pairs: positions in the list of sequences, number of the prompt, weight."""
 
     chosen: list[int] = field(default_factory=list)
     rejected: list[int] = field(default_factory=list)
+    prompt: list[int] = field(default_factory=list)
     weight: list[float] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -45,7 +47,8 @@ class TokenizedPairs:
         pairs: Per objective, its pairs as positions in ``sequences``.
         reference: ``(len(sequences),)`` float32 log-probabilities of the responses under the
             reference model, summed over response tokens; None until they are computed.
-        dropped: Per objective, how many pairs were longer than ``max_length``.
+        dropped: Per objective, how many pairs were longer than ``max_length``, or the same once
+            they were tokens.
     """
 
     sequences: list[TokenSequence]
@@ -75,24 +78,26 @@ def tokenize_pairs(
             an objective left without pairs.
     """
     table: dict[TokenSequence, int] = {}
+    prompts: dict[str, int] = {}
     result = TokenizedPairs(sequences=[], pairs={})
     for objective, rows in datasets.items():
         index, dropped, row = PairIndex(), 0, 0
         for row, record in enumerate(rows, start=1):
             where = f"row {row} of the {objective!r} pairs"
             both = [_encode(record, side, tokenizer, where) for side in ("chosen", "rejected")]
-            if both[0] == both[1]:
+            if record["chosen"] == record["rejected"]:
                 raise InputError(f"In {where}, chosen and rejected are the same: remove the row.")
-            if max_length is not None:
-                if overlong == "truncate":
-                    both = [_cut(sequence, max_length) for sequence in both]
-                too_long = any(len(sequence.input_ids) > max_length for sequence in both)
-                if too_long or both[0] == both[1] or not all(s.completion_length for s in both):
-                    dropped += 1
-                    continue
+            if max_length is not None and overlong == "truncate":
+                both = [_cut(sequence, max_length) for sequence in both]
+            too_long = max_length is not None and any(len(s.input_ids) > max_length for s in both)
+            if too_long or both[0] == both[1] or not all(s.completion_length > 0 for s in both):
+                dropped += 1
+                continue
             chosen, rejected = (table.setdefault(sequence, len(table)) for sequence in both)
             index.chosen.append(chosen)
             index.rejected.append(rejected)
+            prompt = json.dumps(record["prompt"], sort_keys=True)
+            index.prompt.append(prompts.setdefault(prompt, len(prompts)))
             index.weight.append(_weight(record, where))
         if not len(index):
             reason = f"all {row} are longer than max_length={max_length}" if row else "it is empty"
@@ -135,12 +140,14 @@ def _encode(record: Mapping[str, Any], side: str, tokenizer: Any, where: str) ->
 
 
 def _encode_text(prompt: str, response: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    eos = tokenizer.eos_token_id
-    prompt_ids = list(tokenizer(prompt)["input_ids"])
-    full_ids = list(tokenizer(prompt + response)["input_ids"])
+    bos, eos = tokenizer.bos_token, tokenizer.eos_token_id
+    # A prompt that was templated by hand may begin with the token the tokenizer would add.
+    special = not (bos and prompt.startswith(bos))
+    prompt_ids = list(tokenizer(prompt, add_special_tokens=special)["input_ids"])
+    full_ids = list(tokenizer(prompt + response, add_special_tokens=special)["input_ids"])
     if prompt_ids and prompt_ids[-1] == eos:
         prompt_ids.pop()
-    if full_ids[-1] != eos:
+    if eos is not None and full_ids[-1] != eos:
         full_ids.append(eos)
     return prompt_ids, full_ids
 
@@ -157,14 +164,12 @@ def _encode_chat(
     def template(messages: Sequence[Any], **options: bool) -> list[int]:
         return list(tokenizer.apply_chat_template(list(messages), return_dict=False, **options))
 
+    prompt_ids = template(prompt, add_generation_prompt=True)
     full_ids = template([*prompt, *response])
     # What a template prints after the end-of-turn token (a newline, say) is never generated.
-    last_eos = (
-        len(full_ids) - 1 - full_ids[::-1].index(tokenizer.eos_token_id)
-        if (tokenizer.eos_token_id in full_ids)
-        else len(full_ids) - 1
-    )
-    return template(prompt, add_generation_prompt=True), full_ids[: last_eos + 1]
+    start, eos = _common_prefix(prompt_ids, full_ids), tokenizer.eos_token_id
+    ends = [i for i in range(start, len(full_ids)) if full_ids[i] == eos]
+    return prompt_ids, full_ids[: ends[-1] + 1] if ends else full_ids
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:

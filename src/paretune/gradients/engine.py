@@ -32,8 +32,8 @@ class ObjectiveGradients:
         model: The policy; its trainable parameters are those that require gradients now.
         losses: Per objective, its loss.
         method: ``"one_pass"``, ``"per_objective"``, or ``"auto"``: one pass where it is exact.
-            ``"auto"`` also compares its first batch with automatic differentiation and falls back,
-            with a warning, should an architecture mix samples.
+            The first batch is compared with automatic differentiation; should an architecture mix
+            samples, ``"auto"`` falls back with a warning and ``"one_pass"`` is an error.
 
     Raises:
         InputError: if there is nothing to train, or ``"one_pass"`` is asked for where it is not
@@ -57,7 +57,7 @@ class ObjectiveGradients:
             logger.info("One backward pass per objective: %s.", obstacle)
         use_one_pass = method != "per_objective" and obstacle is None
         self._one_pass = OnePass(model, self.bank) if use_one_pass else None
-        self._unproven = use_one_pass and method == "auto"
+        self._unproven, self._asked = use_one_pass, method == "one_pass"
 
     @property
     def method(self) -> Method:
@@ -101,6 +101,10 @@ class ObjectiveGradients:
         self.accumulate(batch, scale)
 
     def _fall_back(self, reason: str) -> None:
+        if self._asked:
+            raise InputError(
+                f"gradients='one_pass' is not exact here: {reason}. Use gradients='auto'."
+            )
         logger.warning("Using one backward pass per objective, since in one pass %s.", reason)
         self._one_pass = None
 

@@ -1,15 +1,16 @@
 """CLAMP: multi-gradient alignment steered by a weighted Chebyshev term (Algorithm 1, Eq. 6)."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel, TrainerCallback
 
 from paretune.errors import InputError
 from paretune.moo.clamp_state import ClampState
 from paretune.moo.weightings import Weights
 from paretune.training.config import ClampConfig
-from paretune.training.trainer import MultiObjectiveTrainer
+from paretune.training.trainer import MultiObjectiveTrainer, Pairs
 
 
 class ClampTrainer(MultiObjectiveTrainer):
@@ -19,8 +20,29 @@ class ClampTrainer(MultiObjectiveTrainer):
     :class:`~paretune.training.ClampConfig`.
     """
 
-    def __init__(self, model: Any, args: ClampConfig, *positional: Any, **named: Any) -> None:
-        super().__init__(model, args, *positional, **named)
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        args: ClampConfig,
+        train_dataset: Pairs,
+        eval_dataset: Pairs | None = None,
+        processing_class: Any = None,
+        peft_config: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        on_scored: Callable[[float], None] | None = None,
+    ) -> None:
+        super().__init__(
+            model,
+            args,
+            train_dataset,
+            eval_dataset,
+            processing_class,
+            peft_config,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            on_scored=on_scored,
+        )
         self.clamp = ClampState(
             mu=args.mu,
             mu_final=args.mu_final,

@@ -1,5 +1,6 @@
 """One trainer for every method that combines the gradients of several preference objectives."""
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,6 +38,8 @@ from paretune.training.checkpoints import (
     read_state,
 )
 from paretune.training.config import MultiObjectiveConfig
+
+logger = logging.getLogger(__name__)
 
 Pairs = Mapping[str, Iterable[Mapping[str, Any]]]
 
@@ -149,7 +152,17 @@ class MultiObjectiveTrainer(Trainer):
         if missing:
             raise InputError(f"The data set has no pairs for objective {missing[0]!r}.")
         ordered = {name: dataset[name] for name in self.objectives}
-        return tokenize_pairs(ordered, self._tokenizer, args.max_length, args.overlong)
+        pairs = tokenize_pairs(ordered, self._tokenizer, args.max_length, args.overlong)
+        for name, dropped in pairs.dropped.items():
+            if dropped:
+                logger.warning(
+                    "%d of %d pairs of %r are longer than max_length=%s and are left out.",
+                    dropped,
+                    dropped + len(pairs.pairs[name]),
+                    name,
+                    args.max_length,
+                )
+        return pairs
 
     def _attach_reference(self, pairs: TokenizedPairs, title: str) -> None:
         if not any(loss.needs_reference for loss in self.losses.values()):
@@ -233,7 +246,7 @@ class MultiObjectiveTrainer(Trainer):
             gramian, losses = broadcast([gramian.to(device), losses.to(device)])
             gramian, losses = gramian.cpu(), losses.cpu()
         if not (gramian.isfinite().all() and losses.isfinite().all()):
-            self._skip_step()
+            self._skip_step(bool(losses.isfinite().all()))
             return losses.new_zeros((), dtype=torch.float32)
         self.nonfinite_steps = 0
         solving = time.perf_counter()
@@ -261,14 +274,15 @@ class MultiObjectiveTrainer(Trainer):
         """How much of the training is done, in [0, 1]."""
         return self.state.global_step / max(self.state.max_steps, 1)
 
-    def _skip_step(self) -> None:
+    def _skip_step(self, losses_finite: bool) -> None:
         """Leave parameters and all state as they are: no gradient, no update."""
         self._step_started = None
-        self.nonfinite_steps += 1
         if self._loss_scale != 1.0:  # the scaler must see it, to lower its scale
             self.engine.bank.combine(self._live_preference, float("nan"))
         else:
             self.model.zero_grad(set_to_none=True)
+        if self._loss_scale == 1.0 or not losses_finite:  # else an overflow of the scaled signal
+            self.nonfinite_steps += 1
         self._step_logs["nonfinite"].append(1.0)
         if self.nonfinite_steps >= self.args.max_nonfinite_steps:
             self.control.should_training_stop = True
