@@ -126,17 +126,20 @@ class Point:
         self.objectives = self._values.detach()
         self.constraints = self._residuals.detach()
 
-    def combine(self, weights: Tensor | Sequence[float], direction: Tensor | None = None) -> Tensor:
-        """∇(Σ w_m f_m + dᵀh) in the shape of z, by one backward pass."""
+    def combine(
+        self, weights: Tensor | Sequence[float] | None, direction: Tensor | None = None
+    ) -> Tensor:
+        """∇(Σ w_m f_m + dᵀh) in the shape of z, by one backward pass; None leaves a sum out."""
         problem, z = self._problem, self.z
-        weights = torch.as_tensor(weights, dtype=self._values.dtype, device=self._values.device)
         outputs, cotangents = [], []
         total: Tensor | None = None
-        if problem.jacobian is not None:
-            total = torch.tensordot(weights, self._given_jacobian(), dims=1)
-        else:
-            outputs.append(self._values)
-            cotangents.append(weights)
+        if weights is not None:
+            weights = torch.as_tensor(weights, dtype=self._values.dtype, device=self._values.device)
+            if problem.jacobian is not None:
+                total = torch.tensordot(weights, self._given_jacobian(), dims=1)
+            else:
+                outputs.append(self._values)
+                cotangents.append(weights)
         if direction is not None and problem.constraints is not None:
             if problem.constraint_vjp is not None:
                 pulled = problem.constraint_vjp(z, direction)
@@ -154,8 +157,7 @@ class Point:
                 outputs, self._leaf, cotangents, retain_graph=True, materialize_grads=True
             )
             total = pulled if total is None else total + pulled
-        assert total is not None
-        return total
+        return torch.zeros_like(z) if total is None else total
 
     def gradients(self, wanted: Sequence[bool] | None = None) -> Tensor:
         """∇f_m, flattened, shape (M, z.numel()); rows that are not wanted are 0, not computed."""
@@ -175,7 +177,7 @@ class Point:
 
     def pull(self, direction: Tensor) -> Tensor:
         """Σ d_i ∇h_i, flattened, shape (z.numel(),)."""
-        return self.combine([0.0] * len(self._values), direction).flatten()
+        return self.combine(None, direction).flatten()
 
     def push(self, moved: Tensor) -> Tensor:
         """∇hᵀ m = (∇h_iᵀ m)_i, shape (q,), for m of shape (z.numel(),).
