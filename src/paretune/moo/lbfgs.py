@@ -27,38 +27,37 @@ class LBFGS:
         self._order: NDArray[np.int_] = np.zeros(
             0, dtype=int
         )  # where in it the pairs are, the oldest first
-        # In that order:
-        self._curvatures: Array = np.zeros(0)  # s_i·y_i
-        self._inverse: Array = np.zeros((0, 0))  # of the upper triangle of s_i·y_j
-        self._yy: Array = np.zeros((0, 0))
+        # In that order, the inverse of the upper triangle of s_i·y_j, and y_i·y_j: (2, pairs, pairs)
+        self._small: Array = np.zeros((2, 0, 0))
 
     def add(self, move: Tensor, change: Tensor) -> None:
         """Learn that the gradient changed by that much along that move; both flattened."""
-        curvature, square = float(move @ change), float(move @ move)
-        if curvature <= 1e-10 * math.sqrt(square * float(change @ change)):
+        pair = torch.stack([move, change])
+        (square, curvature), (_, steepness) = (pair @ pair.mT).tolist()
+        if curvature <= 1e-10 * math.sqrt(square * steepness):
             return
         if self._storage is None:
-            self._storage = move.new_empty(self._memory, 2, len(move))
+            self._storage = pair.new_empty(self._memory, *pair.shape)
         slot = len(self._order)
         if slot == self._memory:
             slot, self._order = int(self._order[0]), self._order[1:]
-            self._curvatures, self._yy = self._curvatures[1:], self._yy[1:, 1:]
-            self._inverse = self._inverse[1:, 1:]
+            self._small = self._small[:, 1:, 1:]
         self._order = np.concatenate([self._order, [slot]])
         # Scaled so that late, short steps keep their digits.
-        pair = torch.stack([move, change], out=self._storage[slot]).div_(math.sqrt(square))
-        curvature /= square
+        pair = torch.div(pair, math.sqrt(square), out=self._storage[slot])
         products = _products(self._storage[: len(self._order)], pair[1])[self._order]
-        above = self._inverse @ products[:-1, 0]
-        self._inverse = _grow(self._inverse, -above / curvature, 0.0, 1 / curvature)
-        self._yy = _grow(self._yy, products[:-1, 1], products[:-1, 1], products[-1, 1])
-        self._curvatures = np.concatenate([self._curvatures, [curvature]])
+        grown = np.zeros((2, len(products), len(products)))
+        grown[:, :-1, :-1] = self._small
+        grown[0, -1, -1] = square / curvature
+        grown[0, :-1, -1] = self._small[0] @ products[:-1, 0] * (-square / curvature)
+        grown[1, -1] = grown[1, :, -1] = products[:, 1]
+        self._small = grown
 
     def solve(self, gradient: Tensor, free: Tensor | None = None) -> Tensor | None:
         """H g, flattened; None before the first pair. Only `free` coordinates (bool) take part."""
         if self._storage is None:
             return None
-        order, curvatures, inverse, yy = self._order, self._curvatures, self._inverse, self._yy
+        order, (inverse, yy) = self._order, self._small
         pairs = self._storage[: len(order)]
         if free is not None:
             pairs, gradient = pairs * free, gradient * free
@@ -70,11 +69,11 @@ class LBFGS:
             if len(order) == 0:
                 return None
             sy, yy = sy[order][:, order], yy[order][:, order]
-            curvatures, inverse = sy.diagonal(), np.asarray(np.linalg.inv(np.triu(sy)), np.float64)
-        scale = float(curvatures[-1] / yy[-1, -1])
+            inverse = np.linalg.inv(np.triu(sy))
+        scale = 1 / float(inverse[-1, -1] * yy[-1, -1])
         along_moves, along_changes = _products(pairs, gradient)[order].T
         inner = inverse @ along_moves
-        outer = curvatures * inner + scale * (yy @ inner - along_changes)
+        outer = inner / inverse.diagonal() + scale * (yy @ inner - along_changes)
         weights = np.zeros((len(pairs), 2))
         weights[order, 0], weights[order, 1] = outer @ inverse, -scale * inner
         combined = torch.from_numpy(weights.ravel()).to(gradient)
@@ -84,15 +83,6 @@ class LBFGS:
 def _products(pairs: Tensor, vector: Tensor) -> Array:
     """(s_i·v, y_i·v), shape (pairs, 2)."""
     return _numpy(pairs.flatten(0, 1) @ vector).reshape(-1, 2)
-
-
-def _grow(matrix: Array, column: Array, row: Array | float, corner: float) -> Array:
-    """The matrix with one more column and one more row."""
-    size = len(matrix) + 1
-    grown = np.empty((size, size))
-    grown[:-1, :-1] = matrix
-    grown[:-1, -1], grown[-1, :-1], grown[-1, -1] = column, row, corner
-    return grown
 
 
 def _numpy(values: Tensor) -> Array:

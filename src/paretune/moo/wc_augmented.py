@@ -141,12 +141,13 @@ class _QuasiNewton:
                 goal = max(_INNER_ACCURACY * parts.stationarity, goal)
             if done or parts.stationarity <= goal or self.taken >= self.steps:
                 return view, parts, done, False
-            trial = self.search(view, gradient, self.direction(view, gradient, residual))
-            if trial is None:
+            found = self.search(view, gradient, self.direction(view, gradient, residual))
+            if found is None:
                 self.curvature = LBFGS(self.memory)
                 return view, parts, done, True
+            trial, move = found
             reached = self.lagrangian.gradient(trial)
-            self.curvature.add((trial.point.z - view.point.z).flatten(), reached - gradient)
+            self.curvature.add(move, reached - gradient)
             view, gradient = trial, reached
             residual = projected(self.lagrangian.problem, view.point.z, gradient)
             self.taken += 1
@@ -160,25 +161,27 @@ class _QuasiNewton:
             held = (residual == 0) & (gradient != 0)
             free = ~held if bool(held.any()) else None
         step = self.curvature.solve(gradient, free)
-        radius = max(1.0, float(z.norm()))
+        radius = max(1.0, float(torch.linalg.vector_norm(z)))
         if step is None:  # a first step, short since its scale is not known
             step, radius = residual, 0.1 * radius
-        size = float(step.norm())
+        size = float(torch.linalg.vector_norm(step))
         if size > radius:  # no step moves z by more than its own size, out to some plateau
             step = step * (radius / size)
         return step.reshape(z.shape)
 
-    def search(self, view: View, gradient: Tensor, step: Tensor) -> View | None:
-        """Backtrack to a sufficient decrease (Armijo) along the projected step."""
+    def search(self, view: View, gradient: Tensor, step: Tensor) -> tuple[View, Tensor] | None:
+        """Backtrack to a sufficient decrease (Armijo) along the projected step; where to, and the
+        move, flattened."""
         z, project = view.point.z, self.lagrangian.problem.project
         slack = 64 * torch.finfo(z.dtype).eps * abs(view.value)
         length = 1.0
         for _ in range(_HALVINGS):
             trial = self.lagrangian.at(project(z - length * step))
-            slope = float((trial.point.z - z).flatten() @ gradient)
+            move = (trial.point.z - z).flatten()
+            slope = float(move @ gradient)
             rise = trial.value - view.value
             if rise <= 1e-4 * slope + slack:
-                return trial
+                return trial, move
             # The lowest point of the parabola through what is known, kept within a tenth and half.
             lowest = -slope / (2 * (rise - slope)) if rise > slope else 0.1
             length *= min(0.5, max(0.1, lowest)) if math.isfinite(lowest) else 0.1
