@@ -1,8 +1,10 @@
+import copy
 import importlib.machinery
 import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -224,3 +226,22 @@ class TestEmbedded:
         )
         output = model.generate(**inputs, max_new_tokens=12, do_sample=False)
         assert "Paris" in tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])
+
+
+def test_template_variables_hold_for_every_use(tmp_path: Path, tokenizer: Any) -> None:
+    talker = copy.deepcopy(tokenizer)
+    talker.chat_template += (
+        "{% if enable_thinking is not defined or enable_thinking %}why{% endif %}"
+    )
+    talker.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(talker), **sizes, **heads)).save_pretrained(
+        tmp_path
+    )
+    message = [{"role": "user", "content": "the cat"}]
+    for variables, thinks in (({}, True), ({"enable_thinking": False}, False)):
+        _, loaded = load_model_and_tokenizer(tmp_path, template_variables=variables)
+        text = loaded.apply_chat_template(message, tokenize=False)
+        assert text.startswith("<|im_start|> user the cat")
+        assert ("why" in text) is thinks

@@ -9,11 +9,12 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,6 +43,7 @@ def load_model_and_tokenizer(
     quantization: Quantization | None = None,
     device: "str | torch.device | None" = None,
     trust_remote_code: bool = False,
+    template_variables: Mapping[str, Any] | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its tokenizer, ready for training and generation.
 
@@ -57,6 +59,8 @@ def load_model_and_tokenizer(
         device: where to put the model; by default it stays on the CPU, except that a quantised
             model goes to this process's GPU where there is one.
         trust_remote_code: run model code that comes with the checkpoint.
+        template_variables: values that the chat template reads, such as ``enable_thinking`` of
+            Qwen3; they hold for training and for generation alike.
 
     Raises:
         InputError: an unknown option, a package that is missing, or a model that cannot be loaded.
@@ -91,12 +95,27 @@ def load_model_and_tokenizer(
             f"a hub id you can reach, or '{EMBEDDED}' for the embedded model"
         ) from error
     _set_pad_token(tokenizer)
+    if template_variables:
+        tokenizer.chat_template = _with_variables(tokenizer.chat_template, template_variables)
     model.config.pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model, tokenizer
+
+
+def _with_variables(template: Any, variables: Mapping[str, Any]) -> str:
+    """The chat template with values set at its top, where every use of it finds them."""
+    if not isinstance(template, str):
+        raise InputError("template_variables need a tokenizer with one chat template.")
+    settings = ""
+    for name, value in variables.items():
+        if not name.isidentifier():
+            raise InputError(f"template_variables: {name!r} is not a variable's name.")
+        # JSON's literals are Jinja's: true, false, numbers, quoted strings, lists.
+        settings += f"{{%- set {name} = {json.dumps(value)} -%}}"
+    return settings + template
 
 
 def embedded_folder() -> Path:

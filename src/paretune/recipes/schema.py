@@ -59,6 +59,8 @@ class Model(Section):
     """Load the base in 8 or 4 bit; needs bitsandbytes and `lora`."""
     trust_remote_code: bool = False
     """Run model code that comes with the checkpoint."""
+    template_variables: dict[str, Any] = {}
+    """Values the chat template reads, such as `{enable_thinking: false}` of Qwen3."""
 
 
 class Lora(Section):
