@@ -224,6 +224,49 @@ def test_bad_input(objectives, preference, options, message):
         minimize(Problem(objectives), preference, **{"x0": [2.0], **options})
 
 
+def test_restarts_leave_a_local_minimum():
+    known, p = test_problems.eq_dtlz(2), (0.25, 0.25, 0.5)
+    starts = known.x0.repeat(4, 1)
+    angles = torch.tensor([0.3, 2.4, 4.5])
+    starts[1:, :2] += 0.3 * torch.stack([angles.cos(), angles.sin()], dim=1)
+    alone = [minimize(known.problem, p, x0=start, tol=1e-7) for start in starts]
+    levels = [float((torch.tensor(p) * run.objectives).max()) for run in alone]
+    assert max(levels) > min(levels) + 1e-2  # the starts lead to different valleys
+    best = minimize(known.problem, p, x0=starts[0], restarts=starts[1:], tol=1e-7)
+    kept = min(zip(levels, alone, strict=True), key=lambda pair: pair[0])[1]
+    assert torch.allclose(best.objectives, kept.objectives, atol=1e-6)
+    assert (known.chebyshev(p) * p).max() == pytest.approx(min(levels), abs=1e-6)
+    assert best.n_gradient_evaluations == sum(run.n_gradient_evaluations for run in alone)
+    assert best.n_function_evaluations == sum(run.n_function_evaluations for run in alone)
+    assert "The best of 4 starts." in best.message
+
+
+def test_restarts_that_do_not_converge_do_not_win():
+    valleys = Problem(lambda z: torch.stack([(z**2 - 1) ** 2 + 0.3 * z + 2, z**2 + 2]).flatten())
+    few = {"method": "clamp", "steps": 3, "lr": 0.01}
+    at_rest = minimize(valleys, [1.0, 0.0], x0=[0.96], tol=1e-10, method="clamp", lr=0.1)
+    best = minimize(valleys, [1.0, 0.0], x0=at_rest.x, restarts=[[-0.9]], tol=1e-6, **few)
+    assert best.converged  # the other one ends lower, but still on its way
+    assert torch.allclose(best.x, at_rest.x)
+    both = minimize(valleys, [1.0, 0.0], x0=[-2.0], restarts=[[0.9]], tol=1e-6, **few)
+    nearer = minimize(valleys, [1.0, 0.0], x0=[0.9], tol=1e-6, **few)
+    assert not both.converged
+    assert both.kkt_residual == nearer.kkt_residual
+
+
+@pytest.mark.parametrize(
+    ("restarts", "message"),
+    [
+        ([[math.nan]], r"restarts\[0\] must be finite"),
+        ([[0.5], [3.0]], r"restarts\[1\]\[0\] is 3, outside the bounds"),
+        ([[0.5, 0.5]], r"restarts\[0\] must have x0's shape \(1,\), got \(2,\)"),
+    ],
+)
+def test_bad_restarts(restarts, message):
+    with pytest.raises(InputError, match=message):
+        minimize(Problem(good, bounds=(-1, 2)), [0.5, 0.5], x0=[0.0], restarts=restarts)
+
+
 def test_problem_must_be_a_problem():
     with pytest.raises(InputError, match="must be a Problem"):
         minimize(good, [0.5, 0.5], x0=[0.0])

@@ -12,23 +12,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from paretune.errors import InputError
-from paretune.moo.descent import Descent
 from paretune.moo.indicators import Hypervolume, hypervolume, nondominated
 from paretune.moo.kkt import as_tensor
-from paretune.moo.linear_scalarization import LinearScalarization
-from paretune.moo.optimize import MethodName, minimize
+from paretune.moo.optimize import MethodName, choose_method, minimize
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem, StochasticProblem
+from paretune.moo.ranking import Ranking
 from paretune.moo.result import Method, Result
-from paretune.moo.wc_augmented import WCAugmented
-from paretune.moo.wc_checks import Shift, read_shift
-from paretune.moo.wc_penalty import WCPenalty
-from paretune.moo.weightings import MGDA, Linear
-
-# A point found for another preference must be this much better, relatively, to start again from it.
-_MARGIN = 1e-6
-
-Score = Callable[[Preference, Tensor], float]
+from paretune.moo.wc_checks import Shift
 
 
 @dataclass(frozen=True)
@@ -122,13 +113,14 @@ def explore(
     if not asked or len({len(preference) for preference in asked}) > 1:
         raise InputError("explore needs at least one preference, all with as many weights.")
     start, others = as_tensor(x0), [as_tensor(other) for other in restarts]
+    chosen = choose_method(problem, method, shift=shift)
 
     def solve(preference: Preference, x: Tensor) -> Result:
-        return minimize(problem, preference, method, x0=x, steps=steps, tol=tol, shift=shift)
+        return minimize(problem, preference, chosen, x0=x, steps=steps, tol=tol)
 
-    score = _score(method, shift, len(asked[0]))
-    search = _Search(asked, solve, score)
-    warm = warm_start and score is not None
+    ranking = Ranking(chosen)
+    search = _Search(asked, solve, ranking)
+    warm = warm_start and ranking.by_preference
     for n, neighbour in _tour(asked):
         if warm and neighbour is not None and search.kept[neighbour].converged:
             search.run(n, search.kept[neighbour].x)
@@ -153,26 +145,19 @@ class _Search:
         self,
         preferences: Sequence[Preference],
         solve: Callable[[Preference, Tensor], Result],
-        score: Score | None,
+        ranking: Ranking,
     ) -> None:
-        self.preferences, self.solve, self.score = preferences, solve, score
+        self.preferences, self.solve, self.ranking = preferences, solve, ranking
         self.kept: dict[int, Result] = {}
         self.runs: list[Result] = []
 
     def run(self, n: int, x: Tensor) -> None:
-        """Solve for preference n from x; keep what converged, of two the one of lower score."""
-        found = self.solve(self.preferences[n], x)
+        """Solve for preference n from x, and keep the better result."""
+        preference = self.preferences[n]
+        found = self.solve(preference, x)
         self.runs.append(found)
-        old = self.kept.get(n)
-        if old is None or (found.converged and (not old.converged or self.beats(n, found, old))):
+        if n not in self.kept or self.ranking.better(preference, found, self.kept[n]):
             self.kept[n] = found
-
-    def beats(self, n: int, found: Result, old: Result) -> bool:
-        if self.score is None:
-            return False
-        level = self.score(self.preferences[n], old.objectives)
-        reached = self.score(self.preferences[n], found.objectives)
-        return reached < level - _MARGIN * abs(level)
 
     def share(self) -> None:
         """Run again from other preferences' points, where one is better than a preference's own."""
@@ -188,7 +173,7 @@ class _Search:
         for n, own in self.kept.items():
             better = own
             for other in self.kept.values():
-                if other.converged and self.beats(n, other, better):
+                if other.converged and self.ranking.below(self.preferences[n], other, better):
                     better = other
             pairs += [(n, k) for k, other in self.kept.items() if other is better is not own]
         return pairs
@@ -210,25 +195,3 @@ def _tour(preferences: Sequence[Preference]) -> list[tuple[int, int | None]]:
         gaps[closer], nearest[closer] = distances[closer], n
         gaps[n] = math.inf
     return order
-
-
-def _score(method: MethodName | Method | None, shift: Shift, size: int) -> Score | None:
-    """(p, F) -> what the method minimises; None where the preference has no say."""
-    weighting = method.weighting if isinstance(method, Descent) else None
-    if method == "mgda" or isinstance(weighting, MGDA):
-        return None
-    if (
-        method == "linear"
-        or isinstance(weighting, Linear)
-        or isinstance(method, LinearScalarization)
-    ):
-        return lambda p, values: float(torch.tensor(p.weights, dtype=torch.float64) @ values)
-    if isinstance(method, WCPenalty | WCAugmented):
-        shift = method.shift
-    raised = torch.tensor(read_shift(shift, size), dtype=torch.float64)
-
-    def chebyshev(p: Preference, values: Tensor) -> float:
-        weights = torch.tensor(p.weights, dtype=torch.float64)
-        return float((weights * (values + raised))[weights > 0].max())
-
-    return chebyshev

@@ -24,10 +24,9 @@ class LBFGS:
     def __init__(self, memory: int = 20) -> None:
         self._memory = memory
         self._storage: Tensor | None = None  # s and y, (memory, 2, n)
-        self._order: NDArray[np.int_] = np.zeros(
-            0, dtype=int
-        )  # where in it the pairs are, the oldest first
-        # In that order, the inverse of the upper triangle of s_i·y_j, and y_i·y_j: (2, pairs, pairs)
+        # Where in it the pairs are, the oldest first. In that order, (2, pairs, pairs): the inverse
+        # of the upper triangle of s_i·y_j, and y_i·y_j.
+        self._order: NDArray[np.int_] = np.zeros(0, dtype=int)
         self._small: Array = np.zeros((2, 0, 0))
 
     def add(self, move: Tensor, change: Tensor) -> None:

@@ -16,6 +16,7 @@ from paretune.moo.kkt import as_tensor
 from paretune.moo.linear_scalarization import LinearScalarization
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem, StochasticProblem
+from paretune.moo.ranking import Ranking
 from paretune.moo.result import Method, Result
 from paretune.moo.wc_augmented import WCAugmented
 from paretune.moo.wc_checks import Shift
@@ -44,6 +45,7 @@ def minimize(
     mu: float | None = None,
     optimizer: Literal["adam"] | OptimizerFactory | None = None,
     shift: Shift = None,
+    restarts: Sequence[Tensor | ArrayLike] | Tensor = (),
 ) -> Result:
     """Minimise several objectives at once, at the trade-off a preference asks for.
 
@@ -72,9 +74,14 @@ def minimize(
         optimizer: see `Descent`; None takes plain gradient steps.
         shift: for the "wc" methods, added to the objectives to make them positive, one value or
             one each; −z* plus a margin measures from an ideal point z*.
+        restarts: more start points, as a sequence or a batch of shape (k, *x0.shape), for problems
+            that are not convex. Each is run by itself, after x0, with the same steps. Kept is, of
+            the runs that converged, the one of lowest max_m p_m f_m (Σ p_m f_m for "linear", the
+            first for "mgda"); if none did, the one of smallest residual.
 
     Returns:
         Result; its x is the last point visited, for "wc_augmented" the one of smallest residual.
+        With restarts the evaluations of all runs are counted.
 
     Raises:
         InputError: inputs that do not fit together, an unknown method, options that the method
@@ -86,24 +93,51 @@ def minimize(
     >>> round(float(result.x), 4)  # where 0.8 (z - 1)² = 0.2 (z + 1)²
     0.3333
     """
-    if not isinstance(problem, Problem | StochasticProblem):
-        raise InputError(f"problem must be a Problem, got {type(problem).__name__}.")
+    chosen = choose_method(problem, method, lr, mu, optimizer, shift)
     if steps < 0 or not tol >= 0:
         raise InputError(f"steps and tol must be at least 0, got {steps} and {tol}.")
-    start = as_tensor(x0)
-    if not torch.isfinite(start).all():
-        raise InputError("x0 must be finite.")
-    _check_bounds(problem, start)
-    chosen = _choose(problem, method, lr, mu, optimizer, shift)
+    starts = [as_tensor(x) for x in (x0, *restarts)]
+    for n, start in enumerate(starts):
+        _check_start(problem, start, f"restarts[{n - 1}]" if n else "x0")
+        if start.shape != starts[0].shape:
+            raise InputError(
+                f"restarts[{n - 1}] must have x0's shape {tuple(starts[0].shape)}, "
+                f"got {tuple(start.shape)}."
+            )
     wanted = Preference.of(preference)
+    runs = [_run(chosen, problem, wanted, start, steps, tol) for start in starts]
+    if len(runs) == 1:
+        return runs[0]
+    ranking, best = Ranking(chosen), runs[0]
+    for found in runs[1:]:
+        if ranking.better(wanted, found, best):
+            best = found
+    return replace(
+        best,
+        n_gradient_evaluations=sum(found.n_gradient_evaluations for found in runs),
+        n_function_evaluations=sum(found.n_function_evaluations for found in runs),
+        message=f"{best.message} The best of {len(runs)} starts.",
+    )
+
+
+def _run(
+    method: Method,
+    problem: Problem | StochasticProblem,
+    preference: Preference,
+    start: Tensor,
+    steps: int,
+    tol: float,
+) -> Result:
     if isinstance(problem, Problem):
-        return chosen.run(problem, wanted, start, steps, tol)
-    if not isinstance(chosen, WCPenalty):
+        return method.run(problem, preference, start, steps, tol)
+    if not isinstance(method, WCPenalty):
         raise InputError("A StochasticProblem is solved by method='wc_penalty' (Algorithm 3).")
-    return chosen.run(problem, wanted, start, steps, tol)
+    return method.run(problem, preference, start, steps, tol)
 
 
-def _check_bounds(problem: Problem | StochasticProblem, start: Tensor) -> None:
+def _check_start(problem: Problem | StochasticProblem, start: Tensor, name: str) -> None:
+    if not torch.isfinite(start).all():
+        raise InputError(f"{name} must be finite.")
     if problem.bounds is None:
         return
     lower, upper = (torch.as_tensor(b, dtype=start.dtype) for b in problem.bounds)
@@ -114,25 +148,28 @@ def _check_bounds(problem: Problem | StochasticProblem, start: Tensor) -> None:
     if not fits:
         raise InputError(
             f"bounds of shapes {tuple(lower.shape)} and {tuple(upper.shape)} do not broadcast to "
-            f"x0's shape {tuple(start.shape)}."
+            f"{name}'s shape {tuple(start.shape)}."
         )
     outside = (start.cpu() < lower.cpu()) | (start.cpu() > upper.cpu())
     if bool(outside.any()):
         where = tuple(outside.nonzero()[0].tolist())
         raise InputError(
-            f"x0{list(where)} is {float(start[where]):g}, outside the bounds; start within them."
+            f"{name}{list(where)} is {float(start[where]):g}, outside the bounds; "
+            "start within them."
         )
 
 
-def _choose(
+def choose_method(
     problem: Problem | StochasticProblem,
     method: MethodName | Method | None,
-    lr: float | None,
-    mu: float | None,
-    optimizer: Literal["adam"] | OptimizerFactory | None,
-    shift: Shift,
+    lr: float | None = None,
+    mu: float | None = None,
+    optimizer: Literal["adam"] | OptimizerFactory | None = None,
+    shift: Shift = None,
 ) -> Method:
     """The method with the given options; each is refused where it would have no effect."""
+    if not isinstance(problem, Problem | StochasticProblem):
+        raise InputError(f"problem must be a Problem, got {type(problem).__name__}.")
     if method is not None and not isinstance(method, str):
         if (lr, mu, optimizer, shift) != (None, None, None, None):
             raise InputError("Give lr, mu, optimizer and shift inside the method, not beside it.")
