@@ -97,9 +97,9 @@ class AugmentedLagrangian:
         value = top + sum(w * g for w, g in zip(omega, gaps, strict=True))
         value -= sum((w - b) * (w - b) for w, b in zip(omega, self.w0, strict=True)) / (2 * self._v)
         nu = self.nu
-        if len(nu):
+        if nu.numel():
             h = point.constraints
-            nu = self.nu + self._u * h
+            nu = torch.add(self.nu, h, alpha=self._u)
             value += float((self.nu + nu) @ h) / 2
         return View(point, value, values, omega, nu)
 

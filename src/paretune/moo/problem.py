@@ -54,7 +54,7 @@ class Problem:
         """F(z), shape (M,). Raises InputError when the objectives return another shape."""
         if callable(self.objectives):
             values = self.objectives(z)
-            if not isinstance(values, Tensor) or values.dim() != 1 or len(values) == 0:
+            if not isinstance(values, Tensor) or values.dim() != 1 or values.numel() == 0:
                 found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
                 raise InputError(f"objectives(z) must be a tensor of shape (M,), got {found}.")
             return values
@@ -73,7 +73,7 @@ class Problem:
         if self.constraints is None:
             return z.new_zeros(0)
         values = self.constraints(z)
-        if not isinstance(values, Tensor) or values.dim() != 1 or len(values) == 0:
+        if not isinstance(values, Tensor) or values.dim() != 1 or values.numel() == 0:
             found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise InputError(f"constraints(z) must be a tensor of shape (q,), got {found}.")
         return values
@@ -113,16 +113,16 @@ class Point:
 
     def __init__(self, problem: Problem, z: Tensor) -> None:
         self._problem = problem
+        self.z = z.detach()
         self._leaf = z.detach().requires_grad_()
-        with torch.set_grad_enabled(problem.jacobian is None):
-            self._values = problem.evaluate(self._leaf)
-        with torch.set_grad_enabled(problem.constraint_vjp is None):
-            self._residuals = problem.constrain(self._leaf)
+        with torch.enable_grad():
+            self._values = problem.evaluate(self._leaf if problem.jacobian is None else self.z)
+            given = problem.constraint_vjp is not None
+            self._residuals = problem.constrain(self.z if given else self._leaf)
         if problem.jacobian is None:
             _check_differentiable(self._values, "objectives", "jacobian")
         if problem.constraints is not None and problem.constraint_vjp is None:
             _check_differentiable(self._residuals, "constraints", "constraint_vjp")
-        self.z = self._leaf.detach()
         self.objectives = self._values.detach()
         self.constraints = self._residuals.detach()
 
@@ -154,9 +154,10 @@ class Point:
                 cotangents.append(direction.to(self._residuals))
         if outputs:
             (pulled,) = torch.autograd.grad(
-                outputs, self._leaf, cotangents, retain_graph=True, materialize_grads=True
+                outputs, self._leaf, cotangents, retain_graph=True, allow_unused=True
             )
-            total = pulled if total is None else total + pulled
+            if pulled is not None:
+                total = pulled if total is None else total + pulled
         return torch.zeros_like(z) if total is None else total
 
     def gradients(self, wanted: Sequence[bool] | None = None) -> Tensor:
