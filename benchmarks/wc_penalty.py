@@ -104,6 +104,20 @@ def algorithm_1(
     return min((spent for spent in reached if spent), default=None)
 
 
+def once(function: Callable[[np.ndarray], np.ndarray]) -> Callable[[np.ndarray], np.ndarray]:
+    """The function, not evaluated again at the point it was evaluated at last."""
+    at: np.ndarray | None = None
+    found: np.ndarray
+
+    def remembered(v: np.ndarray) -> np.ndarray:
+        nonlocal at, found
+        if at is None or not np.array_equal(at, v):
+            at, found = v.copy(), function(v)
+        return found
+
+    return remembered
+
+
 class Stop(Exception):
     """The tolerance or the time limit is reached."""
 
@@ -145,21 +159,15 @@ def scipy_solver(
     top = float((weights * problem.evaluate(x0)).max())
     upper = np.r_[np.zeros(n_constraints), np.full(len(p), np.inf)]
     if method == "SLSQP":
+        values, rows = once(value), once(jacobian)
 
         def part(equal: bool) -> dict[str, object]:
-            rows = slice(0, n_constraints) if equal else slice(n_constraints, None)
+            own = slice(0, n_constraints) if equal else slice(n_constraints, None)
             return {
                 "type": "eq" if equal else "ineq",
-                "fun": lambda v: value(v)[rows],
-                "jac": lambda v: cached(v)[rows],
+                "fun": lambda v: values(v)[own],
+                "jac": lambda v: rows(v)[own],
             }
-
-        last: list = [None, None]
-
-        def cached(v: np.ndarray) -> np.ndarray:
-            if last[0] is None or not np.array_equal(last[0], v):
-                last[:] = [v.copy(), jacobian(v)]
-            return last[1]
 
         constraints: object = [part(True), part(False)]
         options = {"ftol": 1e-15, "maxiter": 2000}
@@ -189,17 +197,21 @@ def scipy_solver(
     return None
 
 
-def best_of(runs: int, solve: Callable[[], Spent]) -> Spent:
-    """The fastest of some runs; None when the first fails."""
-    first = solve()
-    if first is None:
-        return None
-    again = [solve() for _ in range(runs - 1)]
-    return min([first, *(spent for spent in again if spent)], key=lambda spent: spent[1])
+def best_of(runs: int, *solvers: Callable[[], Spent]) -> list[Spent]:
+    """The fastest of some runs of each solver, None when its first fails.
+
+    The solvers take turns, so that a busy machine slows all of them alike.
+    """
+    best = [solve() for solve in solvers]
+    for _ in range(runs - 1):
+        for n, solve in enumerate(solvers):
+            again = solve() if best[n] else None
+            best[n] = min((s for s in (best[n], again) if s), key=lambda s: s[1], default=None)
+    return best
 
 
 def cell(spent: Spent, otherwise: str = "fails") -> str:
-    return f"{spent[0]} / {spent[1]:.3f} s" if spent else otherwise
+    return f"{spent[0]} / {spent[1]:.4f} s" if spent else otherwise
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -207,7 +219,7 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
 
 
-def problems(limit: int) -> str:
+def problems(limit: int, runs: int, seconds: float) -> str:
     rows = []
     for name, problem, x0, p in cases():
         plain_failed = False
@@ -215,16 +227,19 @@ def problems(limit: int) -> str:
             plain = None if plain_failed else algorithm_1(problem, x0, p, tol, limit)
             plain_failed = plain is None
             case = problem, x0, p, tol
-            rivals = [
-                cell(best_of(5, lambda m=m, c=case: scipy_solver(m, *c, 60.0)))
-                for m in ("SLSQP", "trust-constr")
-            ]
-            ours = cell(best_of(5, lambda c=case: augmented(*c)))
-            rows.append([f"{name}, {tol:.0e}", ours, cell(plain, f"> {limit}"), *rivals])
+            ours, *rivals = best_of(
+                runs,
+                lambda c=case: augmented(*c),
+                lambda c=case: scipy_solver("SLSQP", *c, seconds),
+                lambda c=case: scipy_solver("trust-constr", *c, seconds),
+            )
+            fastest = min((rival[1] for rival in rivals if rival), default=None)
+            ratio = f"{ours[1] / fastest:.1f}" if ours and fastest else ""
+            cells = [cell(ours), ratio, cell(plain, f"> {limit}"), *map(cell, rivals)]
+            rows.append([f"{name}, {tol:.0e}", *cells])
             print(rows[-1], flush=True)
-    return table(
-        ["gradients / seconds", "wc_augmented", "Algorithm 1", "SLSQP", "trust-constr"], rows
-    )
+    head = ["gradients / seconds", "wc_augmented", "seconds / the better of scipy's"]
+    return table([*head, "Algorithm 1", "SLSQP", "trust-constr"], rows)
 
 
 def dimensions(sizes: list[int], limit: float) -> str:
@@ -232,7 +247,7 @@ def dimensions(sizes: list[int], limit: float) -> str:
     for size in sizes:
         known = test_problems.random_quadratics(n=size, seed=1)
         case = known.problem, known.x0, (1 / 3, 1 / 3, 1 / 3), 1e-4
-        cells = [cell(best_of(3, lambda c=case: augmented(*c)))]
+        cells = [cell(*best_of(3, lambda c=case: augmented(*c)))]
         for method in ("SLSQP", "trust-constr"):
             spent = scipy_solver(method, *case, limit) if method in alive else None
             alive -= set() if spent else {method}
@@ -303,7 +318,8 @@ def main() -> None:
     parts = ["problems", "dimensions", "cost", "slope"]
     parser.add_argument("parts", nargs="*", help=f"any of {', '.join(parts)}; default the first 3")
     parser.add_argument("--limit", type=int, default=30_000, help="evaluations for Algorithm 1")
-    parser.add_argument("--seconds", type=float, default=60.0, help="for scipy, in 'dimensions'")
+    parser.add_argument("--seconds", type=float, default=60.0, help="at most, for scipy")
+    parser.add_argument("--runs", type=int, default=5, help="in 'problems'; the fastest counts")
     parser.add_argument("--sizes", type=int, nargs="+", default=[20, 100, 300, 1000, 3000])
     parser.add_argument("--longest", type=int, default=1_000_000, help="T in 'slope'")
     parser.add_argument("--output", type=Path, help="also write the tables there")
@@ -314,7 +330,7 @@ def main() -> None:
     if unknown := set(chosen) - set(parts):
         parser.error(f"unknown part {sorted(unknown)[0]!r}; there are {', '.join(parts)}")
     run: dict[str, Callable[[], str]] = {
-        "problems": lambda: problems(arguments.limit),
+        "problems": lambda: problems(arguments.limit, arguments.runs, arguments.seconds),
         "dimensions": lambda: dimensions(arguments.sizes, arguments.seconds),
         "cost": cost,
         "slope": lambda: slope(arguments.longest),
