@@ -28,10 +28,10 @@ from paretune.report.labels import Array, Label, place_labels
 
 # Okabe and Ito's colours, which the common colour-vision deficiencies keep apart; every colour
 # also has its own marker, so that nothing hangs on colour alone.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 _GREY, _DARK = "#666666", "#222222"
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "axes.labelsize": 10.5,
     "axes.titlesize": 11,
@@ -98,11 +98,11 @@ def draw_front(
         raise InputError("There is no point with finite values to draw.")
     fronts = {names[name]: points for name, points in finite.items()}
     draw = _draw_plane if len(objectives) == 2 else _draw_many
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = draw(fronts, objectives, reference, quantity, lower_is_better)
         if title:
             figure.suptitle(title, fontsize=12)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
 def _draw_plane(
@@ -117,7 +117,7 @@ def _draw_plane(
     sign = 1 if lower_is_better else -1
     labels = []
     for (name, points), colour, marker in zip(
-        series.items(), cycle(_COLOURS), cycle(_MARKERS), strict=False
+        series.items(), cycle(COLOURS), cycle(_MARKERS), strict=False
     ):
         xy = np.array([[p.values[o] for o in objectives] for p in points]).reshape(-1, 2)
         best = _nondominated(sign * xy)
@@ -143,7 +143,7 @@ def _draw_plane(
         handles,
         legend_names,
         loc="outside lower center",
-        ncols=_columns(len(handles), 4),
+        ncols=legend_columns(len(handles), 4),
         frameon=False,
     )
     place_labels(figure, axes, _merged(labels))
@@ -180,7 +180,7 @@ def _draw_many(
     drawn = [point for points in series.values() for point in [*points, *extra]]
     values = np.array([[p.values[o] for o in objectives] for p in drawn])
     labels = list(dict.fromkeys(p.label for points in series.values() for p in points))
-    looks = dict(zip(labels, _looks(len(labels)), strict=True))
+    looks = dict(zip(labels, line_looks(len(labels)), strict=True))
     if reference is not None:
         looks[reference.label] = {"color": _GREY, "marker": "*", "ls": "--"}
     for row, (name, points) in enumerate(series.items()):
@@ -195,24 +195,26 @@ def _draw_many(
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=_columns(len(handles), 6 if len(objectives) < 5 else 4),
+        ncols=legend_columns(len(handles), 6 if len(objectives) < 5 else 4),
         frameon=False,
         title=f"p = ({', '.join(objectives)})",
     )
     return figure
 
 
-def _columns(count: int, most: int) -> int:
+def legend_columns(count: int, most: int) -> int:
+    """Columns, at most `most`, that fill the rows of a legend evenly."""
     """Columns of a legend whose rows are as even as can be."""
     return math.ceil(count / math.ceil(count / most))
 
 
-def _looks(count: int) -> list[dict[str, Any]]:
-    styles = [style for style in ("-", "--", ":") for _ in _COLOURS]
+def line_looks(count: int) -> list[dict[str, Any]]:
+    """Colour, marker and line style of each of `count` lines."""
+    styles = [style for style in ("-", "--", ":") for _ in COLOURS]
     return [
         {"color": colour, "marker": marker, "ls": style}
         for colour, marker, style in islice(
-            zip(cycle(_COLOURS), cycle(_MARKERS), cycle(styles), strict=False), count
+            zip(cycle(COLOURS), cycle(_MARKERS), cycle(styles), strict=False), count
         )
     ]
 
@@ -229,18 +231,18 @@ def _parallel_coordinates(
     lower_is_better: bool,
 ) -> None:
     """One vertical scale an objective, from the smallest to the largest of `values`."""
-    low, span = _range(values)
+    low, span = value_range(values)
     for line, look in lines:
         axes.plot((np.array(line) - low) / span, lw=1.6, ms=5, clip_on=False, zorder=3, **look)
     axes.set_xlim(-0.15, len(objectives) - 0.65)
     axes.set_ylim(-0.04, 1.04)
-    axes.set_xticks(range(len(objectives)), [_wrapped(name) for name in objectives])
+    axes.set_xticks(range(len(objectives)), [wrapped(name) for name in objectives])
     axes.set_yticks([])
     axes.grid(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="x", length=0)
-    digits = _decimals(span)
+    digits = decimals(span)
     for column in range(len(objectives)):
         axes.axvline(column, color="#999999", lw=0.9, zorder=1)
         for height in (0, 0.25, 0.5, 0.75, 1):
@@ -271,7 +273,7 @@ def _radar(
 ) -> None:
     """Spokes scaled so that the worst of `values` lies at 0.25 of the radius and the best at 1."""
     turn = 1 / values if lower_is_better else values
-    low, span = _range(turn)
+    low, span = value_range(turn)
     angles = np.linspace(0, 2 * math.pi, len(objectives), endpoint=False)
     axes.set_theta_offset(math.pi / 2)
     axes.set_theta_direction(-1)
@@ -282,7 +284,7 @@ def _radar(
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0.25, 0.5, 0.75, 1], [])
     axes.spines["polar"].set_visible(False)
-    digits = _decimals(span)
+    digits = decimals(span)
     ends = zip(objectives, low, low + span, strict=True)
     axes.set_xticks(angles, [f"{o}\n{a:.{digits}f} to {b:.{digits}f}" for o, a, b in ends])
     for text, angle in zip(axes.get_xticklabels(), angles, strict=True):
@@ -293,7 +295,7 @@ def _radar(
     axes.set_title(f"{shown} (outward is better: inner ring worst, rim best)", fontsize=10, y=-0.22)
 
 
-def _range(values: Array) -> tuple[Array, Array]:
+def value_range(values: Array) -> tuple[Array, Array]:
     """Smallest value of each column, and its range; equal values get a range to stand in."""
     low, high = values.min(axis=0), values.max(axis=0)
     flat = high == low
@@ -301,12 +303,13 @@ def _range(values: Array) -> tuple[Array, Array]:
     return np.where(flat, low - spread / 2, low), spread
 
 
-def _decimals(spans: Array) -> int:
+def decimals(spans: Array) -> int:
     """Decimals that show the smallest of the ranges to two digits."""
     return int(min(6, max(0, 1 - math.floor(math.log10(spans.min())))))
 
 
-def _wrapped(name: str) -> str:
+def wrapped(name: str) -> str:
+    """A long name on several lines."""
     return name.replace("-", "-\n").replace("_", "_\n") if len(name) > 12 else name
 
 
@@ -325,7 +328,7 @@ def draw_training_log(
     """
     keys = list(dict.fromkeys(key for row in log for key in row))
     objectives = [key.removesuffix("/loss") for key in keys if key.endswith("/loss")]
-    colours = dict(zip(objectives, cycle(_COLOURS), strict=False))
+    colours = dict(zip(objectives, cycle(COLOURS), strict=False))
     losses = {name: f"{name}/loss" for name in objectives}
     lambdas = {name: f"lambda/{name}" for name in objectives if f"lambda/{name}" in keys}
     terms = {
@@ -344,7 +347,7 @@ def draw_training_log(
     ]
     if not panels:
         raise InputError("The log has no row with losses or weights; train at least one step.")
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(6.4, 0.9 + 2.0 * len(panels)), layout="constrained")
         all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (label, curves) in zip(all_axes, panels, strict=True):
@@ -362,10 +365,10 @@ def draw_training_log(
         all_axes[-1].set_xlabel("optimiser step")
         if title:
             figure.suptitle(title, fontsize=12)
-        _save(figure, path)
+        save_figure(figure, path)
 
 
-def _save(figure: Figure, path: str | os.PathLike[str]) -> None:
+def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write the figure whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -37,18 +37,18 @@ def draw_weighing(summary: "Summary", folder: Path) -> None:
     re-solved; ``weigh_weights.png``: the sets' weights along the way; ``weigh_spread.png``: the
     losses of each seed.
     """
-    with rc_context(figures._STYLE):
+    with rc_context(figures.STYLE):
         if len(summary.objectives) >= 3:
-            figures._save(_radars_of_methods(summary), folder / "weigh_methods.png")
-            figures._save(_radars_of_preferences(summary), folder / "weigh_preferences.png")
-        figures._save(_convergence(summary), folder / "weigh_convergence.png")
+            figures.save_figure(_radars_of_methods(summary), folder / "weigh_methods.png")
+            figures.save_figure(_radars_of_preferences(summary), folder / "weigh_preferences.png")
+        figures.save_figure(_convergence(summary), folder / "weigh_convergence.png")
         if summary.sets:
-            figures._save(_weights(summary), folder / "weigh_weights.png")
-        figures._save(_spread(summary), folder / "weigh_spread.png")
+            figures.save_figure(_weights(summary), folder / "weigh_weights.png")
+        figures.save_figure(_spread(summary), folder / "weigh_spread.png")
 
 
 def _look(method: str) -> dict[str, Any]:
-    return figures._looks(len(METHODS))[METHODS.index(method)]
+    return figures.line_looks(len(METHODS))[METHODS.index(method)]
 
 
 def _mean(cells: Sequence["CellResult"]) -> Array:
@@ -67,7 +67,7 @@ def _legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]], title: str =
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=figures._columns(len(handles), 5),
+        ncols=figures.legend_columns(len(handles), 5),
         frameon=False,
         title=title or None,
     )
@@ -92,7 +92,7 @@ def _radar(
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0.25, 0.5, 0.75, 1], [])
     axes.spines["polar"].set_visible(False)
-    digits = figures._decimals(span)
+    digits = figures.decimals(span)
     ends = zip(objectives, low, low + span, strict=True)
     axes.set_xticks(angles, [f"{o}\n{a:.{digits}f} to {b:.{digits}f}" for o, a, b in ends])
     axes.tick_params(axis="x", pad=6, labelsize=8)
@@ -106,7 +106,7 @@ def _radars(
 ) -> Figure:
     figure, rows, columns = _grid(len(panels), (3.9, 3.7))
     drawn = np.array([losses for lines in panels.values() for losses, _ in lines])
-    scale = figures._range(1 / drawn)
+    scale = figures.value_range(1 / drawn)
     for number, (title, lines) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(rows, columns, number, projection="polar")
         assert isinstance(axes, PolarAxes)
@@ -131,7 +131,7 @@ def _radars_of_methods(summary: "Summary") -> Figure:
 
 def _radars_of_preferences(summary: "Summary") -> Figure:
     labels = [summary.title(preference) for preference in summary.preferences]
-    looks = dict(zip(labels, figures._looks(len(labels)), strict=True))
+    looks = dict(zip(labels, figures.line_looks(len(labels)), strict=True))
     panels = {
         method: [
             (_mean(cells), looks[summary.title(preference)])
@@ -212,7 +212,7 @@ def _weights(summary: "Summary") -> Figure:
         figsize=(1.9 * len(points) + 0.8, 1.35 * len(methods) + 1.0), layout="constrained"
     )
     grid = figure.subplots(len(methods), len(points), sharex="row", sharey=True, squeeze=False)
-    looks = {name: {"color": figures._COLOURS[k]} for k, name in enumerate(summary.sets)}
+    looks = {name: {"color": figures.COLOURS[k]} for k, name in enumerate(summary.sets)}
     for row, method in zip(grid, methods, strict=True):
         for axes, preference in zip(row, points, strict=True):
             curves = [cell.curve for cell in summary.of(method, preference) if cell.curve]
@@ -261,7 +261,7 @@ def _spread(summary: "Summary") -> Figure:
             offset = (place + 0.5) * width - 0.4
             x = np.tile(np.arange(losses.shape[1]) + offset, (len(losses), 1))
             axes.plot(x.ravel(), losses.ravel(), ls="", ms=3.2, alpha=0.75, **look)
-        labels = [figures._wrapped(name) for name in summary.objectives]
+        labels = [figures.wrapped(name) for name in summary.objectives]
         axes.set_xticks(range(len(labels)), labels, fontsize=8)
         axes.grid(visible=False, axis="x")
         axes.set_title(summary.title(preference), fontsize=10)
