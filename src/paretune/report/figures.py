@@ -203,7 +203,6 @@ def _draw_many(
 
 
 def legend_columns(count: int, most: int) -> int:
-    """Columns, at most `most`, that fill the rows of a legend evenly."""
     """Columns of a legend whose rows are as even as can be."""
     return math.ceil(count / math.ceil(count / most))
 
