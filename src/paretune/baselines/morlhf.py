@@ -129,7 +129,9 @@ def single_objective(job: Job, objective: str, options: Options) -> Path:
         scorers = normalised_scorers(job, options.rewards, [objective])
         _train_point(job, preference, scorers, options, folder)
 
-    return job.once(f"{options.backend}-{objective}-seed{job.seed}-{_digest(options)}", build)
+    return job.once(
+        f"{options.backend}-{objective}-seed{job.seed}-{section_digest(options)}", build
+    )
 
 
 class Source(NamedTuple):
@@ -168,7 +170,7 @@ def normalised_scorers(
             write_json(folder / "constants.json", constants)
             job.finish(folder, 0, watch.spend(reward_tokens=tokens_read(scorer) - before))
 
-        key = f"normalisation-{name}-{_digest(sources[name])}"
+        key = f"normalisation-{name}-{section_digest(sources[name])}"
         constants = read_json(job.once(key, build) / "constants.json")
         result[name] = Source(Normalised(scorer, **constants), key)
     return result
@@ -241,7 +243,8 @@ def _train_point(
     free_memory()
 
 
-def _digest(section: Section) -> str:
+def section_digest(section: Section) -> str:
+    """Eight hexadecimal digits that differ where settings differ."""
     return hashlib.sha256(section.model_dump_json().encode()).hexdigest()[:8]
 
 

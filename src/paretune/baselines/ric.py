@@ -19,8 +19,7 @@ import numpy as np
 from pydantic import Field
 
 from paretune.baselines.job import Job, Watch, spend_of, trained
-from paretune.baselines.morlhf import Source, normalised_scorers, tokens_read
-from paretune.baselines.morlhf import _digest as section_digest
+from paretune.baselines.morlhf import Source, normalised_scorers, section_digest, tokens_read
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
 from paretune.evaluation.scorers import answers_of

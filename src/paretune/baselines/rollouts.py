@@ -11,12 +11,12 @@ from transformers import GenerationConfig, LogitsProcessorList
 from paretune.data.tokenization import TokenSequence, pad_sequences
 from paretune.evaluation.generation import (
     Prompt,
-    _eos_ids,
-    _left_pad,
-    _prompt_seeds,
-    _SeededSampling,
-    _uniforms,
+    SeededSampling,
     encode_prompt,
+    end_token_ids,
+    left_pad,
+    prompt_seeds,
+    seeded_uniforms,
 )
 from paretune.logprobs import output_embeddings
 
@@ -125,10 +125,10 @@ def sample(
     of untruncated probabilities). An answer depends on its prompt and ``seed`` alone.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    eos_ids = _eos_ids(model, tokenizer)
-    ids, mask = _left_pad(encoded, tokenizer.pad_token_id, model.device)
-    draws = [_uniforms(each, max_new_tokens) for each in _prompt_seeds(encoded, seed)]
-    sampling = _SeededSampling(temperature, 1.0, torch.stack(draws), ids.shape[1])
+    eos_ids = end_token_ids(model, tokenizer)
+    ids, mask = left_pad(encoded, tokenizer.pad_token_id, model.device)
+    draws = [seeded_uniforms(each, max_new_tokens) for each in prompt_seeds(encoded, seed)]
+    sampling = SeededSampling(temperature, 1.0, torch.stack(draws), ids.shape[1])
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=eos_ids,

@@ -101,8 +101,8 @@ def generate_answers(
     """
     _check_settings(max_new_tokens, temperature, top_p, batch_size)
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    seeds = _prompt_seeds(encoded, seed)
-    eos_ids = _eos_ids(model, tokenizer)
+    seeds = prompt_seeds(encoded, seed)
+    eos_ids = end_token_ids(model, tokenizer)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -124,11 +124,11 @@ def generate_answers(
     try:
         for start in range(0, len(prompts), batch_size):
             rows = longest_first[start : start + batch_size]
-            ids, mask = _left_pad([encoded[i] for i in rows], pad_id, model.device)
+            ids, mask = left_pad([encoded[i] for i in rows], pad_id, model.device)
             processors = LogitsProcessorList()
             if temperature > 0:
-                uniforms = torch.stack([_uniforms(seeds[i], max_new_tokens) for i in rows])
-                processors.append(_SeededSampling(temperature, top_p, uniforms, ids.shape[1]))
+                uniforms = torch.stack([seeded_uniforms(seeds[i], max_new_tokens) for i in rows])
+                processors.append(SeededSampling(temperature, top_p, uniforms, ids.shape[1]))
             output = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -170,7 +170,7 @@ def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     return list(ids)
 
 
-class _SeededSampling(LogitsProcessor):
+class SeededSampling(LogitsProcessor):
     """Temperature and nucleus sampling by inversion, from numbers drawn beforehand.
 
     At step t row b takes the first token, in vocabulary order, at which the cumulated
@@ -193,13 +193,14 @@ class _SeededSampling(LogitsProcessor):
         return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
 
 
-def _uniforms(seed: int, count: int) -> Tensor:
+def seeded_uniforms(seed: int, count: int) -> Tensor:
+    """The numbers in [0, 1) from which the tokens of one answer are sampled."""
     draws = torch.rand(count, generator=torch.Generator().manual_seed(seed))
     # One float32 step below 1, so that `target` stays below the total after rounding.
     return draws.clamp_(max=1 - 2**-23)
 
 
-def _prompt_seeds(encoded: Sequence[list[int]], seed: int) -> list[int]:
+def prompt_seeds(encoded: Sequence[list[int]], seed: int) -> list[int]:
     """One 63-bit seed a prompt, from its tokens, `seed`, and how often it occurred before."""
     seen: Counter[str] = Counter()
     seeds = []
@@ -211,14 +212,16 @@ def _prompt_seeds(encoded: Sequence[list[int]], seed: int) -> list[int]:
     return seeds
 
 
-def _left_pad(rows: Sequence[list[int]], pad_id: int, device: Any) -> tuple[Tensor, Tensor]:
+def left_pad(rows: Sequence[list[int]], pad_id: int, device: Any) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, each (rows, longest row)."""
     width = max(len(row) for row in rows)
     ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     return ids, mask
 
 
-def _eos_ids(model: Any, tokenizer: Any) -> list[int]:
+def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: the model's own and the tokenizer's."""
     own = model.generation_config.eos_token_id
     ids = [own] if isinstance(own, int) else list(own or [])
     if tokenizer.eos_token_id is not None:
