@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console
 
 from paretune import cli
+from paretune.cli.arguments import weights_and_overrides
 from paretune.cli.progress import Estimate, remaining_text
 from paretune.cli.tables import answer_tables, front_table
-from paretune.cli.train import _sort
 from paretune.errors import InputError, TrainingStoppedError
 from paretune.front import Front, FrontPoint, ObjectiveMetrics, Score
 
@@ -109,15 +109,14 @@ def test_what_ends_a_command(
 
 
 def test_weights_and_overrides_are_told_apart() -> None:
-    keys = {"train", "output_dir"}
-    assert _sort([], ["train.max_steps=1"], keys) == (["train.max_steps=1"], {})
-    assert _sort(["a=0.5"], ["b=0.5", "train.max_steps=1", "output_dir=x"], keys) == (
-        ["train.max_steps=1", "output_dir=x"],
+    assert weights_and_overrides(None, ["train.max_steps=1"]) == ({}, ["train.max_steps=1"])
+    assert weights_and_overrides(["a=0.5"], ["b=0.5", "train.max_steps=1", "output_dir=x"]) == (
         {"a": 0.5, "b": 0.5},
+        ["train.max_steps=1", "output_dir=x"],
     )
-    assert _sort(["a=0.5,b=0.5"], [], keys) == ([], {"a": 0.5, "b": 0.5})
+    assert weights_and_overrides(["a=0.5,b=0.5"], None) == ({"a": 0.5, "b": 0.5}, [])
     with pytest.raises(InputError, match="'b' is not a weight"):
-        _sort(["a=1"], ["b"], keys)
+        weights_and_overrides(["a=1"], ["b"])
 
 
 def test_the_estimate_of_what_remains() -> None:

@@ -1,23 +1,17 @@
 """``paretune train``."""
 
-from typing import Annotated
-
-import typer
-
-from paretune.cli.arguments import Fresh, Overrides, RecipeName, resumable
+from paretune.cli.arguments import (
+    Fresh,
+    Overrides,
+    Prefer,
+    RecipeName,
+    resumable,
+    weights_and_overrides,
+)
 
 
 def train(
-    recipe: RecipeName,
-    overrides: Overrides = None,
-    prefer: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=WEIGHT ...",
-            help="The point to train, e.g. --prefer harmless=0.7 helpful=0.3.",
-        ),
-    ] = None,
-    fresh: Fresh = False,
+    recipe: RecipeName, overrides: Overrides = None, prefer: Prefer = None, fresh: Fresh = False
 ) -> None:
     """Train one point of a recipe and measure it.
 
@@ -28,10 +22,10 @@ def train(
         from paretune.cli.progress import console_progress
         from paretune.cli.tables import print_front
         from paretune.errors import InputError
-        from paretune.recipes import Recipe, load_recipe, with_preference
+        from paretune.recipes import load_recipe, with_preference
         from paretune.sweep import run_sweep
 
-        keys, weights = _sort(prefer or [], overrides or [], set(Recipe.model_fields))
+        weights, keys = weights_and_overrides(prefer, overrides)
         loaded = load_recipe(recipe, keys)
         if weights:
             loaded = with_preference(loaded, weights)
@@ -47,25 +41,3 @@ def train(
         with console_progress(loaded.model.name) as progress:
             front = run_sweep(loaded, fresh=fresh, progress=progress)
         print_front(front, loaded.output_dir)
-
-
-def _sort(
-    prefer: list[str], others: list[str], recipe_keys: set[str]
-) -> tuple[list[str], dict[str, float]]:
-    """Tell overrides from weights, which follow ``--prefer`` with spaces or commas between."""
-    from paretune.errors import InputError
-
-    weights: dict[str, float] = {}
-    overrides = []
-    for item in [*",".join(prefer).split(","), *others] if prefer else others:
-        name, _, value = item.partition("=")
-        if not prefer or name.split(".")[0] in recipe_keys:
-            overrides.append(item)
-            continue
-        try:
-            weights[name] = float(value)
-        except ValueError:
-            raise InputError(
-                f"'{item}' is not a weight: write NAME=WEIGHT, for example harmless=0.7."
-            ) from None
-    return overrides, weights

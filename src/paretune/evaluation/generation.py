@@ -20,6 +20,7 @@ from transformers import (
     TemperatureLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.generation.streamers import BaseStreamer
 
 from paretune.errors import InputError
 from paretune.files import write_text
@@ -79,6 +80,7 @@ def generate_answers(
     seed: int = 0,
     batch_size: int = 16,
     progress: Progress | None = None,
+    streamer: BaseStreamer | None = None,
 ) -> list[Answer]:
     """Answer every prompt; the defaults are the CLAMP paper's (Table 8).
 
@@ -95,6 +97,8 @@ def generate_answers(
     Args:
         temperature: 0 takes the most likely token at each step.
         top_p: Sample from the smallest set of tokens with at least this probability; 1 is all.
+        streamer: Is given the tokens as they come, as by `generate` of transformers, which takes
+            one for a single prompt only.
 
     Raises:
         InputError: if a sampling setting is out of range or a prompt is empty.
@@ -134,6 +138,7 @@ def generate_answers(
                 attention_mask=mask,
                 generation_config=config,
                 logits_processor=processors,
+                streamer=streamer,
             )
             for i, tokens in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
                 end = next((n for n, token in enumerate(tokens) if token in eos_ids), None)
