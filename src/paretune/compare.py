@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.comparison import Cell, Comparison
 from paretune.errors import InputError
+from paretune.evaluation.measured import read_point
 from paretune.files import read_json, write_json, write_text
 from paretune.front import FrontPoint
 from paretune.moo.preference import Preference
@@ -280,8 +281,7 @@ def _collect(
     recipe: "CompareRecipe", run: Path, tasks: Sequence[_Task], failures: Mapping[str, str]
 ) -> Comparison:
     def read(folder: Path) -> FrontPoint:
-        point = FrontPoint.from_json(read_json(folder / "metrics.json"))
-        return FrontPoint(**{**vars(point), "folder": str(folder.relative_to(run))})
+        return replace(read_point(folder), folder=str(folder.relative_to(run)))
 
     cells = []
     for task in tasks:

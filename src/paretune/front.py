@@ -42,6 +42,30 @@ class Score:
 
 
 @dataclass(frozen=True)
+class TextStatistics:
+    """Generated answers as texts (see `paretune.evaluation.text_statistics`).
+
+    Attributes:
+        refusals: share of answers that begin like a refusal.
+        repetition: share of an answer's 4-grams that are repeated in it, mean over the answers.
+        distinct_1: different words of all answers together, over all their words; falls as answers
+            get longer or more. None if there are no words.
+        distinct_2: likewise of pairs of neighbouring words.
+        empty: share of answers without a character.
+        unfinished: share of answers cut at the limit.
+        count: of answers.
+    """
+
+    refusals: float
+    repetition: float
+    distinct_1: float | None
+    distinct_2: float | None
+    empty: float
+    unfinished: float
+    count: int
+
+
+@dataclass(frozen=True)
 class FrontPoint:
     """One trained model and how it does.
 
@@ -53,6 +77,7 @@ class FrontPoint:
         folder: where the adapter is, below the run folder.
         scores: per scorer of generated answers, where the data has scorers.
         answer_tokens: mean length of the generated answers; None where there are none.
+        text: statistics of the generated answers as texts; None where there are none.
         training: what the run took (steps, seconds, tokens) and the share of steps with λ* at a
             vertex.
         nondominated: no other point of the front is as good in every loss and better in one;
@@ -66,6 +91,7 @@ class FrontPoint:
     folder: str = ""
     scores: dict[str, Score] = field(default_factory=dict)
     answer_tokens: float | None = None
+    text: TextStatistics | None = None
     training: dict[str, Any] = field(default_factory=dict)
     nondominated: bool = True
 
@@ -80,7 +106,15 @@ class FrontPoint:
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         metrics = {name: ObjectiveMetrics(**of) for name, of in value["metrics"].items()}
         scores = {name: Score(**of) for name, of in value["scores"].items()}
-        return cls(**{**value, "metrics": metrics, "scores": scores})
+        text = value.get("text")  # measured before there were any, a point has none
+        return cls(
+            **{
+                **value,
+                "metrics": metrics,
+                "scores": scores,
+                "text": None if text is None else TextStatistics(**text),
+            }
+        )
 
 
 @dataclass(frozen=True)

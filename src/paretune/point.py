@@ -16,6 +16,7 @@ from paretune.data import PreferenceData
 from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
 from paretune.errors import InputError
 from paretune.evaluation.generation import Answer, Prompt, generate_answers, write_answers
+from paretune.evaluation.text_statistics import text_statistics
 from paretune.experiment import answer_scorers, build_trainer, load_weights
 from paretune.files import main_process, move, read_json, sync, write_json, write_text
 from paretune.front import FrontPoint, ObjectiveMetrics, Score
@@ -283,6 +284,7 @@ def _measure(
             folder=f"points/{point.name}",
             scores={name: Score.of([a.scores[name] for a in answers]) for name in names},
             answer_tokens=sum(lengths) / len(lengths) if lengths else None,
+            text=text_statistics((answer.response, answer.finished) for answer in answers),
             training=read_json(source / "training.json") if source is not None else {},
         )
         shutil.rmtree(target / "checkpoints", ignore_errors=True)

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from paretune.data.splitting import Split, split_by_prompt
 from paretune.errors import InputError
+from paretune.evaluation.measured import read_front, read_point
 from paretune.files import main_process, read_json, write_json, write_text
-from paretune.front import Front, FrontPoint
+from paretune.front import Front
 from paretune.plan import Phase, PlannedPoint, plan, warm_start
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
         if not main_process():
             return _collect(recipe, run, planned, "test")
     elif (run / "front.json").exists() and (run / "front.png").exists():
-        front = Front.read(run / "front.json")
+        front = read_front(run)
         if len(front.points) == len(planned):  # else `evaluate` wrote it half-way
             return front
     return _publish(_collect(recipe, run, planned, "test"), run)
@@ -230,9 +231,7 @@ def _note(recipe: "Recipe", run: Path, counts: Mapping[str, Any]) -> None:
 
 
 def _collect(recipe: "Recipe", run: Path, planned: Sequence[PlannedPoint], split: str) -> Front:
-    points = [
-        FrontPoint.from_json(read_json(point.folder(run) / "metrics.json")) for point in planned
-    ]
+    points = [read_point(point.folder(run)) for point in planned]
     reference = recipe.evaluation.reference_point
     return Front.of(
         points,

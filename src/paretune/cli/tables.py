@@ -62,6 +62,9 @@ def print_front(front: Front, folder: str | Path) -> None:
         f"{front.hypervolume:.4g} against the reference point ({reference}).",
         highlight=False,
     )
+    if any(point.text for point in front.points):
+        terminal.print()
+        terminal.print(text_table(front))
     shown = [point for point in front.points if point.scores][:: _stride(front)]
     for table in answer_tables(shown, folder):
         terminal.print()
@@ -90,6 +93,25 @@ def front_table(front: Front) -> Table:
         row += [f"{m.loss:.3f}  {m.accuracy:4.0%}  {m.margin:+.3f}" for m in point.metrics.values()]
         row.append(f"{point.chebyshev:.3f}")
         row += [f"{s.mean:.2f} ±{s.standard_error:.2f}" for s in point.scores.values()]
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def text_table(front: Front) -> Table:
+    """What the answers of each point look like, by which a good score may be explained."""
+    table = Table(title="answers as texts", title_justify="left")
+    table.add_column("p = (" + ", ".join(front.objectives) + ")", no_wrap=True)
+    for column in ("tokens", "refused", "repeated", "empty", "cut", "distinct-1", "distinct-2"):
+        table.add_column(column, justify="right")
+    for point in front.points:
+        text = point.text
+        if text is None:
+            continue
+        weights = ", ".join(f"{weight:.3g}" for weight in point.preference.values())
+        tokens = "" if point.answer_tokens is None else f"{point.answer_tokens:.1f}"
+        shares = (text.refusals, text.repetition, text.empty, text.unfinished)
+        distinct = ("" if d is None else f"{d:.3f}" for d in (text.distinct_1, text.distinct_2))
+        row = [f"({weights})", tokens, *(f"{share:.1%}" for share in shares), *distinct]
         table.add_row(*(Text(cell) for cell in row))
     return table
 

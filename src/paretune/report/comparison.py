@@ -20,6 +20,7 @@ def markdown(comparison: Comparison) -> str:
         *_fronts(comparison),
         "## Points",
         _points(comparison),
+        *_answers(comparison),
         "## Cost",
         "Policy tokens are those that training puts forward and backward through the policy. A "
         "point's own cost comes first; `besides` is what one p needs before that (adapters of "
@@ -96,27 +97,60 @@ def _fronts(comparison: Comparison) -> list[str]:
     ]
 
 
+def _groups(comparison: Comparison) -> list[tuple[str, str, list[FrontPoint]]]:
+    """Method, preference, and its points over the seeds, the base model first."""
+    base = [] if comparison.base is None else [(_BASE, "", [comparison.base])]
+    return base + [
+        (title, preference_label(points[0].preference), points)
+        for title in comparison.titles
+        for points in comparison.by_preference(title)
+    ]
+
+
 def _points(comparison: Comparison) -> str:
     objectives = comparison.objectives
-    scorers = comparison.base.scores if comparison.base is not None else {}
     head = ["method", f"p = ({', '.join(objectives)})"]
     head += [f"loss {name}" for name in objectives] + ["max p·loss"]
     head += [f"perplexity {name}" for name in objectives]
-    head += [f"score {name}" for name in scorers] + ["tokens an answer"]
     rows = []
-    groups = [(_BASE, [comparison.base])] if comparison.base is not None else []
-    groups += [(t, points) for t in comparison.titles for points in comparison.by_preference(t)]
-    for title, points in groups:
-        base = title == _BASE
+    for title, label, points in _groups(comparison):
         metrics = [[point.metrics[name] for point in points] for name in objectives]
-        row = [title, "" if base else preference_label(points[0].preference)]
-        row += [_number([m.loss for m in each], 4) for each in metrics]
-        row += ["" if base else _number([point.chebyshev for point in points], 4)]
+        row = [title, label, *(_number([m.loss for m in each], 4) for each in metrics)]
+        row += [_number([point.chebyshev for point in points], 4) if label else ""]
         row += [_number([m.perplexity for m in each], 2) for each in metrics]
-        row += [_number([point.scores[n].mean for point in points], 3) for n in scorers]
-        row += [_number([point.answer_tokens for point in points], 1)]
         rows.append(row)
     return _table(head, rows)
+
+
+def _answers(comparison: Comparison) -> list[str]:
+    """Scores of the generated answers, and what the answers look like."""
+    groups = [group for group in _groups(comparison) if all(point.text for point in group[2])]
+    if not groups:
+        return []
+    scorers = list(groups[0][2][0].scores)
+    head = ["method", f"p = ({', '.join(comparison.objectives)})"]
+    head += [*(f"score {name}" for name in scorers), "tokens", "refused %", "repeated %"]
+    head += ["empty %", "cut %", "distinct-1", "distinct-2"]
+    rows = []
+    for title, label, points in groups:
+        texts = [point.text for point in points if point.text is not None]
+        row = [title, label]
+        row += [_number([point.scores[name].mean for point in points], 3) for name in scorers]
+        row += [_number([point.answer_tokens for point in points], 1)]
+        shares = zip(
+            *((t.refusals, t.repetition, t.empty, t.unfinished) for t in texts), strict=True
+        )
+        row += [_number([100 * share for share in each], 1) for each in shares]
+        row += [_number([text.distinct_1 for text in texts], 3)]
+        row += [_number([text.distinct_2 for text in texts], 3)]
+        rows.append(row)
+    explained = (
+        "Of the generated answers. A score that rises while answers get longer, refuse or repeat "
+        "themselves may have risen for that reason. *Repeated*: 4-grams of words that stood in the "
+        "same answer before. *Cut*: answers that reached the limit. *Distinct-n*: different "
+        "n-grams of all answers together, over all their n-grams."
+    )
+    return ["## Answers", explained, _table(head, rows)]
 
 
 def _costs(comparison: Comparison) -> str:
