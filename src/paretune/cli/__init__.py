@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from paretune._version import __version__
+from paretune.cli.chat import chat
 from paretune.cli.compare import compare
 from paretune.cli.evaluate import evaluate
 from paretune.cli.recipes import recipes
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (recipes, sweep, train, evaluate, compare, weigh):
+for _command in (recipes, sweep, train, evaluate, compare, weigh, chat):
     app.command()(_command)
 app.add_typer(reward, name="reward")
 

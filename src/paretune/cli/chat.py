@@ -1,0 +1,145 @@
+"""``paretune chat``."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from paretune.cli.arguments import Overrides, Prefer, weights_and_overrides
+
+if TYPE_CHECKING:
+    from paretune.serving.choose import Choice, Choices
+
+_HELP = "/prefer NAME=WEIGHT ... asks another point, /reset forgets, /quit ends; ctrl-C stops."
+
+MethodOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of a comparison: which of its methods.")
+]
+
+
+def chat(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
+    overrides: Overrides = None,
+    prefer: Prefer = None,
+    method: MethodOption = None,
+    system: Annotated[
+        str | None, typer.Option(help="Open with this system message, not with the run's.")
+    ] = None,
+    lengths: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Do not chat: print the mean length of the answers to the run's first N test "
+            "prompts, at --prefer, or at each end of the front.",
+        ),
+    ] = None,
+) -> None:
+    """Talk to the point of a run that best meets a preference.
+
+    Without --prefer all objectives weigh the same. Answers follow the run's evaluation settings;
+    evaluation.max_new_tokens=200 and the like change them. Prompts may be piped in, one a line.
+    """
+    from paretune.serving.choose import open_run
+
+    weights, keys = weights_and_overrides(prefer, overrides)
+    choices = open_run(run, keys, method)
+    choice = choices.choose(choices.preference(weights))
+    if lengths is not None:
+        _print_lengths(choices, [choice] if weights else choices.ends(), lengths)
+        return
+    typer.echo(choice.reason())
+    _talk(choices, choice, system)
+
+
+def _talk(choices: "Choices", choice: "Choice", system: str | None) -> None:
+    from paretune.errors import InputError
+    from paretune.serving.chat import Conversation, Speaker, printable
+
+    conversation = Conversation.like(choices, system)
+    speaker = Speaker(choices.recipe)
+    typer.echo(f"\n{_HELP}")
+    for line in _lines():
+        command, _, rest = line.partition(" ")
+        try:
+            match command:
+                case "/quit":
+                    return
+                case "/reset":
+                    conversation.reset()
+                case "/prefer":
+                    choice = choices.choose(choices.preference(_weights(rest)))
+                    typer.echo(choice.reason())
+                case _ if command.startswith("/"):
+                    typer.echo(_HELP)
+                case _:
+                    finished = conversation.ask(
+                        speaker, choice.best, line, lambda text: _write(printable(text))
+                    )
+                    _write("\n" if finished else " [...]\n")
+        except InputError as error:
+            typer.echo(f"error: {error}", err=True)
+
+
+def _lines() -> Iterator[str]:
+    """What the user says, without empty lines; on a terminal with a prompt and editing."""
+    terminal = sys.stdin.isatty()
+    if terminal:
+        with suppress(ImportError):
+            import readline  # noqa: F401  (gives `input` editing and a history)
+    while True:
+        try:
+            line = input("\n> ") if terminal else sys.stdin.readline()
+        except (EOFError, KeyboardInterrupt):
+            typer.echo("")
+            return
+        if not terminal and not line:
+            return
+        line = line.strip()
+        if line and not terminal:
+            typer.echo(f"\n> {line}")
+        if line:
+            yield line
+
+
+def _weights(text: str) -> Mapping[str, float]:
+    from paretune.errors import InputError
+
+    weights, others = weights_and_overrides(text.replace(",", " ").split(), None)
+    if others or not weights:
+        raise InputError("/prefer wants weights, for example /prefer harmless=0.7 helpful=0.3")
+    return weights
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _print_lengths(choices: "Choices", asked: "list[Choice]", count: int) -> None:
+    from paretune.errors import InputError
+    from paretune.serving.chat import Speaker, asked_prompts, mean_words
+
+    prompts = asked_prompts(choices)
+    if len(prompts) < count:
+        raise InputError(
+            f"'{choices.run}' has answers to {len(prompts)} test prompts, not {count}: "
+            f"ask for fewer, or run `paretune evaluate` with evaluation.n_prompts={count}."
+        )
+    speakers = [None, *(choice.best for choice in asked)]
+    means = mean_words(Speaker(choices.recipe), speakers, prompts[:count])
+    typer.echo(f"Mean words of the answers to the first {count} test prompts (± standard error):")
+    names = ["base model", *(choice.best.name for choice in asked)]
+    wanted = ["", *(_listed(choice) for choice in asked)]
+    for name, preference, mean in zip(names, wanted, means, strict=True):
+        typer.echo(
+            f"  {mean.mean:6.1f} ± {mean.standard_error:4.1f}  {name}"
+            + (f"  (best for {preference})" if preference else "")
+        )
+
+
+def _listed(choice: "Choice") -> str:
+    return ", ".join(f"{name} {weight:.3g}" for name, weight in choice.preference.items() if weight)

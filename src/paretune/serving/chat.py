@@ -1,0 +1,232 @@
+"""Talking to the points of a run: one base model, with the run's adapters side by side in it."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import TextStreamer
+
+from paretune.baselines.score_prompts import with_scores
+from paretune.errors import InputError
+from paretune.evaluation.generation import (
+    Answer,
+    Progress,
+    Prompt,
+    encode_prompt,
+    generate_answers,
+    read_answers,
+)
+from paretune.front import Score
+from paretune.models import load_model_and_tokenizer
+from paretune.recipes import Recipe
+from paretune.serving.choose import Candidate, Choices
+
+OnText = Callable[[str], None]
+"""Is given an answer piece by piece."""
+
+# Control characters could drive a terminal; direction marks could show text in another order.
+_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    """A model's text without what a terminal would obey."""
+    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+class Speaker:
+    """A run's base model, which answers as it is or as any of the run's points.
+
+    Adapters are loaded when they are first asked, and stay. Of points that are whole models one is
+    held at a time.
+
+    Raises:
+        InputError: the base model cannot be loaded.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self._device = "cuda" if torch.cuda.is_available() else None
+        self._base, self.tokenizer = self._load(recipe.model.name)
+        self._adapted: PeftModel | None = None
+        self._whole: tuple[str, Any] | None = None
+
+    def answer(self, prompt: Prompt, by: Candidate | None, on_text: OnText | None = None) -> Answer:
+        """The answer of a point, or of the base model (None), under the run's own settings.
+
+        It is the answer that the run's ``answers.jsonl`` has for the prompt, if it has one.
+
+        Raises:
+            InputError: the prompt does not fit the model.
+        """
+        streamer = None if on_text is None else _Pieces(self.tokenizer, on_text)
+        return self._generate([prompt], by, streamer, None)[0]
+
+    def answers(
+        self, prompts: Sequence[Prompt], by: Candidate | None, progress: Progress | None = None
+    ) -> list[Answer]:
+        """`answer` to each of many prompts, in batches."""
+        return self._generate(prompts, by, None, progress)
+
+    def _generate(
+        self,
+        prompts: Sequence[Prompt],
+        by: Candidate | None,
+        streamer: TextStreamer | None,
+        progress: Progress | None,
+    ) -> list[Answer]:
+        settings = self.recipe.evaluation
+        if by is not None and by.scores is not None:
+            prompts = [with_scores(prompt, by.scores) for prompt in prompts]
+        for prompt in prompts:
+            self._check_length(prompt)
+        with self._speaking(by) as model:
+            return generate_answers(
+                model,
+                self.tokenizer,
+                prompts,
+                max_new_tokens=settings.max_new_tokens,
+                temperature=settings.temperature,
+                top_p=settings.top_p,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                progress=progress,
+                streamer=streamer,
+            )
+
+    def _check_length(self, prompt: Prompt) -> None:
+        limit = getattr(self._base.config, "max_position_embeddings", None)
+        room = self.recipe.evaluation.max_new_tokens
+        count = len(encode_prompt(self.tokenizer, prompt))
+        if limit is not None and count + room > limit:
+            raise InputError(
+                f"What the model is asked has {count} tokens, and with max_new_tokens={room} that "
+                f"is more than its {limit}: ask for less, or begin a new conversation."
+            )
+
+    @contextmanager
+    def _speaking(self, by: Candidate | None) -> Iterator[Any]:
+        if by is None:
+            if self._adapted is None:
+                yield self._base
+            else:
+                with self._adapted.disable_adapter():
+                    yield self._adapted
+        elif by.whole:
+            if self._whole is None or self._whole[0] != by.name:
+                self._whole = None  # the memory first
+                self._whole = (by.name, self._load(str(by.folder))[0])
+            yield self._whole[1]
+        else:
+            yield self._with_adapter(by)
+
+    def _with_adapter(self, by: Candidate) -> PeftModel:
+        name = by.name.replace(".", "_")  # of a module, which may hold no dot
+        if self._adapted is None:
+            self._adapted = PeftModel.from_pretrained(self._base, by.folder, adapter_name=name)
+        elif name not in self._adapted.peft_config:
+            self._adapted.load_adapter(by.folder, adapter_name=name)
+        self._adapted.set_adapter(name)
+        return self._adapted
+
+    def _load(self, name: str) -> tuple[Any, Any]:
+        options = {**self.recipe.model.model_dump(), "name": name}
+        return load_model_and_tokenizer(**options, device=self._device)
+
+
+class _Pieces(TextStreamer):
+    """Hands on the words of an answer as they come."""
+
+    def __init__(self, tokenizer: Any, on_text: OnText) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)
+
+
+@dataclass
+class Conversation:
+    """What was said, in the form of the run's own prompts.
+
+    Attributes:
+        plain: prompts are text to go on from, without a chat template; each stands alone.
+        system: the message a conversation opens with.
+        messages: so far, without the system's.
+    """
+
+    plain: bool = False
+    system: str | None = None
+    messages: list[dict[str, str]] = field(default_factory=list)
+
+    @classmethod
+    def like(cls, choices: Choices, system: str | None = None) -> "Conversation":
+        """One that opens as the run's prompts do, unless `system` says otherwise."""
+        prompts = asked_prompts(choices)
+        first = prompts[0] if prompts else []
+        if isinstance(first, str):
+            if system:
+                raise InputError("The run's prompts are plain text, which has no system message.")
+            return cls(plain=True)
+        if system is None and first and first[0]["role"] == "system":
+            system = first[0]["content"]
+        return cls(system=system or None)
+
+    def prompt(self, text: str) -> Prompt:
+        """What to ask when the user says `text`."""
+        if self.plain:
+            return text
+        opening = [{"role": "system", "content": self.system}] if self.system else []
+        return [*opening, *self.messages, {"role": "user", "content": text}]
+
+    def ask(self, speaker: Speaker, by: Candidate | None, text: str, on_text: OnText) -> bool:
+        """Ask, and remember the answer, or what there was of it when ctrl-C stopped it.
+
+        Returns:
+            Whether it ended by itself.
+        """
+        pieces: list[str] = []
+
+        def hand_on(piece: str) -> None:
+            pieces.append(piece)
+            on_text(piece)
+
+        try:
+            answer = speaker.answer(self.prompt(text), by, hand_on)
+            response, finished = answer.response, answer.finished
+        except KeyboardInterrupt:
+            response, finished = "".join(pieces), False
+        if not self.plain:
+            self.messages.append({"role": "user", "content": text})
+            self.messages.append({"role": "assistant", "content": response})
+        return finished
+
+    def reset(self) -> None:
+        """Forget what was said."""
+        self.messages.clear()
+
+
+def asked_prompts(choices: Choices) -> list[Prompt]:
+    """The test prompts that the run's points answered; none if it was not to generate."""
+    for candidate in choices.candidates:
+        path = candidate.folder / "answers.jsonl"
+        if path.exists():
+            return [answer.prompt for answer in read_answers(path)]
+    return []
+
+
+def mean_words(
+    speaker: Speaker,
+    speakers: Sequence[Candidate | None],
+    prompts: Sequence[Prompt],
+    progress: Progress | None = None,
+) -> list[Score]:
+    """Mean number of words (between spaces) of each one's answers to the prompts."""
+    return [
+        Score.of([float(len(a.response.split())) for a in speaker.answers(prompts, by, progress)])
+        for by in speakers
+    ]

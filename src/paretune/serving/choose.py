@@ -1,0 +1,201 @@
+"""Which of a run's points best meets a preference, and why.
+
+The choice is by the weighted Chebyshev value max_m p_m f^m of a point's losses, which CLAMP trains
+for: on the validation split where ``paretune evaluate RUN --split validation`` has measured it,
+else on the test split.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from paretune.errors import InputError
+from paretune.files import read_json
+from paretune.front import Front, FrontPoint
+from paretune.moo.preference import Preference
+from paretune.recipes import Recipe, load_recipe
+from paretune.recipes.points import as_preference
+from paretune.report.runs import Run
+
+_WEIGHTS = ("adapter_config.json", "config.json")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A trained point, as one to choose.
+
+    Attributes:
+        name: unique among the candidates; fit for a file.
+        point: as measured on the split of the choice.
+        folder: where its adapter (or, after full fine-tuning, its model) is.
+        scores: what its prompts have to ask for, of a method that is told so (RiC); else None.
+    """
+
+    name: str
+    point: FrontPoint
+    folder: Path
+    scores: dict[str, float] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a whole model, not an adapter."""
+        return not (self.folder / "adapter_config.json").exists()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The candidates for a preference, the best first, with the split that decided."""
+
+    preference: Preference
+    split: str
+    ranked: tuple[Candidate, ...]
+
+    @property
+    def best(self) -> Candidate:
+        return self.ranked[0]
+
+    def reason(self) -> str:
+        """What was chosen and why, the value of every candidate in a line of its own."""
+        wanted = ", ".join(f"{name} {weight:.3g}" for name, weight in self.preference.items())
+        lines = [
+            f"For {wanted}: {self.best.name}, whose largest p·loss is the least of "
+            f"{len(self.ranked)} on the {self.split} split."
+        ]
+        width = max(len(candidate.name) for candidate in self.ranked)
+        for candidate in self.ranked:
+            terms = _terms(candidate, self.preference)
+            worst = max(terms, key=lambda name: terms[name])
+            loss = candidate.point.losses[worst]
+            lines.append(
+                f"  {candidate.name:<{width}}  {terms[worst]:.4f} = "
+                f"{self.preference[worst]:.3g} × {loss:.4f} ({worst})"
+            )
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The points of a run, or of one method of a comparison, to choose from.
+
+    Attributes:
+        recipe: the run's own, with the changes asked for.
+        method: what the run calls the method.
+        split: whose losses decide.
+        candidates: in the run's order.
+    """
+
+    run: Path
+    recipe: Recipe
+    method: str
+    split: str
+    candidates: tuple[Candidate, ...]
+
+    def preference(self, weights: Mapping[str, float]) -> Preference:
+        """The weights as a preference; none at all is equal weights, a missing name is 0.
+
+        Raises:
+            InputError: an unknown objective, or weights that do not sum to one.
+        """
+        names = self.recipe.data.objectives
+        given = weights or dict.fromkeys(names, 1 / len(names))
+        return as_preference(given, names, "the preference")
+
+    def choose(self, preference: Preference) -> Choice:
+        """Rank the candidates by max_m p_m f^m; of equals, by Σ_m p_m f^m."""
+
+        def value(candidate: Candidate) -> tuple[float, float]:
+            terms = _terms(candidate, preference).values()
+            return max(terms), math.fsum(terms)
+
+        return Choice(preference, self.split, tuple(sorted(self.candidates, key=value)))
+
+    def ends(self) -> list[Choice]:
+        """For every objective, the choice where nothing else matters."""
+        return [self.choose(self.preference({name: 1.0})) for name in self.recipe.data.objectives]
+
+
+def open_run(folder: Path, overrides: Sequence[str] = (), method: str | None = None) -> Choices:
+    """The trained points of a run folder.
+
+    Args:
+        overrides: Changes to the run's recipe, such as ``evaluation.temperature=0``.
+        method: Of a comparison, which of its methods; its title there.
+
+    Raises:
+        InputError: no run folder, no results or no weights in it, or an unknown method.
+    """
+    run = Run.read(folder)
+    recipe = _recipe(run, overrides)
+    title = _method(run, method)
+    points, split = run.series[title], run.split
+    if run.front is not None:
+        validated = _validated(folder, recipe, points)
+        if validated is not None:
+            points, split = validated, "validation"
+    names = [Path(point.folder).name for point in points]
+    if max(Counter(names).values()) > 1:  # a comparison's, with several seeds
+        names = [f"{n}-seed{point.seed}" for n, point in zip(names, points, strict=True)]
+    candidates = tuple(
+        Candidate(name, point, folder / point.folder, _scores(folder / point.folder))
+        for name, point in zip(names, points, strict=True)
+        if any((folder / point.folder / each).exists() for each in _WEIGHTS)
+    )
+    if not candidates:
+        raise InputError(f"'{folder}' has no weights any more: its points hold no adapter.")
+    return Choices(folder, recipe, title, split, candidates)
+
+
+def _recipe(run: Run, overrides: Sequence[str]) -> Recipe:
+    if run.comparison is None:
+        return load_recipe(run.path / "recipe.yaml", overrides)
+    from paretune.recipes.compare import load_comparison  # imports torch
+
+    return load_comparison(run.path / "recipe.yaml", overrides)
+
+
+def _method(run: Run, wanted: str | None) -> str:
+    titles = [title for title, points in run.series.items() if points]
+    listed = ", ".join(f"'{title}'" for title in titles)
+    if wanted is None:
+        if len(titles) == 1:
+            return titles[0]
+        raise InputError(f"'{run.path}' compares {listed}: say which with --method.")
+    found = [title for title in titles if title.casefold() == wanted.casefold()]
+    if not found:
+        raise InputError(f"'{run.path}' has no method '{wanted}' but {listed}.")
+    return found[0]
+
+
+def _validated(
+    folder: Path, recipe: Recipe, points: Sequence[FrontPoint]
+) -> tuple[FrontPoint, ...] | None:
+    """The points as measured on the validation split, if all of them were, with the same losses."""
+    measured = folder / "evaluation-validation"
+    if not (measured / "front.json").exists():
+        return None
+    theirs = Recipe.from_yaml(
+        (measured / "recipe.yaml").read_text(encoding="utf-8"), f"'{measured / 'recipe.yaml'}'"
+    )
+    changed = [d.split(":")[0].split(".")[0] for d in recipe.differences(theirs)]
+    if not set(changed) <= {"evaluation", "model", "train"}:
+        return None
+    front = Front.read(measured / "front.json")
+    same = [point.folder for point in front.points] == [point.folder for point in points]
+    return front.points if same else None
+
+
+def _scores(folder: Path) -> dict[str, float] | None:
+    prompt = folder / "prompt.json"
+    return dict(read_json(prompt)) if prompt.exists() else None
+
+
+def _terms(candidate: Candidate, preference: Mapping[str, float]) -> dict[str, float]:
+    """p_m f^m of every objective with p_m > 0; what is not a number is the worst."""
+    losses = candidate.point.losses
+    return {
+        name: weight * (math.inf if math.isnan(losses[name]) else losses[name])
+        for name, weight in preference.items()
+        if weight > 0
+    }
