@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,8 +33,8 @@ class WCAugmented:
     Inner solves on z alternate with updates of the multipliers ν and w0, which become the ν and ω
     of the certificate. One evaluation is one forward pass and one combined gradient, whatever
     S and q. The penalties start from the scales met at x0 and grow where progress is slow, so the
-    defaults are meant for all problems. The result's x is the visited point of smallest residual;
-    it is a local solution if the problem is not convex.
+    defaults are meant for all problems. The result's x is the point of smallest residual among the
+    later half of those visited; it is a local solution if the problem is not convex.
 
     At a solution without multipliers (LICQ fails: the paper's Examples 1 and 2) the residual still
     falls, slowly, while ν grows without bound; a ν that grows as tol is lowered tells.
@@ -68,9 +69,18 @@ class WCAugmented:
             raise InputError(f"memory must be at least 1, got {self.memory}.")
 
     def run(
-        self, problem: Problem, preference: Preference, x0: Tensor, steps: int, tol: float
+        self,
+        problem: Problem,
+        preference: Preference,
+        x0: Tensor,
+        steps: int,
+        tol: float,
+        first_nu: Callable[[Tensor], Tensor] | None = None,
     ) -> Result:
         """Run from x0 until kkt_residual <= tol, no step helps, or `steps` inner iterations.
+
+        `first_nu` makes of the weights w_s λ_s at x0, shape (S,), a ν to start from, shape (q,);
+        without it ν starts at 0.
 
         Raises InputError for what `minimize` names, and when an objective is not positive at an
         update of the multipliers.
@@ -84,6 +94,9 @@ class WCAugmented:
         if not bool(torch.isfinite(start.constraints).all()):
             raise InputError("The constraints are not finite at x0.")
         lagrangian = AugmentedLagrangian(problem, lam, shift, start)
+        if first_nu is not None:
+            omega = torch.tensor(lagrangian.view(start).omega, dtype=torch.float64)
+            lagrangian.nu = first_nu(omega * omega.new_tensor(lam)).to(lagrangian.nu)
         track = Track(lagrangian, tol)
         if self.inner == "lbfgs":
             message = _QuasiNewton(lagrangian, track, steps, self.memory).run(

@@ -1,4 +1,4 @@
-"""What a run of the augmented Lagrangian remembers: the best point and the history."""
+"""What a run of the augmented Lagrangian remembers: the best late point and the history."""
 
 from __future__ import annotations
 
@@ -26,24 +26,38 @@ class Certified(NamedTuple):
 
 
 class Track:
-    """The best point so far and the history."""
+    """The point of smallest ‖K‖ among the later half of those visited, and the history.
+
+    Early points are forgotten: where one starts with h = 0 and good multipliers, the start has a
+    small residual and the worst objectives. At every power of two a new window of points begins,
+    and the best of this one and the last is what counts.
+    """
 
     def __init__(self, lagrangian: AugmentedLagrangian, tol: float) -> None:
         self.lagrangian, self.tol = lagrangian, tol
-        self.best: Certified | None = None
+        self._windows: tuple[Certified | None, Certified | None] = (None, None)
+        self._visited = 0
         self._rows: list[list[float]] = []
+
+    @property
+    def best(self) -> Certified | None:
+        return min(filter(None, self._windows), key=lambda point: point.norm, default=None)
 
     def look(self, view: View, residual: Tensor) -> tuple[float, bool]:
         """‖∇A‖ (of its projected form under bounds), and whether ‖K‖ meets the tolerance."""
         stationarity = float(torch.linalg.vector_norm(residual))
-        best = self.best.norm if self.best else math.inf
-        if stationarity < best:  # ‖K‖ is no smaller
+        self._visited += 1
+        last, now = self._windows
+        if self._visited & (self._visited - 1) == 0:
+            last, now = now or last, None
+        smallest = now.norm if now else math.inf
+        if stationarity < smallest:  # ‖K‖ is no smaller
             rho, parts = self.lagrangian.certify(view, stationarity)
             norm = math.hypot(*parts)
-            if norm < best:
-                self.best = Certified(norm, rho, parts, view)
-                return stationarity, norm <= self.tol
-        return stationarity, False
+            if norm < smallest:
+                now = Certified(norm, rho, parts, view)
+        self._windows = last, now
+        return stationarity, now is not None and now.norm <= self.tol
 
     def record(self, view: View, parts: KKTParts, where: str) -> None:
         """A row of the history; InputError when an objective is not positive there."""
@@ -53,9 +67,10 @@ class Track:
         self._rows.append([*values, *view.omega, math.hypot(*parts), parts.feasibility])
 
     def result(self, message: str) -> Result:
-        if self.best is None:
+        best = self.best
+        if best is None:
             raise InputError("The objectives, constraints or gradients are not finite at x0.")
-        norm, rho, parts, view = self.best
+        norm, rho, parts, view = best
         size = len(view.omega)
         table = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, 2 * size + 2)
         return Result(

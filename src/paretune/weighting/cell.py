@@ -24,6 +24,7 @@ from paretune.moo.bilevel.polish import polish_lower
 from paretune.moo.bilevel.problem import AnyBilevel
 from paretune.moo.bilevel.result import BilevelResult
 from paretune.moo.preference import Preference
+from paretune.moo.wc_augmented import WCAugmented
 from paretune.recipes.weighing import BLIND, WeighRecipe
 from paretune.weighting.task import Task
 
@@ -162,13 +163,16 @@ def solver(
     chosen: Any = choose_bilevel(problem, cast("BilevelName", name))
     wrapped = isinstance(chosen, EqualityConstrained)
     method = chosen.method if wrapped else chosen
-    given = _checked(name, options, type(method))
+    around = {"warm_start"} if isinstance(method, WCAugmented) else set()  # the wrapper's options
+    outside = {key: value for key, value in options.items() if key in around}
+    outside = _checked(name, outside, EqualityConstrained)
+    given = _checked(name, {k: v for k, v in options.items() if k not in around}, type(method))
     drawing = {"seed": seed, "batch": batch, "objective_batch": batch}
     known = _names(type(method))
     given |= {key: value for key, value in drawing.items() if key in known and value is not None}
     method = replace(method, **given) if wrapped else method
-    inside = {"method": method} if wrapped else given
-    solver: BilevelSolver = replace(chosen, **inside, record_every=record_every)
+    changes = {"method": method, **outside} if wrapped else given
+    solver: BilevelSolver = replace(chosen, **changes, record_every=record_every)
     return solver
 
 

@@ -13,8 +13,9 @@ from paretune.errors import InputError
 from paretune.moo.bilevel.flat import FlatProblem
 from paretune.moo.bilevel.method import Certificate, Iterate, Recorder
 from paretune.moo.bilevel.oracle import Oracle
-from paretune.moo.bilevel.problem import AnyBilevel, StochasticBilevelProblem
+from paretune.moo.bilevel.problem import AnyBilevel, BilevelProblem, StochasticBilevelProblem
 from paretune.moo.bilevel.result import BilevelResult, Record
+from paretune.moo.bilevel.warm_start import warm_adjoint, warm_lower
 from paretune.moo.kkt import positive_weights
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem, StochasticProblem
@@ -33,11 +34,15 @@ class EqualityConstrained:
 
     Attributes:
         method: the solver; its residual is ‖K‖.
+        warm_start: whether `WCAugmented` first solves the lower level at x0 and estimates ν there
+            (`warm_start`). It pays where x is small, as the weights of training sets are, and not
+            where x is a whole network that moves far from x0. `WCPenalty` starts from x0 as given.
         record_every: gradients of the method's function (for `WCPenalty`: steps) between records.
         on_record: called with each record as it is made.
     """
 
     method: WCAugmented | WCPenalty = field(default_factory=WCAugmented)
+    warm_start: bool = True
     record_every: int = 1
     on_record: Callable[[Record], None] | None = None
 
@@ -59,9 +64,19 @@ class EqualityConstrained:
         recorder.start(Iterate(*start), lam)
         visits = _Visits(recorder, lam)
         shapes, z = (start[0].shape, start[1].shape), FlatProblem.join(*start)
-        if not isinstance(problem, StochasticBilevelProblem):
+        if isinstance(problem, BilevelProblem):
             flat = FlatProblem.of(oracle, *shapes, visits)
-            found = self.method.run(flat, preference, z, steps, tol)
+            if self.warm_start and isinstance(self.method, WCAugmented):
+                x, y = flat.split(z)
+                y = warm_lower(oracle, x, y, tol)
+
+                def first_nu(weights: Tensor) -> Tensor:
+                    return warm_adjoint(oracle, x, y, weights).flatten()
+
+                z = FlatProblem.join(x, y)
+                found = self.method.run(flat, preference, z, steps, tol, first_nu)
+            else:
+                found = self.method.run(flat, preference, z, steps, tol)
         elif isinstance(self.method, WCPenalty):
             visits.stride, visits.most = self.method.certify_every, steps
             flat = FlatProblem.of(Oracle(problem.full), *shapes, visits)

@@ -60,6 +60,21 @@ def polish_lower(
         raise InputError(f"steps and tol must be at least 0, got {steps} and {tol}.")
     exact = problem.full if isinstance(problem, StochasticBilevelProblem) else problem
     oracle = Oracle(exact)
+    y, before, after = descend_lower(oracle, x, y, steps, tol)
+    return Polished(
+        y=y,
+        objectives=oracle.values(x, y).double().cpu(),
+        lower_gradient_norm_before=before,
+        lower_gradient_norm_after=after,
+        converged=after <= tol,
+        n_gradients=oracle.n_gradients,
+    )
+
+
+def descend_lower(
+    oracle: Oracle, x: Tensor, y: Tensor, steps: int, tol: float
+) -> tuple[Tensor, float, float]:
+    """The L-BFGS of `polish_lower`: y at its end, and ‖∇_y g‖ before and after."""
     value, _, gradient = oracle.lower(x, y)
     before = after = float(gradient.norm())
     if not (math.isfinite(value) and math.isfinite(before)):
@@ -77,14 +92,7 @@ def polish_lower(
         trial, value, reached = found
         curvature.add((trial - y).flatten(), (reached - gradient).flatten())
         y, gradient, after = trial, reached, float(reached.norm())
-    return Polished(
-        y=y,
-        objectives=oracle.values(x, y).double().cpu(),
-        lower_gradient_norm_before=before,
-        lower_gradient_norm_after=after,
-        converged=after <= tol,
-        n_gradients=oracle.n_gradients,
-    )
+    return y, before, after
 
 
 def _search(
