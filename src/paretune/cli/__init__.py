@@ -11,6 +11,7 @@ from paretune._version import __version__
 from paretune.cli.chat import chat
 from paretune.cli.compare import compare
 from paretune.cli.evaluate import evaluate
+from paretune.cli.export import export
 from paretune.cli.recipes import recipes
 from paretune.cli.reward import reward
 from paretune.cli.sweep import sweep
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (recipes, sweep, train, evaluate, compare, weigh, chat):
+for _command in (recipes, sweep, train, evaluate, compare, weigh, chat, export):
     app.command()(_command)
 app.add_typer(reward, name="reward")
 

@@ -22,6 +22,9 @@ Prefer = Annotated[
         help="How much each objective matters, e.g. --prefer harmless=0.7 helpful=0.3.",
     ),
 ]
+Method = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Of a comparison: which of its methods.")
+]
 Fresh = Annotated[
     bool, typer.Option("--fresh", help="Delete what an earlier run left in the run folder.")
 ]

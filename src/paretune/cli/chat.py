@@ -8,23 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paretune.cli.arguments import Overrides, Prefer, weights_and_overrides
+from paretune.cli.arguments import Method, Overrides, Prefer, weights_and_overrides
 
 if TYPE_CHECKING:
     from paretune.serving.choose import Choice, Choices
 
 _HELP = "/prefer NAME=WEIGHT ... asks another point, /reset forgets, /quit ends; ctrl-C stops."
 
-MethodOption = Annotated[
-    str | None, typer.Option(metavar="NAME", help="Of a comparison: which of its methods.")
-]
-
 
 def chat(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
     overrides: Overrides = None,
     prefer: Prefer = None,
-    method: MethodOption = None,
+    method: Method = None,
     system: Annotated[
         str | None, typer.Option(help="Open with this system message, not with the run's.")
     ] = None,
@@ -43,10 +39,12 @@ def chat(
     Without --prefer all objectives weigh the same. Answers follow the run's evaluation settings;
     evaluation.max_new_tokens=200 and the like change them. Prompts may be piped in, one a line.
     """
+    from paretune.cli.progress import quiet_libraries
     from paretune.serving.choose import open_run
 
     weights, keys = weights_and_overrides(prefer, overrides)
     choices = open_run(run, keys, method)
+    quiet_libraries(choices.recipe.model.name)
     choice = choices.choose(choices.preference(weights))
     if lengths is not None:
         _print_lengths(choices, [choice] if weights else choices.ends(), lengths)

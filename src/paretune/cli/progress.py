@@ -152,11 +152,8 @@ def remaining_text(seconds: float | None) -> str:
     return f"about {seconds / 3600:.1f} h left"
 
 
-@contextmanager
-def console_progress(model: str) -> Iterator[SweepProgress]:
-    """Progress on standard error; of several processes, the first one shows it.
-
-    Enter it before the libraries are imported: it also silences what they would print between.
+def quiet_libraries(model: str) -> None:
+    """Silence what the libraries would print; call it before they are imported.
 
     Args:
         model: Of the recipe; download bars are left on for one that is not on this machine.
@@ -165,6 +162,15 @@ def console_progress(model: str) -> Iterator[SweepProgress]:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     if model == EMBEDDED or Path(model).expanduser().is_dir():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+@contextmanager
+def console_progress(model: str) -> Iterator[SweepProgress]:
+    """Progress on standard error; of several processes, the first one shows it.
+
+    Enter it before the libraries are imported, which it also silences (`quiet_libraries`).
+    """
+    quiet_libraries(model)
     console = Console(stderr=True)
     if not main_process():
         yield Silent()
