@@ -1,0 +1,38 @@
+"""``paretune serve``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from paretune.cli.arguments import Method, Overrides
+
+
+def serve(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
+    overrides: Overrides = None,
+    method: Method = None,
+    host: Annotated[
+        str, typer.Option(help="Where to listen; the default is this machine alone.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="By default the first free from 7860.")] = None,
+) -> None:
+    """Open a local page with a slider for each objective and two answers side by side.
+
+    Needs paretune[serve]. Ctrl-C ends it.
+    """
+    from paretune.cli.progress import quiet_libraries
+    from paretune.serving.choose import open_run
+
+    choices = open_run(run, overrides or [], method)
+    quiet_libraries(choices.recipe.model.name)
+    from paretune.serving.chat import Speaker
+    from paretune.serving.page import Page, build_page
+    from paretune.serving.page import serve as serve_page
+
+    app = build_page(Page(choices, Speaker(choices.recipe)))
+    address = serve_page(app, host, port)
+    typer.echo(f"Open {address} in a browser; ctrl-C ends it.")
+    if host not in ("127.0.0.1", "localhost", "::1"):
+        typer.echo("Everyone who can reach this machine can use the page.", err=True)
+    app.block_thread()
