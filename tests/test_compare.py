@@ -17,6 +17,7 @@ from paretune.baselines.score_prompts import with_scores
 from paretune.compare import run_compare
 from paretune.comparison import Cell, Comparison, Spread
 from paretune.errors import InputError
+from paretune.evaluation.scorers import FunctionScorer
 from paretune.front import FrontPoint, ObjectiveMetrics
 from paretune.recipes.compare import CompareRecipe, load_comparison
 from paretune.spend import Spend, Watch
@@ -198,14 +199,14 @@ def test_modpo_goes_on_where_it_was_cut(
 def test_scorer_margins_and_the_budget(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def scorers(recipe: Any) -> dict[str, Any]:
-        return {name: lambda prompt, response: float(len(response)) for name in ("harmless",)}
+    length = FunctionScorer("length", lambda prompt, response: float(len(response)))
 
     path = write("methods: [{name: modpo, options: {margins: scorer}}]")
     recipe = load_comparison(path, ["sweep.preferences=[[0.2, 0.8]]"])
     with_scorer = run_compare(recipe)
     assert "needs a scorer of answers for 'harmless'" in str(with_scorer.failures[0].failure)
-    monkeypatch.setattr(modpo, "answer_scorers", scorers)
+    for name in ("recipe_sources", "recipe_scorers"):
+        monkeypatch.setattr(modpo, name, lambda recipe: {"harmless": length})
     found = run_compare(recipe)
     assert not found.failures
     notes = json.loads((tmp_path / "run/shared/scores-harmless/training.json").read_text())

@@ -207,15 +207,6 @@ def build_trainer(
     return trainer
 
 
-def answer_scorers(recipe: "Recipe") -> dict[str, Callable[[str, str], float]]:
-    """What scores (prompt, answer), by objective; only the demo data has such scorers."""
-    if recipe.data.loader != "demo":
-        return {}
-    from paretune.data import demo
-
-    return {name: demo.SCORERS[name] for name in recipe.data.objectives}
-
-
 def load_weights(model: Any, folder: Path) -> None:
     """Put the adapter (or, after full fine-tuning, all weights) saved in `folder` into `model`."""
     if hasattr(model, "peft_config"):

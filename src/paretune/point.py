@@ -17,10 +17,11 @@ from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
 from paretune.errors import InputError
 from paretune.evaluation.generation import Answer, Prompt, generate_answers, write_answers
 from paretune.evaluation.text_statistics import text_statistics
-from paretune.experiment import answer_scorers, build_trainer, load_weights
+from paretune.experiment import build_trainer, load_weights
 from paretune.files import main_process, move, read_json, sync, write_json, write_text
 from paretune.front import FrontPoint, ObjectiveMetrics, Score
 from paretune.plan import Phase, PlannedPoint, Report
+from paretune.rewards.sources import recipe_scorers
 from paretune.spend import Spend, Watch
 from paretune.training import MultiObjectiveTrainer
 
@@ -293,11 +294,6 @@ def _measure(
     report("generate", 1.0)
 
 
-def message_text(prompt: Prompt) -> str:
-    """The words of a plain prompt, or of the last message of a conversation."""
-    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
-
-
 def _answers(
     recipe: "Recipe",
     trainer: MultiObjectiveTrainer,
@@ -320,13 +316,16 @@ def _answers(
         batch_size=settings.batch_size,
         progress=lambda done, total: report("generate", done / total),
     )
-    scorers = answer_scorers(recipe)
+    responses = [answer.response for answer in answers]
+    scores = {
+        name: scorer.score(prompts, responses) for name, scorer in recipe_scorers(recipe).items()
+    }
     return [
         Answer(
             prompt,
             answer.response,
             answer.finished,
-            {name: score(message_text(prompt), answer.response) for name, score in scorers.items()},
+            {name: values[row] for name, values in scores.items()},
         )
-        for prompt, answer in zip(prompts, answers, strict=True)
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
     ]

@@ -81,8 +81,10 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
     if pending:
         from paretune.experiment import training_arguments
         from paretune.point import free_memory, run_point
+        from paretune.rewards.sources import check_sources
 
         training_arguments(recipe, pending[0].preference, pending[0].seed, run)  # may complain
+        check_sources(recipe)
         splits = load_splits(recipe, run)
         progress.begin([point.name for point in planned], len(planned) - len(pending))
         for point in pending:

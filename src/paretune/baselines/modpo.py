@@ -17,15 +17,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from paretune.baselines.job import Job, Spend, Watch, trained
+from paretune.baselines.morlhf import tokens_read
 from paretune.baselines.single import OneObjectiveTrainer, corner, linear, single_objective
+from paretune.data.messages import Text
 from paretune.data.tokenization import TokenizedPairs
 from paretune.errors import InputError
-from paretune.experiment import answer_scorers, build_trainer, load_weights
+from paretune.evaluation.scorers import text_of
+from paretune.experiment import build_trainer, load_weights
 from paretune.losses import PreferenceLoss
 from paretune.moo.preference import Preference
-from paretune.point import StepReport, free_memory, message_text, train_point
+from paretune.point import StepReport, free_memory, train_point
 from paretune.recipes.compare import Modpo
 from paretune.recipes.schema import Recipe
+from paretune.rewards.sources import recipe_scorers, recipe_sources
 
 
 def train(job: Job, preferences: Sequence[Preference], options: Modpo) -> None:
@@ -181,31 +185,34 @@ def _table(job: Job, objective: str, options: Modpo, split: str) -> Tensor:
 
 def _scored(job: Job, objective: str) -> str:
     """Rewards by the recipe's scorer, standardised on the training responses."""
-    scorers = answer_scorers(job.recipe)
-    if objective not in scorers:
+    if objective not in recipe_sources(job.recipe):
         raise InputError(
             f"MODPO's margins=scorer needs a scorer of answers for '{objective}', and the recipe "
-            "has none: use margins=implicit."
+            "has none: name one under 'rewards', or use margins=implicit."
         )
 
     def build(folder: Path) -> None:
         alone = corner(objective, job.recipe.data.objectives)
         trainer = _trainer(job, alone, objective, 1.0, None)
-        watch = Watch()
+        scorer = recipe_scorers(job.recipe)[objective]
+        watch, before = Watch(), tokens_read(scorer)
         mean = deviation = 0.0
         for split, pairs in trainer.prepared.items():
-            values = torch.zeros(len(pairs.sequences), dtype=torch.float64)
+            texts: dict[int, tuple[Text, str]] = {}
             for name, index in pairs.pairs.items():
                 for column, side in (("chosen", index.chosen), ("rejected", index.rejected)):
                     for row, sequence in zip(index.row, side, strict=True):
                         record = job.splits[split].pairs[name][row]
-                        texts = message_text(record["prompt"]), message_text(record[column])
-                        values[sequence] = scorers[objective](*texts)
+                        texts[sequence] = record["prompt"], text_of(record[column])
+            values = torch.zeros(len(pairs.sequences), dtype=torch.float64)
+            prompts, responses = zip(*texts.values(), strict=True)
+            values[list(texts)] = values.new_tensor(scorer.score(prompts, responses))
             if split == "train":
                 mean, deviation = float(values.mean()), float(values.std())
             rewards = ((values - mean) / deviation).float()
             save_file({"rewards": rewards}, folder / f"{split}.safetensors")
-        job.finish(folder, steps=0, spend=watch.spend(), mean=mean, deviation=deviation)
+        spend = watch.spend(reward_tokens=tokens_read(scorer) - before)
+        job.finish(folder, steps=0, spend=spend, mean=mean, deviation=deviation)
 
     key = f"scores-{objective}"
     job.once(key, build)

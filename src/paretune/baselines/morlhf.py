@@ -38,7 +38,8 @@ class Options(Section):
     backend: Literal["ppo", "rloo"] = "ppo"
     """`ppo` (our own) or `rloo` (TRL's RLOOTrainer, which has no value function)."""
     rewards: dict[str, RewardSource] | None = None
-    """What scores each objective; null is the demo data's own scorers."""
+    """What scores each objective; null is what the recipe's `rewards` says, or the demo data's own
+    scorers."""
     steps: Positive | None = None
     """Batches of answers to learn from; null goes on until the tokens that every method of a
     comparison may send forward and backward are spent."""
@@ -149,20 +150,23 @@ def normalised_scorers(
     Raises:
         InputError: an objective that nothing scores.
     """
-    from paretune.rewards.sources import build_scorers
+    from paretune.rewards.sources import build_scorers, recipe_scorers, recipe_sources
 
-    if rewards is None and job.recipe.data.loader == "demo":
-        rewards = {name: RewardSource(scorer="demo") for name in objectives}
+    sources = recipe_sources(job.recipe) if rewards is None else rewards
     for name in objectives:
-        if rewards is None or name not in rewards:
+        if name not in sources:
             raise InputError(
                 f"Nothing scores the objective {name!r}: name a scorer or a reward model under "
-                f"'rewards' in the method's options (docs/morlhf.md)."
+                "'rewards', in the recipe or in the method's options (docs/morlhf.md)."
             )
-    sources = {name: source for name, source in (rewards or {}).items() if name in objectives}
-    trained_here = Path(job.recipe.output_dir) / "rewards"
+    sources = {name: source for name, source in sources.items() if name in objectives}
+    if rewards is None:
+        scorers = {name: recipe_scorers(job.recipe)[name] for name in sources}
+    else:
+        trained_here = Path(job.recipe.output_dir) / "rewards"
+        scorers = build_scorers(sources, trained_here, _device())
     result = {}
-    for name, scorer in build_scorers(sources, trained_here, _device()).items():
+    for name, scorer in scorers.items():
 
         def build(folder: Path, scorer: Scorer = scorer) -> None:
             watch, before = Watch(), tokens_read(scorer)

@@ -41,7 +41,8 @@ class Options(Section):
     """The defaults are those of the authors' code."""
 
     rewards: dict[str, RewardSource] | None = None
-    """What scores each objective; null is the demo data's own scorers."""
+    """What scores each objective; null is what the recipe's `rewards` says, or the demo data's own
+    scorers."""
     preference_map: PreferenceMap = "l2"
     """From weights p to scores to ask for: `l2` (p / ‖p‖₂ of the range, as in the authors'
     evaluation), `linf` (the largest weight gets the top, the others M p of the range) or `linear`

@@ -4,10 +4,11 @@ The same for every kind of recipe: the class of the whole recipe says which keys
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -16,6 +17,16 @@ from paretune.recipes import syntax
 
 Keys = tuple[str, ...]
 R = TypeVar("R", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class _Named:
+    """A place with a section under each of any names, such as `rewards`."""
+
+    section: type[BaseModel]
+
+
+Place = type[BaseModel] | _Named
 
 
 def shipped_recipes(command: str = "sweep") -> dict[str, str]:
@@ -88,7 +99,7 @@ def _override(root: type[BaseModel], raw: dict[str, Any], item: str) -> Keys:
             f"'{item}' is not an override: write key=value, for example train.max_steps=200."
         )
     keys = tuple(dotted.strip().split("."))
-    sections = [root]
+    sections: list[Place] = [root]
     for depth, key in enumerate(keys):
         if not sections:
             break
@@ -105,31 +116,54 @@ def _override(root: type[BaseModel], raw: dict[str, Any], item: str) -> Keys:
     return keys
 
 
-def _knows(sections: Sequence[type[BaseModel]], key: str) -> bool:
-    return any(key in section.model_fields for section in sections)
+def _fields(place: Place) -> list[str]:
+    return [] if isinstance(place, _Named) else list(place.model_fields)
 
 
-def _inside(sections: Sequence[type[BaseModel]], key: str) -> list[type[BaseModel]]:
-    """The classes of a key that is a section itself: several where one of them is chosen."""
-    found: list[type[BaseModel]] = []
-    for section in sections:
-        if key in section.model_fields:
-            annotation = section.model_fields[key].annotation
-            kinds = (annotation, *get_args(annotation))
-            found += [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+def _knows(places: Sequence[Place], key: str) -> bool:
+    return any(isinstance(place, _Named) or key in place.model_fields for place in places)
+
+
+def _has(places: Sequence[Place], key: str) -> bool:
+    """Whether a place has a key of its own by this name."""
+    return any(key in _fields(place) for place in places)
+
+
+def _inside(places: Sequence[Place], key: str) -> list[Place]:
+    """The places below a key that is a section itself: several where one of them is chosen."""
+    found: list[Place] = []
+    for place in places:
+        if isinstance(place, _Named):
+            found.append(place.section)
+        elif key in place.model_fields:
+            annotation = place.model_fields[key].annotation
+            for kind in (annotation, *get_args(annotation)):
+                if _is_section(kind):
+                    found.append(kind)
+                elif get_origin(kind) is dict and _is_section(get_args(kind)[1]):
+                    found.append(_Named(get_args(kind)[1]))
     return found
 
 
+def _names(place: Place) -> tuple[Any, ...]:
+    """The values of `name` by which a section is chosen."""
+    return () if isinstance(place, _Named) else get_args(place.model_fields["name"].annotation)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def _unknown(root: type[BaseModel], keys: Keys, source: str) -> str:
-    sections = [root]
+    sections: list[Place] = [root]
     for key in keys[:-1]:
         sections = _inside(sections, key) or sections
-    known = list(dict.fromkeys(name for section in sections for name in section.model_fields))
+    known = list(dict.fromkeys(name for section in sections for name in _fields(section)))
     prefix = "".join(f"{key}." for key in keys[:-1])
     nearest = get_close_matches(keys[-1], known, n=1)
     if nearest:
         hint = f"did you mean '{prefix}{nearest[0]}'?"
-    elif not prefix and (homes := [k for k in known if _knows(_inside([root], k), keys[-1])]):
+    elif not prefix and (homes := [k for k in known if _has(_inside([root], k), keys[-1])]):
         hint = f"did you mean '{homes[0]}.{keys[-1]}'?"
     else:
         hint = f"known there: {', '.join(known)}."
@@ -160,13 +194,13 @@ def _sentence(
 
 def _known_part(root: type[BaseModel], location: Keys) -> Keys:
     """The location without the marks that pydantic adds for the members of a union."""
-    sections = [root]
+    sections: list[Place] = [root]
     keys: Keys = ()
     for depth, key in enumerate(location):
         if _knows(sections, key):
             sections, keys = _inside(sections, key), (*keys, key)
         elif len(sections) > 1:  # the mark of the one that `name` chose
-            sections = [s for s in sections if key in get_args(s.model_fields["name"].annotation)]
+            sections = [s for s in sections if key in _names(s)]
         else:
             return keys + tuple(k for k in location[depth:] if k.isdigit())
     return keys

@@ -15,7 +15,7 @@ from paretune.models import EMBEDDED
 from paretune.moo.preference import Preference
 from paretune.recipes import syntax
 from paretune.recipes.points import resolve_points
-from paretune.recipes.rewards import RewardTraining
+from paretune.recipes.rewards import RewardSource, RewardTraining
 from paretune.recipes.section import Positive as Positive
 from paretune.recipes.section import Section as Section
 
@@ -264,6 +264,9 @@ class Recipe(Written):
     sweep: Sweep
     evaluation: Evaluation = Evaluation()
     reward: RewardTraining = RewardTraining()
+    rewards: dict[str, RewardSource] | None = None
+    """What scores the answers for each objective, or for some; null is the demo data's own scorers,
+    and none where the data is other."""
     output_dir: str
     """The run folder; by default `runs/` and the recipe's name."""
 
@@ -281,6 +284,9 @@ class Recipe(Written):
                 raise ValueError(
                     f"{key} must have one value for each of {', '.join(self.data.objectives)}"
                 )
+        for name in self.rewards or {}:
+            if name not in self.data.objectives:
+                raise ValueError(f"rewards.{name}: there is no objective {name!r}")
         try:
             self.points  # noqa: B018  (raises)
         except InputError as error:

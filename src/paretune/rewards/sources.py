@@ -1,21 +1,71 @@
 """From a recipe's reward sources to scorers."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
+from pydantic import TypeAdapter
 
 from paretune.errors import InputError
 from paretune.evaluation.reward_models import RewardInput, RewardModelScorer, load_reward_model
 from paretune.evaluation.scorers import Scorer, demo_scorer
 from paretune.files import read_json
 from paretune.models import load_model_and_tokenizer
+from paretune.recipes.rewards import RewardSource
 
 if TYPE_CHECKING:
-    from paretune.recipes.rewards import RewardSource
+    from paretune.recipes.schema import Recipe
+
+
+def recipe_sources(recipe: "Recipe") -> dict[str, RewardSource]:
+    """What scores answers, by objective: the recipe's ``rewards``, or the demo data's own scorers.
+
+    Empty where neither is there.
+    """
+    if recipe.rewards is not None:
+        return recipe.rewards
+    demo = recipe.data.loader == "demo"
+    return {name: RewardSource(scorer="demo") for name in recipe.data.objectives if demo}
+
+
+def recipe_scorers(recipe: "Recipe") -> dict[str, Scorer]:
+    """The scorers of `recipe_sources`, by objective.
+
+    Reward models are loaded once a process, to its GPU if it has one, and kept.
+
+    Raises:
+        InputError: as `build_scorers`.
+    """
+    sources = _SOURCES.dump_json(recipe_sources(recipe))
+    device = "cuda" if torch.cuda.is_available() else None
+    return _kept(sources, Path(recipe.output_dir) / "rewards", device)
+
+
+_SOURCES = TypeAdapter(dict[str, RewardSource])
+
+
+@lru_cache(maxsize=1)
+def _kept(sources: bytes, trained: Path, device: str | None) -> dict[str, Scorer]:
+    return build_scorers(_SOURCES.validate_json(sources), trained, device)
+
+
+def check_sources(recipe: "Recipe") -> None:
+    """See, without loading a model, whether the recipe's scorers are there as far as that goes.
+
+    Raises:
+        InputError: an unknown scorer of the demo, or a reward model that is not trained yet.
+    """
+    for name, source in recipe_sources(recipe).items():
+        if source.scorer == "demo":
+            demo_scorer(source.name or name)
+        if source.scorer == "trained":
+            _trained_record(_trained_folder(name, source, Path(recipe.output_dir) / "rewards"))
 
 
 def build_scorers(
-    sources: "Mapping[str, RewardSource]", trained: Path | None = None, device: Any = None
+    sources: Mapping[str, RewardSource], trained: Path | None = None, device: Any = None
 ) -> dict[str, Scorer]:
     """The scorer of each objective; objectives that name the same model share its weights.
 
@@ -33,7 +83,7 @@ def build_scorers(
 
 def _scorer(
     objective: str,
-    source: "RewardSource",
+    source: RewardSource,
     trained: Path | None,
     device: Any,
     loaded: dict[tuple[Any, ...], tuple[Any, Any]],
@@ -41,13 +91,8 @@ def _scorer(
     if source.scorer == "demo":
         return demo_scorer(source.name or objective)
     if source.scorer == "trained":
-        folder = Path(source.name).expanduser() if source.name else trained
-        if folder is None:
-            raise InputError(
-                f"The scorer 'trained' of objective {objective!r} needs name, the folder that "
-                "`paretune reward train` wrote."
-            )
-        return load_trained(folder / objective, device=device, batch_size=source.batch_size)
+        folder = _trained_folder(objective, source, trained)
+        return load_trained(folder, device=device, batch_size=source.batch_size)
     assert source.name is not None  # the schema has seen to it
     key = (source.name, source.dtype, source.trust_remote_code)
     if key not in loaded:
@@ -70,17 +115,32 @@ def _scorer(
     )
 
 
+def _trained_folder(objective: str, source: RewardSource, trained: Path | None) -> Path:
+    folder = Path(source.name).expanduser() if source.name else trained
+    if folder is None:
+        raise InputError(
+            f"The scorer 'trained' of objective {objective!r} needs name, the folder that "
+            "`paretune reward train` wrote."
+        )
+    return folder / objective
+
+
+def _trained_record(folder: Path) -> dict[str, Any]:
+    if not (folder / "reward.json").exists():
+        raise InputError(
+            f"'{folder}' holds no finished reward model: run `paretune reward train` first."
+        )
+    record: dict[str, Any] = read_json(folder / "reward.json")
+    return record
+
+
 def load_trained(folder: Path, device: Any = None, batch_size: int = 16) -> RewardModelScorer:
     """The scorer of a reward model that `paretune reward train` made.
 
     Raises:
         InputError: there is none in the folder, or its base is gone.
     """
-    if not (folder / "reward.json").exists():
-        raise InputError(
-            f"'{folder}' holds no finished reward model: run `paretune reward train` first."
-        )
-    record = read_json(folder / "reward.json")
+    record = _trained_record(folder)
     model: Any
     if (folder / "adapter_config.json").exists():
         from peft import PeftModel  # peft takes seconds to import

@@ -1,0 +1,68 @@
+"""The shipped comparisons at the paper's settings: what they ask for, without a hub."""
+
+from typing import Any
+
+import pytest
+
+from paretune.baselines import morlhf, ric
+from paretune.errors import InputError
+from paretune.evaluation.reward_models import RewardInput
+from paretune.recipes import load_recipe
+from paretune.recipes.compare import CompareRecipe, RewardedSoups, load_comparison
+
+TASKS = ("saferlhf_compare", "ultrafeedback_compare")
+OUTPUTS = {"honesty": 8, "helpfulness": 9, "instruction_following": 6}
+
+
+def options(recipe: CompareRecipe, name: str) -> list[Any]:
+    return [entry.parsed for entry in recipe.methods if entry.name == name]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_settings_are_those_of_table_8(name: str) -> None:
+    recipe = load_comparison(name)
+    (reinforced,) = options(recipe, "morlhf")
+    (rewarded,) = options(recipe, "ric")
+    (soup,) = [each for each in options(recipe, "rewarded_soups") if each.adapters == "ppo"]
+    assert isinstance(soup, RewardedSoups)
+    for ppo in (reinforced, soup.ppo):
+        assert isinstance(ppo, morlhf.Options)
+        assert (ppo.backend, ppo.learning_rate, ppo.clip) == ("ppo", 1e-5, 0.2)
+        assert (ppo.kl_coefficient, ppo.kl_target) == (0.2, 3.0)
+        assert (ppo.max_new_tokens, ppo.temperature) == (256, 0.7)
+        assert ppo.rewards is None  # the recipe's
+    assert isinstance(rewarded, ric.Options)
+    assert (rewarded.offline_steps, rewarded.offline_learning_rate) == (20_000, 1e-4)
+    assert (rewarded.online_steps, rewarded.online_learning_rate) == (4_000, 1e-5)
+    assert (rewarded.batch_size, rewarded.max_new_tokens, rewarded.rewards) == (1, 256, None)
+    (modpo,) = options(recipe, "modpo")
+    assert modpo.beta == 0.3
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_objective_has_the_papers_reward_model(name: str) -> None:
+    recipe = load_comparison(name)
+    assert recipe.rewards is not None
+    assert set(recipe.rewards) == set(recipe.data.objectives)
+    for objective, source in recipe.rewards.items():
+        RewardInput(source.input, source.template, source.turns)
+        assert source.scorer == "model"
+        if name == "saferlhf_compare":
+            assert source.name == f"Ray2333/gpt2-large-{objective}-reward_model"
+            assert source.input == "pair"
+        else:
+            assert source.name == "RLHFlow/RewardModel-Mistral-7B-for-DPA-v1"
+            assert source.label == OUTPUTS[objective]
+            assert "rate the assistant's response from score 0-100" in str(source.template)
+
+
+def test_rewards_are_of_the_recipes_objectives() -> None:
+    good = load_recipe("demo", ["rewards.concise={scorer: demo, name: informative}"])
+    assert good.rewards is not None
+    assert good.rewards["concise"].name == "informative"
+    with pytest.raises(InputError, match=r"rewards\.polite: there is no objective 'polite'"):
+        load_recipe("demo", ["rewards.polite={scorer: demo}"])
+    with pytest.raises(InputError, match="needs name, a folder or a hub id"):
+        load_recipe("demo", ["rewards.concise={scorer: model}"])
+    with pytest.raises(InputError, match=r"'rewards\.concise\.nam'.*'rewards\.concise\.name'"):
+        load_recipe("demo", ["rewards.concise={scorer: demo, nam: x}"])
