@@ -29,7 +29,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (recipes, sweep, train, evaluate, compare, weigh, chat, export, serve, report):
+for _command in (
+    recipes,
+    sweep,
+    train,
+    evaluate,
+    compare,
+    weigh,
+    chat,
+    export,
+    serve,
+    report,
+    judge,
+):
     app.command()(_command)
 app.add_typer(reward, name="reward")
 

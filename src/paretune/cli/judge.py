@@ -1,0 +1,229 @@
+"""``paretune judge``."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from paretune.cli.arguments import resumable
+from paretune.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from paretune.judging.questions import Judge
+    from paretune.judging.run import Forecast
+
+
+def judge(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
+    model: Annotated[
+        str | None,
+        typer.Option(envvar="PARETUNE_JUDGE_MODEL", help="The judge, by the endpoint's name."),
+    ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(envvar="OPENAI_BASE_URL", help="Of an OpenAI-compatible endpoint."),
+    ] = None,
+    api_key_env: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable that holds the key.")
+    ] = "OPENAI_API_KEY",
+    local: Annotated[
+        bool,
+        typer.Option("--local", help="The judge is a transformers model (name, folder, hub id)."),
+    ] = False,
+    aspect: Annotated[
+        list[str] | None,
+        typer.Option(help="Rate this aspect only; may be repeated; 'none' rates nothing."),
+    ] = None,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Also compare with the base model, in both orders.")
+    ] = False,
+    prompts: Annotated[
+        int | None, typer.Option(metavar="N", help="Judge the first N prompts only.")
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Ask again where a reply had no rating in it.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="Of the judge's sampling.")] = 0.0,
+    max_tokens: Annotated[int, typer.Option(help="Longest reply.")] = 512,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A further field of each request; VALUE as YAML."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests at a time.")] = 8,
+    per_minute: Annotated[
+        float | None, typer.Option(metavar="N", help="Requests a minute, at most.")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for one reply.")] = 120.0,
+    attempts: Annotated[int, typer.Option(help="How often a question is tried.")] = 7,
+    backoff: Annotated[float, typer.Option(help="Seconds before the second attempt.")] = 1.0,
+    price_in: Annotated[
+        float | None, typer.Option(metavar="X", help="Price of a million input tokens.")
+    ] = None,
+    price_out: Annotated[
+        float | None, typer.Option(metavar="X", help="Price of a million output tokens.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before paid calls.")] = False,
+) -> None:
+    """Let a language model rate a run's answers, and compare them with the base model's.
+
+    Every reply is kept in RUN/judge: nothing is asked or paid for twice. If questions failed, the
+    exit code is 1, and the same command asks them again.
+    """
+    with resumable():
+        from paretune.judging.case import Wanted
+        from paretune.judging.run import FOLDER, Prices, judge_run
+        from paretune.judging.templates import ASPECTS
+
+        if model is None:
+            raise InputError("Name the judge: --model, or PARETUNE_JUDGE_MODEL.")
+        if (price_in is None) != (price_out is None):
+            raise InputError("Give both prices, --price-in and --price-out, or none.")
+        prices = None
+        if price_in is not None and price_out is not None:
+            prices = Prices(price_in, price_out)
+        aspects = ASPECTS if aspect is None else tuple(a for a in aspect if a != "none")
+        wanted = Wanted(aspects, pairs, prompts, again)
+        if local:
+            from paretune.judging.local import LocalJudge
+
+            chosen: Judge = LocalJudge(model, max_tokens=max_tokens)
+        else:
+            from paretune.judging.endpoint import OPENAI_URL, EndpointJudge
+
+            chosen = EndpointJudge(
+                model,
+                base_url or OPENAI_URL,
+                os.environ.get(api_key_env) or None,
+                temperature=temperature,
+                max_tokens=max_tokens,
+                options=_options(option or []),
+                concurrency=concurrency,
+                per_minute=per_minute,
+                timeout=timeout,
+                attempts=attempts,
+                backoff=backoff,
+            )
+            if chosen.paid and chosen.api_key is None:
+                raise InputError(
+                    f"{chosen.base_url} needs a key: put it into the environment variable "
+                    f"{api_key_env}, or name another one with --api-key-env."
+                )
+        from paretune.cli.progress import console_progress
+        from paretune.judging.candidates import base_answers, load_run, read_candidates
+
+        recipe = load_run(run)
+        with console_progress(recipe.model.name) as progress:
+            read_candidates(recipe, run)  # may complain, before there is work done for nothing
+            base_answers(recipe, run, progress)
+        with _bar() as told:
+            summary = judge_run(
+                run,
+                chosen,
+                wanted,
+                prices=prices,
+                confirm=lambda forecast: _confirmed(forecast, chosen, yes),
+                told=told,
+            )
+    if summary is None:
+        typer.echo("Nothing was asked.")
+        raise typer.Exit(1)
+    from paretune.cli.tables import console
+    from paretune.judging.shown import account
+
+    judged = summary.to_json()
+    console().print(_table(judged))
+    typer.echo(f"{account(judged)}; {summary.asked} asked now.")
+    typer.echo(f"In {run / FOLDER}: judge.md, judge.png, judge.json")
+    if summary.failures:
+        for reason, count in list(summary.failures.items())[:3]:
+            typer.echo(f"failed: {count} × {reason}", err=True)
+        raise typer.Exit(1)
+
+
+def _confirmed(forecast: "Forecast", judge: "Judge", yes: bool) -> bool:
+    """Say what is about to be asked and, where it may cost money, whether to go on."""
+    calls = forecast.questions - forecast.kept
+    kept = f", {forecast.kept} are answered already" if forecast.kept else ""
+    typer.echo(f"{calls} questions for {judge.model} at {judge.where}{kept}.")
+    if not judge.paid:
+        return True
+    if forecast.cost is None:
+        cost = "cost unknown, as no prices were given (--price-in, --price-out)"
+    else:
+        cost = f"{forecast.cost:.2f} at the prices given, at most"
+    typer.echo(
+        f"About {forecast.input_tokens:,} tokens of input (four bytes each) and at most "
+        f"{forecast.output_tokens:,} of output: {cost}. Prompts and answers are sent there."
+    )
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise InputError("Nobody is there to confirm these calls: give --yes.")
+    return typer.confirm("Go on?")
+
+
+def _options(given: Sequence[str]) -> dict[str, Any]:
+    from paretune.recipes.syntax import parse
+
+    options = {}
+    for item in given:
+        key, equals, value = item.partition("=")
+        if not key or not equals:
+            raise InputError("--option takes KEY=VALUE, such as reasoning_effort=none.")
+        options[key] = parse(value, f"--option {key}")
+    return options
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar on standard error, from the first question on; a line a tenth where no one watches."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    console = Console(stderr=True)
+    bars = Progress(console=console)
+    task: TaskID | None = None
+
+    def told(done: int, calls: int) -> None:
+        nonlocal task
+        if not console.is_terminal:
+            if done == calls or done * 10 // calls > (done - 1) * 10 // calls:
+                console.print(f"{done} of {calls} questions", highlight=False)
+            return
+        if task is None:
+            bars.start()
+            task = bars.add_task("judging", total=calls)
+        bars.update(task, completed=done)
+
+    try:
+        yield told
+    finally:
+        bars.stop()
+
+
+def _table(judged: dict[str, Any]) -> "Table":
+    from rich.table import Table
+    from rich.text import Text
+
+    from paretune.judging.shown import interval_text
+    from paretune.report.figures import preference_label
+
+    pairs = any(row["wins"] for row in judged["rows"])
+    table = Table(title="improvement over the base model [95 %]", title_justify="left")
+    names = ", ".join(judged["rows"][0]["preference"])
+    for column in ("method", f"p = ({names})", *judged["aspects"]):
+        table.add_column(column)
+    if pairs:
+        table.add_column("win rate")
+    for row in judged["rows"]:
+        cells = [row["title"], preference_label(row["preference"])]
+        cells += [interval_text(row["aspects"][name]["percent"]) for name in judged["aspects"]]
+        cells += [interval_text(row["wins"]["rate"], "")] if pairs else []
+        table.add_row(*(Text(cell) for cell in cells))
+    return table

@@ -1,0 +1,1 @@
+"""LLM judges: ratings and comparisons of a run's answers, cached, counted and summed up."""

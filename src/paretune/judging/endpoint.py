@@ -1,0 +1,339 @@
+"""A judge behind an OpenAI-compatible endpoint: many requests at a time, patient and discreet.
+
+Every reply is handed on the moment it is there. The retries are our own, since only so the rate
+limit, the server's ``Retry-After`` and all requests under way can be reckoned together. The key
+is sent to the endpoint and goes nowhere else: every text that came from the server is searched
+for it before it is passed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import random
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from paretune.errors import InputError
+from paretune.judging.questions import Failure, Question, Receive, Reply
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+OPENAI_URL = "https://api.openai.com/v1"
+
+_REASON_LENGTH = 300
+_LONGEST_WAIT = 32.0  # of our own, in units of `backoff`
+_PATIENCE = 600.0  # a server that asks for a longer pause is given up, in units of `backoff`
+_HOPELESS = 20  # failures in a row after which nothing more is sent
+_FATAL = {
+    401: "refuses the key",
+    402: "asks for payment",
+    404: "does not know the model or the address",
+}
+_TRANSIENT = (408, 409, 425, 429)
+_SECRETS = re.compile(
+    r"(?i)\b(bearer\s+|(?:x-)?api[-_]?key\W{1,4}|authorization\W{1,4}(?:bearer\s+)?)[^\s\"',;}]+"
+)
+
+
+@dataclass
+class EndpointJudge:
+    """A chat model at `base_url`.
+
+    Args:
+        model: name that the endpoint knows.
+        base_url: up to where ``/chat/completions`` follows; no user name, password or query.
+        api_key: sent as a bearer token; None sends none worth the name, for local servers.
+        temperature: None leaves it to the server.
+        max_tokens: of an answer.
+        options: more fields of the request's body, such as ``{"reasoning_effort": "none"}``.
+        concurrency: requests under way at a time.
+        per_minute: requests begun in a minute, at most; None is no limit.
+        timeout: seconds for a request, from its start to the last byte of its reply.
+        attempts: how often a question is tried.
+        backoff: seconds before the second attempt; the wait doubles from one to the next.
+
+    Raises:
+        InputError: a setting is out of range, or the URL is none or holds a secret.
+    """
+
+    model: str
+    base_url: str = OPENAI_URL
+    api_key: str | None = field(default=None, repr=False)
+    temperature: float | None = 0.0
+    max_tokens: int = 512
+    options: Mapping[str, Any] = field(default_factory=dict)
+    concurrency: int = 8
+    per_minute: float | None = None
+    timeout: float = 120.0
+    attempts: int = 7
+    backoff: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_url(self.base_url)
+        for name in ("concurrency", "attempts", "max_tokens", "timeout", "backoff"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
+        written = json.dumps([self.base_url, self.model, dict(self.options)], ensure_ascii=False)
+        if self.api_key and self.api_key in written:
+            raise InputError("The key stands in the base URL, the model's name or an option.")
+        if self.per_minute is not None and not self.per_minute > 0:
+            raise InputError(f"per_minute must be above 0, not {self.per_minute}.")
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        return {"base_url": self.base_url.rstrip("/"), "model": self.model, **self._settings()}
+
+    @property
+    def where(self) -> str:
+        return self.base_url
+
+    @property
+    def paid(self) -> bool:
+        return not on_loopback(self.base_url)
+
+    def ask(self, questions: Sequence[Question], receive: Receive) -> None:
+        """Put all questions; a reply or, after all attempts, a failure goes to `receive`.
+
+        Ctrl-C sends nothing more, but takes in the replies to what was sent: they may be paid
+        for. A second one does not wait for them.
+
+        Raises:
+            InputError: the endpoint refuses the key, wants payment, or does not know the model.
+        """
+        asyncio.run(_Session(self, receive).run(questions))
+
+    def redact(self, text: str) -> str:
+        """What came from the server, without the key should it be in there."""
+        text = text.encode("utf-8", errors="replace").decode()  # half characters cannot be written
+        return text.replace(self.api_key, "[key]") if self.api_key else text
+
+    def _settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = dict(self.options)
+        if self.temperature is not None:
+            settings.setdefault("temperature", self.temperature)
+        if "max_completion_tokens" not in settings:  # the newer name: never both
+            settings.setdefault("max_tokens", self.max_tokens)
+        return settings
+
+
+class _Retry(Exception):
+    """The attempt came to nothing; `wait` is what the server asks for, in seconds."""
+
+    def __init__(self, reason: str, wait: float | None = None, all_wait: bool = False) -> None:
+        super().__init__(reason)
+        self.wait = wait
+        self.all_wait = all_wait
+
+
+class _Refused(Exception):
+    """Trying again would not help."""
+
+
+class _Session:
+    """The requests of one call of `ask`."""
+
+    def __init__(self, judge: EndpointJudge, receive: Receive) -> None:
+        self._judge = judge
+        self._receive = receive
+        self._stop = asyncio.Event()
+        self._fatal: str | None = None
+        self._in_a_row = 0  # failures since the last reply
+        self._not_before = 0.0  # no request begins before this time
+
+    async def run(self, questions: Sequence[Question]) -> None:
+        judge = self._judge
+        async with _client(judge) as client:
+            todo = iter(questions)
+            workers = [
+                asyncio.create_task(self._work(client, todo)) for _ in range(judge.concurrency)
+            ]
+            try:
+                await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            finally:  # also on Ctrl-C, and when `receive` cannot write
+                self._stop.set()
+                await asyncio.wait(workers)
+            for worker in workers:
+                worker.result()
+        if self._fatal is not None:
+            raise InputError(self._fatal)
+
+    async def _work(self, client: AsyncOpenAI, todo: Iterator[Question]) -> None:
+        for question in todo:
+            if self._in_a_row >= _HOPELESS:
+                self._receive(question, Failure(f"not sent: {_HOPELESS} requests in a row failed"))
+                continue
+            outcome = await self._ask(client, question)
+            if outcome is not None:
+                self._in_a_row = self._in_a_row + 1 if isinstance(outcome, Failure) else 0
+                self._receive(question, outcome)
+            if self._stop.is_set():
+                return
+
+    async def _ask(self, client: AsyncOpenAI, question: Question) -> Reply | Failure | None:
+        """None if the question was dropped because everything stops."""
+        judge, reason = self._judge, ""
+        for attempt in range(judge.attempts):
+            if not await self._turn():
+                return None
+            try:
+                return await self._attempt(client, question)
+            except _Refused as error:
+                return Failure(str(error))
+            except _Retry as error:
+                reason = str(error)
+                own = judge.backoff * min(2.0**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1.0)
+                wait = own if error.wait is None else error.wait
+                if wait > _PATIENCE * judge.backoff:
+                    return Failure(f"{reason}; asked to wait {wait:.0f} s")
+                if error.all_wait:
+                    self._not_before = max(self._not_before, time.monotonic() + wait)
+                elif attempt + 1 < judge.attempts and not await self._sleep(wait):
+                    return None
+        return Failure(f"{reason} ({judge.attempts} attempts)")
+
+    async def _turn(self) -> bool:
+        """Wait for the rate limit and for pauses the server asked for; False if all stops."""
+        gap = 0.0 if self._judge.per_minute is None else 60 / self._judge.per_minute
+        while (wait := self._not_before - time.monotonic()) > 0:
+            if not await self._sleep(wait):
+                return False
+        self._not_before = max(self._not_before, time.monotonic()) + gap
+        return not self._stop.is_set()
+
+    async def _sleep(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._stop.wait(), seconds)
+        except TimeoutError:
+            return True
+        return False
+
+    async def _attempt(self, client: AsyncOpenAI, question: Question) -> Reply:
+        import openai
+
+        judge = self._judge
+        try:
+            async with asyncio.timeout(judge.timeout):
+                raw = await client.chat.completions.with_raw_response.create(
+                    model=judge.model,
+                    messages=[dict(message) for message in question.messages],  # type: ignore[misc]
+                    extra_body=judge._settings(),
+                )
+        except openai.APIStatusError as error:
+            status = 402 if error.code == "insufficient_quota" else error.status_code
+            raise self._status(status, error.response.headers, error.message) from None
+        except (TimeoutError, openai.APITimeoutError):
+            raise _Retry(f"no complete reply within {judge.timeout:g} s") from None
+        except openai.APIConnectionError as error:
+            raise _Retry(self._reason("no connection", error.__cause__ or error)) from None
+        except openai.OpenAIError as error:
+            raise _Refused(self._reason("the client refused", error)) from None
+        return self._read(raw.http_response.text)
+
+    def _status(self, status: int, headers: Mapping[str, str], message: str) -> Exception:
+        """What to make of an HTTP status that is no success."""
+        judge = self._judge
+        reason = self._reason(f"HTTP {status}", message)
+        if status in _FATAL:
+            self._fatal = (
+                f"{judge.base_url} {_FATAL[status]} ({reason}): see base URL, model "
+                f"'{judge.model}' and key. What was answered is kept."
+            )
+            self._stop.set()
+            return _Refused(reason)
+        if status in _TRANSIENT or status >= 500:
+            return _Retry(reason, retry_after(headers), all_wait=status == 429)
+        return _Refused(reason)
+
+    def _read(self, body: str) -> Reply:
+        """The reply in the body of a success."""
+        try:
+            value = json.loads(body)
+            choice = value["choices"][0]
+            message = choice["message"]
+            text = message.get("content") or message.get("refusal") or ""
+            if not isinstance(text, str):
+                raise TypeError("the content is no text")
+            usage = value.get("usage") or {}
+            counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+            finish = choice.get("finish_reason")
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            what = "an empty body" if not body.strip() else f"a malformed body ({error!r}): {body}"
+            raise _Retry(self._reason("HTTP 200 with", what)) from None
+        return Reply(
+            self._judge.redact(text),
+            self._judge.redact(finish) if isinstance(finish, str) else None,
+            *(count if isinstance(count, int) else None for count in counts),
+        )
+
+    def _reason(self, what: str, detail: object) -> str:
+        """One line; the key is taken out before the text is cut, which could leave half of it."""
+        text = " ".join(str(detail).split()) or type(detail).__name__
+        text = _SECRETS.sub(r"\1[key]", self._judge.redact(text))
+        return f"{what}: {text}"[:_REASON_LENGTH]
+
+
+def _client(judge: EndpointJudge) -> AsyncOpenAI:
+    import openai
+
+    # A local server is asked directly, whatever proxy the environment names.
+    http = None if judge.paid else openai.DefaultAsyncHttpxClient(trust_env=False)
+    return openai.AsyncOpenAI(
+        api_key=judge.api_key or "none",
+        base_url=judge.base_url,
+        max_retries=0,
+        timeout=judge.timeout,
+        http_client=http,
+    )
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: ``retry-after-ms``, or seconds or a date in
+    ``Retry-After``; None if it asks nothing that can be read."""
+    try:
+        if "retry-after-ms" in headers:
+            return max(0.0, float(headers["retry-after-ms"]) / 1000)
+        return max(0.0, float(headers["retry-after"]))
+    except KeyError:
+        return None
+    except ValueError:
+        pass
+    try:
+        date = parsedate_to_datetime(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+    date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    return max(0.0, (date - datetime.now(UTC)).total_seconds())
+
+
+def on_loopback(url: str) -> bool:
+    """Whether a URL leads to this machine."""
+    host = urlsplit(url).hostname or ""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_url(url: str) -> None:
+    """Refuse what is no base URL, or what holds a secret that would be written down with it."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError("The base URL must look like https://host/v1, and this one does not.")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise InputError(
+            f"The base URL of {parts.hostname} must have no user name, password or query: the key "
+            "belongs in an environment variable (--api-key-env)."
+        )
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        raise InputError("Leave /chat/completions off the base URL.")
