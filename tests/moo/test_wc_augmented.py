@@ -18,7 +18,7 @@ from paretune.moo import (
     test_problems,
 )
 from paretune.moo.augmented import project_simplex
-from paretune.moo.lbfgs import LBFGS
+from paretune.moo.lbfgs import LBFGS, DenseBFGS
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
 KNOWN = [
@@ -285,6 +285,30 @@ def test_lbfgs_is_the_two_loop_recursion():
             for (a, b), step in zip(kept, reversed(steps), strict=True):
                 q = q + a * (step - (b @ q) / (a @ b))
             assert torch.allclose(fast.solve(g, free), q)
+
+
+def test_dense_bfgs_is_the_update_of_the_inverse():
+    generator = torch.Generator().manual_seed(0)
+    hessian = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    hessian = hessian @ hessian.T + torch.eye(6)
+    dense, inverse = DenseBFGS(), None
+    g = torch.randn(6, generator=generator, dtype=torch.float64)
+    assert dense.solve(g) is None
+    dense.add(g, -g)  # curved downwards: left out
+    assert dense.solve(g) is None
+    identity = torch.eye(6, dtype=torch.float64)
+    for _ in range(9):
+        s = torch.randn(6, generator=generator, dtype=torch.float64)
+        y = hessian @ s
+        dense.add(s, y)
+        if inverse is None:
+            inverse = identity * (s @ y) / (y @ y)
+        left = identity - torch.outer(s, y) / (s @ y)
+        inverse = left @ inverse @ left.T + torch.outer(s, s) / (s @ y)
+        torch.testing.assert_close(dense.solve(g), inverse @ g)
+        free = torch.tensor([True] * 4 + [False] * 2)
+        part = torch.linalg.solve(torch.linalg.inv(inverse)[:4, :4], g[:4])
+        torch.testing.assert_close(dense.solve(g, free), torch.cat([part, torch.zeros(2)]))
 
 
 def good(z):

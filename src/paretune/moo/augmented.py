@@ -72,6 +72,7 @@ class AugmentedLagrangian:
     ) -> None:
         self.problem, self.lam, self.shift = problem, lam, shift
         self.n_gradients, self.n_functions = 0, 1
+        self.size = start.z.numel()
         self.nu = torch.zeros_like(start.constraints)
         self.w0 = [1 / len(lam)] * len(lam)
         self.damping = 1.0  # σ / u: the part of a full multiplier update that is taken

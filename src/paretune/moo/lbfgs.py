@@ -1,4 +1,4 @@
-"""Limited-memory BFGS in its compact form, with coordinates that can be held fixed."""
+"""BFGS, dense for few variables and with limited memory for many; coordinates can be held fixed."""
 
 from __future__ import annotations
 
@@ -77,6 +77,38 @@ class LBFGS:
         weights[order, 0], weights[order, 1] = outer @ inverse, -scale * inner
         combined = torch.from_numpy(weights.ravel()).to(gradient)
         return torch.addmv(gradient, pairs.flatten(0, 1).mT, combined, beta=scale)
+
+
+class DenseBFGS:
+    """The same with the whole matrix: cheaper, and it forgets nothing, where variables are few."""
+
+    def __init__(self) -> None:
+        self._hessian: Array | None = None
+
+    def add(self, move: Tensor, change: Tensor) -> None:
+        """As in `LBFGS`."""
+        s, y = _numpy(torch.stack([move, change]))
+        curvature, square, steepness = s @ y, s @ s, y @ y
+        if not curvature > 1e-10 * math.sqrt(square * steepness):
+            return
+        if self._hessian is None:
+            self._hessian = np.eye(len(s)) * (steepness / curvature)
+        along = self._hessian @ s
+        root, other = y / math.sqrt(curvature), along / math.sqrt(s @ along)
+        self._hessian += np.multiply.outer(root, root) - np.multiply.outer(other, other)
+
+    def solve(self, gradient: Tensor, free: Tensor | None = None) -> Tensor | None:
+        """As in `LBFGS`."""
+        if self._hessian is None:
+            return None
+        hessian, right = self._hessian, _numpy(gradient)
+        if free is None:
+            step = np.linalg.solve(hessian, right)
+        else:
+            kept = np.flatnonzero(free.cpu().numpy())
+            step = np.zeros_like(right)
+            step[kept] = np.linalg.solve(hessian[np.ix_(kept, kept)], right[kept])
+        return torch.from_numpy(step).to(gradient)
 
 
 def _products(pairs: Tensor, vector: Tensor) -> Array:

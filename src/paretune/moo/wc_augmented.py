@@ -13,7 +13,7 @@ from torch import Tensor
 from paretune.errors import InputError
 from paretune.moo.augmented import AugmentedLagrangian, View
 from paretune.moo.kkt import KKTParts, positive_weights
-from paretune.moo.lbfgs import LBFGS
+from paretune.moo.lbfgs import LBFGS, DenseBFGS
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem, check_count
 from paretune.moo.result import Result
@@ -24,6 +24,8 @@ from paretune.moo.wc_track import Track, projected
 # An inner solve ends when the gradient has shrunk by this factor, or after so many iterations.
 _INNER_ACCURACY, _INNER_LIMIT = 0.1, 30
 _HALVINGS = 20
+# So many variables and no more: a matrix costs less than pairs, and old curvature does no harm.
+_FEW = 10
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class WCAugmented:
     At a solution without multipliers (LICQ fails: the paper's Examples 1 and 2) the residual still
     falls, slowly, while ν grows without bound; a ν that grows as tol is lowered tells.
 
-    "lbfgs" keeps curvature across updates. "heavy_ball" and "adam" need less memory, and several
+    "lbfgs" keeps curvature across updates (with up to ten variables as a matrix). "heavy_ball" and "adam" need less memory, and several
     times more steps.
 
     Attributes:
@@ -116,8 +118,12 @@ class _QuasiNewton:
         self, lagrangian: AugmentedLagrangian, track: Track, steps: int, memory: int
     ) -> None:
         self.lagrangian, self.track, self.steps, self.memory = lagrangian, track, steps, memory
-        self.curvature = LBFGS(memory)
+        self.curvature = self.fresh()
         self.taken = 0
+
+    def fresh(self) -> LBFGS | DenseBFGS:
+        few = self.lagrangian.size <= _FEW
+        return DenseBFGS() if few else LBFGS(self.memory)
 
     def run(self, view: View) -> str:
         """Go to the end; why it stopped."""
@@ -153,7 +159,7 @@ class _QuasiNewton:
         while not (done or stationarity <= goal or self.taken >= last):
             found = self.search(view, gradient, self.direction(view, gradient, residual))
             if found is None:
-                self.curvature, stuck = LBFGS(self.memory), True
+                self.curvature, stuck = self.fresh(), True
                 break
             trial, move = found
             reached = self.lagrangian.gradient(trial)
