@@ -67,10 +67,10 @@ class Choice:
         for candidate in self.ranked:
             terms = _terms(candidate, self.preference)
             worst = max(terms, key=lambda name: terms[name])
-            loss = candidate.point.losses[worst]
+            weight, loss = self.preference[worst], candidate.point.losses[worst]
             lines.append(
-                f"  {candidate.name:<{width}}  {terms[worst]:.4f} = "
-                f"{self.preference[worst]:.3g} × {loss:.4f} ({worst})"
+                f"  {candidate.name:<{width}}  {weight * loss:.4f} = "
+                f"{weight:.3g} × {loss:.4f} ({worst})"
             )
         return "\n".join(lines)
 

@@ -4,13 +4,14 @@ Needs Gradio (``pip install 'paretune[serve]'``), which is kept from calling hom
 shown in text fields, which interpret nothing.
 """
 
+import html
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from paretune.errors import InputError
 from paretune.serving.chat import Conversation, Speaker
-from paretune.serving.choose import Choice, Choices
+from paretune.serving.choose import Candidate, Choice, Choices
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
 
@@ -22,13 +23,20 @@ except ImportError as error:
 BASE, OTHER = "the base model", "another preference"
 
 
+class Side(NamedTuple):
+    """Who answers on one side, and what."""
+
+    name: str
+    text: str = ""
+
+
 class Page:
     """What the page computes; every method is called by one of its elements."""
 
-    def __init__(self, choices: Choices, speaker: Speaker, system: str | None = None) -> None:
+    def __init__(self, choices: Choices, speaker: Speaker) -> None:
         self.choices = choices
         self._speaker = speaker
-        self._opening = Conversation.like(choices, system)
+        self._opening = Conversation.like(choices)
 
     def choose(self, *sliders: float) -> Choice:
         """The choice for the sliders' values, which are divided by their sum; all 0 is equal."""
@@ -42,36 +50,46 @@ class Page:
         """Why that choice."""
         return self.choose(*sliders).reason()
 
-    def ask(self, prompt: str, versus: str, *sliders: float) -> Iterator[tuple[str, str]]:
+    def ask(self, prompt: str, versus: str, *sliders: float) -> Iterator[tuple[Side, Side]]:
         """The answers of both sides, the left one as soon as it is there.
 
         Args:
             versus: who answers on the right, `BASE` or `OTHER`.
             sliders: those on the left, then those on the right.
+
+        Raises:
+            InputError: the prompt does not fit the model.
         """
-        if not prompt.strip():
-            yield "", ""
-            return
         count = len(self.choices.recipe.data.objectives)
         left = self.choose(*sliders[:count]).best
         right = self.choose(*sliders[count:]).best if versus == OTHER else None
-        asked = self._opening.prompt(prompt.strip())
-        try:
-            first = self._speaker.answer(asked, left)
-            shown = first.response + ("" if first.finished else " [...]")
-            yield shown, ""
-            second = self._speaker.answer(asked, right)
-            yield shown, second.response + ("" if second.finished else " [...]")
-        except InputError as error:
-            raise gradio.Error(str(error)) from error
+        sides = Side(left.name), Side(BASE if right is None else right.name)
+        if prompt.strip():
+            sides = self._answered(sides[0], prompt, left), sides[1]
+            yield sides
+            sides = sides[0], self._answered(sides[1], prompt, right)
+        yield sides
+
+    def _answered(self, side: Side, prompt: str, by: Candidate | None) -> Side:
+        answer = self._speaker.answer(self._opening.prompt(prompt.strip()), by)
+        return Side(side.name, answer.response + ("" if answer.finished else " [...]"))
 
 
 def build_page(page: Page) -> Any:
     """The Gradio app."""
     choices = page.choices
     names = choices.recipe.data.objectives
+
+    def answer(*inputs: Any) -> Iterator[list[Any]]:
+        try:
+            for sides in page.ask(*inputs):
+                yield [gradio.update(label=side.name, value=side.text) for side in sides]
+        except InputError as error:
+            raise gradio.Error(html.escape(str(error))) from error
+
     title = f"{choices.recipe.name}: {choices.method}"
     with gradio.Blocks(analytics_enabled=False, title=title) as app:
+        gradio.HTML(f"<h1>{html.escape(title)}</h1>")
         with gradio.Row():
             with gradio.Column():
                 left = _sliders(names, True)
@@ -86,7 +104,14 @@ def build_page(page: Page) -> Any:
             answers = [_text("Left", "", lines=10), _text("Right", "", lines=10)]
         for sliders, reason in ((left, left_reason), (right, right_reason)):
             for slider in sliders:
-                slider.release(page.reason, sliders, reason, api_visibility="private")
+                slider.change(
+                    page.reason,
+                    sliders,
+                    reason,
+                    show_progress="hidden",
+                    trigger_mode="always_last",
+                    api_visibility="private",
+                )
         versus.change(
             lambda chosen, *values: [
                 *(gradio.update(visible=chosen == OTHER) for _ in names),
@@ -98,7 +123,7 @@ def build_page(page: Page) -> Any:
         )
         for asking in (button.click, prompt.submit):
             asking(
-                page.ask,
+                answer,
                 [prompt, versus, *left, *right],
                 answers,
                 concurrency_limit=1,  # one model answers
