@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from paretune._version import __version__
+from paretune.cli.alpaca import alpaca
 from paretune.cli.chat import chat
 from paretune.cli.compare import compare
 from paretune.cli.evaluate import evaluate
@@ -44,6 +45,7 @@ for _command in (
 ):
     app.command()(_command)
 app.add_typer(reward, name="reward")
+app.add_typer(alpaca, name="alpaca")
 
 
 def _version(wanted: bool) -> None:
