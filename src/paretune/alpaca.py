@@ -123,7 +123,7 @@ def generate_outputs(
 
 
 def _settings(choices: "Choices", point: "Candidate | None") -> dict[str, Any]:
-    """What answers depend on; of the point, how its training went, which is never twice the same."""
+    """What answers depend on; of the point, how its training went, never twice the same."""
     evaluation = choices.recipe.evaluation
     trained = None if point is None else read_json(point.folder / "training.json")
     return {

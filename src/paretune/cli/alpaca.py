@@ -46,9 +46,9 @@ def generate(
 ) -> None:
     """Let a point of a run answer the instructions.
 
-    Without --instructions they are from the hub. Answers follow the run's evaluation settings, which
-    evaluation.max_new_tokens=2048 and the like change. Generation that was stopped goes on where it
-    was when the same command is given again.
+    Without --instructions they are from the hub. Answers follow the run's evaluation settings,
+    which evaluation.max_new_tokens=2048 and the like change. Generation that was stopped goes on
+    where it was when the same command is given again.
     """
     with resumable():
         from paretune.alpaca import find_point, generate_outputs, hub_instructions
