@@ -36,6 +36,7 @@ class Panel:
         note: what to know when reading it, in a sentence.
         limits: of the axis, where the quantity has some by nature.
         logarithmic: all values are positive and are best seen on a logarithmic axis.
+        unit: what stands behind the numbers.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Panel:
     curves: tuple[Curve, ...]
     limits: tuple[float, float] | None = None
     logarithmic: bool = False
+    unit: str = ""
 
 
 def panels(log: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> list[Panel]:
@@ -68,29 +70,29 @@ def panels(log: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> list[
         _panel("Training loss", "Of the step's batch, per objective.", each("{}/loss")),
         _panel(
             "Multipliers λ*",
-            "The solution of Eq. (6); at 0 and 1 it stands at a corner of the simplex.",
+            "The solution of Eq. (6); 0 or 1 is a corner of the simplex.",
             each("lambda/{}"),
             tex=r"Multipliers $\lambda^*$",
             limits=(-0.05, 1.05),
         ),
         _panel(
             "Both terms of Eq. (6)",
-            "The larger one decides λ*: μ shifts the balance.",
+            "μ shifts the balance between them.",
             terms,
             positive=True,
         ),
         _panel(
             "Gradient cosines",
-            "Below zero, a step for the one objective sets the other back.",
+            "Below zero the objectives pull apart.",
             cosines,
             limits=(-1.05, 1.05),
         ),
         _panel("Gradient norms", "Before weighting.", each("gradient_norm/{}"), positive=True),
         _panel(
             "Solver's share of the step",
-            "Time spent on the quadratic program, of the whole step.",
-            [_curve(log, "time/solver_share", "solver")],
-            positive=True,
+            "Time spent on the quadratic program.",
+            [_curve(log, "time/solver_share", "solver", scale=100)],
+            unit="%",
         ),
     ]
     return [panel for panel in found if panel is not None]
@@ -134,6 +136,7 @@ def _draw_panel(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     axes.set_title(panel.tex, loc="left")
     axes.set_xlabel("optimiser step")
     axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_ylabel(panel.unit)
     if panel.limits is not None:
         axes.set_ylim(panel.limits)
     if panel.logarithmic:
@@ -143,13 +146,17 @@ def _draw_panel(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
 
 
 def _curve(
-    log: Sequence[Mapping[str, Any]], key: str, label: str, objective: str | None = None
+    log: Sequence[Mapping[str, Any]],
+    key: str,
+    label: str,
+    objective: str | None = None,
+    scale: float = 1.0,
 ) -> Curve | None:
     rows = [row for row in log if isinstance(row.get(key), int | float) and "step" in row]
     if not rows:
         return None
     steps = tuple(int(row["step"]) for row in rows)
-    return Curve(label, steps, tuple(float(row[key]) for row in rows), objective)
+    return Curve(label, steps, tuple(scale * float(row[key]) for row in rows), objective)
 
 
 def _panel(
@@ -160,6 +167,7 @@ def _panel(
     tex: str | None = None,
     limits: tuple[float, float] | None = None,
     positive: bool = False,
+    unit: str = "",
 ) -> Panel | None:
     """The panel of the curves that there are; `positive` quantities get a logarithmic axis."""
     found = tuple(curve for curve in curves if curve is not None)
@@ -168,4 +176,4 @@ def _panel(
     values = [value for curve in found for value in curve.values if math.isfinite(value)]
     # A logarithmic axis where it helps: over more than a decade.
     spread = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
-    return Panel(title, tex or title, note, found, limits, positive and spread)
+    return Panel(title, tex or title, note, found, limits, positive and spread, unit)

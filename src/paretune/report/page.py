@@ -19,6 +19,7 @@ from paretune.report import tables
 from paretune.report.comparison import draw_comparison
 from paretune.report.diagnostics import draw_steps, panels
 from paretune.report.figures import PlotPoint, draw_front, preference_label
+from paretune.report.judged import judged_tables
 from paretune.report.model_card import write_model_card
 from paretune.report.page_data import embedded_json, page_data, run_names, shown_points
 from paretune.report.runs import Run, point_slug, read_runs
@@ -155,14 +156,15 @@ def _context(runs: Sequence[Run], data: Mapping[str, Any]) -> dict[str, Any]:
         for shown, entry in zip(points, data["points"], strict=True)
     ]
     names = run_names(runs)
+    shown_runs = [_run_context(run, name) for run, name in zip(runs, names, strict=True)]
     return {
         "title": ", ".join(dict.fromkeys(run.name for run in runs)),
         "objectives": runs[0].objectives,
         "split": runs[0].split,
         "columns": tables.columns(shown.facts for shown in points),
         "rows": rows,
-        "runs": [_run_context(run, name) for run, name in zip(runs, names, strict=True)],
-        "judged": [],
+        "runs": shown_runs,
+        "judged": any(run["judged"] for run in shown_runs),
         "has_answers": bool(data["prompts"]),
         "has_steps": any(entry["steps"] for entry in data["points"]),
         "n_points": sum(not row["base"] for row in rows),
@@ -189,6 +191,7 @@ def _run_context(run: Run, name: str) -> dict[str, Any]:
         "methods": None if comparison is None else tables.methods(comparison),
         "epsilons": None if comparison is None else tables.epsilons(comparison),
         "failures": [] if comparison is None else comparison.failures,
+        "judged": judged_tables(run.path),
         "counts": tables.data_counts(counts),
         "skipped": counts.get("all", {}).get("skipped_examples", []),
         "sessions": tables.sessions(run.manifest),

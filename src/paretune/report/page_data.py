@@ -243,6 +243,7 @@ def _panel(panel: Panel, objectives: Sequence[str], stride: int) -> dict[str, An
         "note": panel.note,
         "limits": panel.limits,
         "log": panel.logarithmic,
+        "unit": panel.unit,
         "curves": curves,
     }
 

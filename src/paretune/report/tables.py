@@ -81,7 +81,7 @@ def facts(point: FrontPoint, base: bool = False) -> list[Fact]:
             Fact("answers", "cut", number(point.text.unfinished, ".0%")),
         ]
     if not base:
-        found.insert(0, Fact("front", "max p·loss", number(point.chebyshev)))
+        found.insert(0, Fact("preference", "max p·loss", number(point.chebyshev)))
         found += _training(point.training)
     return [fact for fact in found if fact.text]
 

@@ -15,6 +15,8 @@
   const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "pentagon", "x", "hexagon"];
   const GLYPHS = ["●", "■", "▲", "◆", "▼", "⬟", "✖", "⬢"];
   const PAGE_SIZE = 5;
+  const PAPER = 660; // pixels of a page's width
+  const FEW = 12; // points that can each carry a label
   const points = data.points;
   const trained = points.map((_, i) => i).filter((i) => !points[i].base);
   const bases = points.map((_, i) => i).filter((i) => points[i].base);
@@ -86,9 +88,11 @@
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     showTips: false,
   });
-  const layout = (more) => {
+  /* On paper plots cannot measure their boxes: `share` of the page's width is theirs. */
+  const layout = (share, more) => {
     const t = theme();
     return {
+      autosize: !state.print, width: state.print ? share * PAPER : undefined,
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
       font: { family: "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif", size: 12, color: t.text },
@@ -141,22 +145,21 @@
         });
       }
     }
-    const few = ids.length <= 12;
-    const xs = ids.map((i) => value(i, a));
-    const [left, right] = [Math.min(...xs), Math.max(...xs)];
+    const few = ids.length <= FEW;
     const bars = (k) =>
       m.key === "scores" && few
         ? { type: "data", array: ids.map((i) => points[i].errors[k] ?? 0), color: theme().muted, thickness: 1, width: 3 }
         : undefined;
     traces.push({
       type: "scatter", mode: few ? "markers+text" : "markers",
-      x: xs, y: ids.map((i) => value(i, b)), customdata: ids,
+      x: ids.map((i) => value(i, a)), y: ids.map((i) => value(i, b)), customdata: ids,
       text: ids.map((i) => safe(points[i].label)),
-      textposition: xs.map((x) => (x > left + 0.7 * (right - left) ? "top left" : "top right")),
+      textposition: "top right", cliponaxis: false,
       textfont: { size: 11.5, color: theme().muted },
       hovertext: ids.map(hover), hovertemplate: "%{hovertext}<extra></extra>",
       error_x: bars(a), error_y: bars(b),
       marker: {
+        opacity: 1,
         size: ids.map((i) => (points[i].base ? 13 : 11)),
         symbol: ids.map((i) => look(i).symbol),
         color: ids.map((i) => (points[i].best[m.key] || points[i].base ? look(i).colour : theme().card)),
@@ -173,14 +176,27 @@
     return traces;
   };
 
+  /* With room on the right for the last label; without labels plotly finds the range. */
+  const labelRange = (m, a) => {
+    const ids = visible();
+    if (ids.length > FEW) return undefined;
+    const ends = ids.flatMap((i) => {
+      const error = m.key === "scores" ? points[i].errors[a] ?? 0 : 0;
+      return [points[i].values[m.key][a] - error, points[i].values[m.key][a] + error];
+    });
+    const [low, high] = [Math.min(...ends), Math.max(...ends)];
+    const span = high - low || Math.abs(low) * 0.1 || 1;
+    const room = narrow() || m.axes.length > 2 ? 0.3 : 0.11;
+    return [low - 0.06 * span, high + room * span];
+  };
   const drawPlane = (node, m, a, b) => {
     const better = m.lower ? "lower is better" : "higher is better";
     const name = (k) =>
       m.axes.length > 2 || narrow()
         ? safe(`${m.axes[k]}${a === k ? ` (${better})` : ""}`)
         : safe(`${m.title} of ${m.axes[k]} (${better})`);
-    Plotly.react(node, planeTraces(m, a, b), layout({
-      margin: { l: 52, r: 16, t: 16, b: 46 }, xaxis: axis(name(a)), yaxis: axis(name(b)),
+    Plotly.react(node, planeTraces(m, a, b), layout(m.axes.length === 2 ? 1 : 0.48, {
+      margin: { l: 52, r: 16, t: 16, b: 46 }, xaxis: axis(name(a), { range: labelRange(m, a) }), yaxis: axis(name(b)),
     }), config(m.axes.length === 2));
   };
 
@@ -193,10 +209,14 @@
       const [worst, best] = m.lower ? [low + span, low] : [low, low + span];
       return { worst, best, at: (v) => (v - worst) / (best - worst) };
     });
-  const short = (value, span) => {
-    const digits = Math.min(6, Math.max(0, 1 - Math.floor(Math.log10(Math.abs(span)))));
-    return value.toFixed(digits).replace("-", "−");
+  /* Two digits of the smallest range. */
+  const shortener = (scale) => {
+    const span = Math.min(...scale.map((s) => Math.abs(s.best - s.worst)));
+    const digits = Math.min(6, Math.max(0, 1 - Math.floor(Math.log10(span))));
+    return (value) => value.toFixed(digits).replace("-", "−");
   };
+  const selectedLast = (ids) => [...ids].sort((i, j) => (i === state.point) - (j === state.point));
+  const wrapped = (name) => safe(name.replace(/[_-]/g, " ")).replace(/ /g, "<br>");
   const strokes = (i) => {
     const faded = state.point >= 0 && i !== state.point;
     const l = look(i);
@@ -210,7 +230,8 @@
   const drawParallel = (node, m) => {
     const ids = visible();
     const scale = scales(m, ids);
-    const traces = ids.map((i) => ({
+    const short = shortener(scale);
+    const traces = selectedLast(ids).map((i) => ({
       type: "scatter", mode: "lines+markers", ...strokes(i), cliponaxis: false,
       x: m.axes.map((_, k) => k), y: m.axes.map((_, k) => scale[k].at(points[i].values[m.key][k])),
       customdata: m.axes.map(() => i),
@@ -219,15 +240,15 @@
       type: "line", x0: k, x1: k, y0: 0, y1: 1, layer: "below", line: { color: theme().line, width: 1.2 },
     }));
     const ends = m.axes.flatMap((name, k) => [
-      { x: k, y: 1, yshift: 12, text: short(scale[k].best, scale[k].best - scale[k].worst) },
-      { x: k, y: 0, yshift: -12, text: short(scale[k].worst, scale[k].best - scale[k].worst) },
+      { x: k, y: 1, yshift: 12, text: short(scale[k].best) },
+      { x: k, y: 0, yshift: -12, text: short(scale[k].worst) },
     ]).map((note) => ({ ...note, showarrow: false, font: { size: 11, color: theme().muted } }));
-    Plotly.react(node, traces, layout({
-      margin: { l: 30, r: 30, t: 26, b: 60 }, shapes: rail, annotations: ends,
+    Plotly.react(node, traces, layout(m.axes.length === 3 ? 0.48 : 1, {
+      margin: { l: 8, r: 8, t: 26, b: 50 }, shapes: rail, annotations: ends,
       xaxis: axis("", {
-        tickvals: m.axes.map((_, k) => k), ticktext: m.axes.map((name) => safe(name.replace(/[_-]/g, " "))).map((text) => (narrow() ? text.replace(/ /g, "<br>") : text)),
-        showgrid: false, ticks: "", range: [-0.25, m.axes.length - 0.75], tickfont: { color: theme().text },
-        ticklabelstandoff: 14, fixedrange: true,
+        tickvals: m.axes.map((_, k) => k), ticktext: m.axes.map(wrapped), tickangle: 0,
+        showgrid: false, showline: false, ticks: "", range: [-0.3, m.axes.length - 0.7],
+        tickfont: { color: theme().text, size: narrow() ? 10 : 12 }, ticklabelstandoff: 16, fixedrange: true,
       }),
       yaxis: { visible: false, range: [-0.06, 1.06], fixedrange: true },
     }), config(false));
@@ -236,22 +257,22 @@
     const ids = visible();
     const scale = scales(m, ids);
     const around = [...m.axes.keys(), 0];
-    const traces = ids.map((i) => ({
+    const traces = selectedLast(ids).map((i) => ({
       type: "scatterpolar", mode: "lines+markers", ...strokes(i), cliponaxis: false,
       theta: around.map((k) => (360 * k) / m.axes.length),
       r: around.map((k) => 0.25 + 0.75 * scale[k].at(points[i].values[m.key][k])),
       customdata: around.map(() => i),
     }));
     const t = theme();
-    Plotly.react(node, traces, layout({
-      margin: { l: 70, r: 70, t: 34, b: 34 },
+    Plotly.react(node, traces, layout(1, {
+      margin: { l: 60, r: 60, t: 30, b: 30 },
       polar: {
         bgcolor: "rgba(0,0,0,0)",
         radialaxis: { range: [0, 1.02], showticklabels: false, ticks: "", showline: false, gridcolor: t.grid, tickvals: [0.25, 0.5, 0.75, 1] },
         angularaxis: {
           direction: "clockwise", rotation: 90, gridcolor: t.line, linecolor: t.line, ticks: "",
           tickvals: m.axes.map((_, k) => (360 * k) / m.axes.length),
-          ticktext: m.axes.map((name) => safe(name.replace(/[_-]/g, " ")).replace(/ /g, "<br>")),
+          ticktext: m.axes.map(wrapped), tickfont: { color: t.text, size: narrow() ? 10 : 12 },
         },
       },
     }), config(false));
@@ -262,11 +283,11 @@
     const m = measure();
     const n = m.axes.length;
     const panels =
-      n < 2 ? [] : n === 2 ? [[0, 1]] : n === 3 ? [[0, 1], [0, 2], [1, 2]] : ["parallel", "radar"];
+      n < 2 ? [] : n === 2 ? [[0, 1]] : n === 3 ? [[0, 1], [0, 2], [1, 2], "parallel"] : ["parallel", "radar"];
     const node = byId("plots");
     if (kind !== `${n}`) {
       for (const old of node.children) Plotly.purge(old);
-      node.className = `plots ${n === 3 ? "three" : n > 3 ? "wide" : ""}`;
+      node.className = `plots ${n === 3 ? "pairs" : n > 3 ? "wide" : ""}`;
       node.replaceChildren(...panels.map(() => make("div", "plot")));
     }
     const shown = visible().length > 0;
@@ -294,7 +315,7 @@
         ? "With one objective there is no front to draw: see the table of points."
         : n > 3
           ? `${title}Each objective has its own scale, from the worst value (below; in the radar the inner ring) to the best (above; the rim). Click a line, or choose a point in the list.`
-          : `${title}${marks}${m.key === "scores" && visible().length <= 12 ? "Bars: standard errors. " : ""}Click a point, or choose it in the list.`;
+          : `${title}${marks}${m.key === "scores" && visible().length <= FEW ? "Bars: standard errors. " : ""}Click a point, or choose it in the list.`;
   };
 
   const drawLegend = () => {
@@ -304,7 +325,7 @@
       const button = make("button");
       button.type = "button";
       button.setAttribute("aria-pressed", String(!state.hidden.has(key)));
-      const name = points[i].base ? "base model" : key === i && single && linesOf(measure()) ? points[i].title : data.series[key];
+      const name = points[i].base ? "base model" : key === i && single && linesOf(measure()) ? points[i].label : data.series[key];
       button.append(glyph(i), make("span", "", name));
       button.addEventListener("click", () => {
         if (!state.hidden.delete(key)) state.hidden.add(key);
@@ -316,16 +337,45 @@
     byId("legend").replaceChildren(...(nodes.length > 1 ? nodes : []));
   };
 
+  /* Neighbouring groups of the same quantities, such as those of the objectives, are one block. */
+  const blocks = (facts) => {
+    const names = ([, found]) => found.map(([key]) => key).join("|");
+    const found = [];
+    for (const entry of facts) {
+      const last = found.at(-1);
+      if (last && names(last[0]) === names(entry)) last.push(entry);
+      else found.push([entry]);
+    }
+    return found;
+  };
+  const matrix = (block) => {
+    const table = make("table", "matrix");
+    const head = make("tr");
+    head.append(make("td"), ...block[0][1].map(([key]) => make("th", "", key)));
+    table.append(head);
+    for (const [name, facts] of block) {
+      const row = make("tr");
+      row.append(make("th", "", name), ...facts.map(([, value]) => make("td", "", value)));
+      table.append(row);
+    }
+    return table;
+  };
   const drawChosen = () => {
     const p = points[state.point];
     byId("chosen-preference").textContent = p.base ? "The model before any training" : `p: ${p.preference}`;
     const parts = [];
-    for (const [name, facts] of p.facts) {
-      parts.push(make("div", "group", name));
-      for (const [key, value] of facts) {
-        const row = make("div", "fact");
-        row.append(make("dt", "", key), make("dd", "", value));
-        parts.push(row);
+    for (const block of blocks(p.facts)) {
+      if (block.length > 1) parts.push(matrix(block));
+      else {
+        const [name, facts] = block[0];
+        const wide = facts.length === 1 || facts.some(([, value]) => value.length > 8);
+        const list = make("dl", wide ? "fact-list wide" : "fact-list");
+        for (const [key, value] of facts) {
+          const row = make("div");
+          row.append(make("dt", "", key), make("dd", "", value));
+          list.append(row);
+        }
+        parts.push(make("h3", "", name), list);
       }
     }
     byId("facts").replaceChildren(...parts);
@@ -393,12 +443,11 @@
     byId("next").disabled = state.page === pages - 1;
   };
 
+  let shownPanels = "";
   const drawSteps = () => {
     const node = byId("step-plots");
     if (!node) return;
     const panels = points[state.point].steps;
-    for (const old of node.querySelectorAll(".plot")) Plotly.purge(old);
-    node.replaceChildren();
     byId("step-legend").replaceChildren(
       ...data.objectives.map((name, k) => {
         const key = make("span", "key");
@@ -414,28 +463,54 @@
         ? `Every ${data.stride}th logged step is shown; the figures beside this page have all.`
         : "";
     byId("step-legend").hidden = !panels.length;
-    for (const panel of panels) {
-      const box = make("div");
-      const plot = make("div", "plot");
-      plot.setAttribute("role", "img");
-      plot.setAttribute("aria-label", `${panel.title} over optimiser steps`);
-      box.append(make("h3", "", panel.title), make("p", "note", panel.note), plot);
-      node.append(box);
-      const own = panel.curves.some((curve) => curve.objective === null) && panel.curves.length > 1;
-      let spare = data.objectives.length;
-      const traces = panel.curves.map((curve) => ({
-        type: "scatter", mode: curve.x.length <= 60 ? "lines+markers" : "lines",
-        x: curve.x, y: curve.y, name: safe(curve.label),
-        line: { color: palette()[(curve.objective ?? spare++) % palette().length], width: 1.6 },
-        marker: { size: 4.5 },
+    const titles = panels.map((panel) => panel.title).join("|");
+    if (titles !== shownPanels) {
+      for (const old of node.querySelectorAll(".plot")) Plotly.purge(old);
+      /* All boxes first: plots take the width that they find. */
+      node.replaceChildren(...panels.map((panel) => {
+        const box = make("div");
+        const plot = make("div", "plot");
+        plot.setAttribute("role", "img");
+        plot.setAttribute("aria-label", `${panel.title} over optimiser steps`);
+        box.append(make("h3", "", panel.title), make("p", "note", panel.note), plot);
+        return box;
       }));
-      Plotly.newPlot(plot, traces, layout({
-        margin: { l: 46, r: 8, t: 8, b: 38 }, hovermode: "x unified", dragmode: false,
-        showlegend: own, legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11, color: theme().muted } },
-        xaxis: axis("optimiser step", { tickformat: "d", title: { text: "optimiser step", font: { size: 11.5, color: theme().muted }, standoff: 5 }, fixedrange: true }),
-        yaxis: axis("", { type: panel.log ? "log" : "linear", range: panel.limits ?? undefined, fixedrange: true, nticks: 6 }),
-      }), config(false));
+      shownPanels = titles;
     }
+    const plots = node.querySelectorAll(".plot");
+    panels.forEach((panel, k) => drawPanel(plots[k], panel));
+  };
+  /* 1, 2 and 5 in every decade; over many decades their beginnings. */
+  const logTicks = (curves) => {
+    const values = curves.flatMap((curve) => curve.y.filter((v) => v > 0));
+    const [low, high] = [Math.floor(Math.log10(Math.min(...values))), Math.ceil(Math.log10(Math.max(...values)))];
+    const parts = high - low > 3 ? [1] : [1, 2, 5];
+    const ticks = [];
+    for (let power = low; power <= high; power++) for (const part of parts) ticks.push(Number(`${part}e${power}`));
+    return { type: "log", tickvals: ticks, ticktext: ticks.map(String) };
+  };
+  const drawPanel = (plot, panel) => {
+    const t = theme();
+    const named = panel.curves.length > 1 && panel.curves[0].objective === null;
+    let spare = data.objectives.length;
+    const traces = panel.curves.map((curve) => ({
+      type: "scatter", mode: curve.x.length <= 60 ? "lines+markers" : "lines",
+      x: curve.x, y: curve.y, name: safe(curve.label),
+      line: { color: palette()[(curve.objective ?? spare++) % palette().length], width: 1.6 },
+      marker: { size: 4.5 },
+    }));
+    Plotly.react(plot, traces, layout(0.48, {
+      margin: { l: 46, r: 8, t: 8, b: 38 }, hovermode: "x unified", dragmode: false, showlegend: named,
+      legend: { orientation: "h", y: 1.02, yanchor: "bottom", x: 0, font: { size: 11, color: t.muted } },
+      xaxis: axis("", {
+        title: { text: "optimiser step", font: { size: 11.5, color: t.muted }, standoff: 5 },
+        tickformat: "d", fixedrange: true,
+      }),
+      yaxis: axis("", {
+        ...(panel.log ? logTicks(panel.curves) : { type: "linear", nticks: 6 }),
+        range: panel.limits ?? undefined, ticksuffix: panel.unit, fixedrange: true,
+      }),
+    }), config(false));
   };
 
   const lists = ["point", "point-again", "point-steps"].map(byId).filter(Boolean);
@@ -512,14 +587,10 @@
       opened = [...document.querySelectorAll("details:not([open])")];
       for (const node of opened) node.open = true;
       redraw();
-      for (const plot of document.querySelectorAll(".js-plotly-plot"))
-        Plotly.relayout(plot, { width: plot.closest(".small-plots") ? 330 : plot.closest(".three") ? 220 : 660 });
     });
     addEventListener("afterprint", () => {
       state.print = false;
       for (const node of opened) node.open = false;
-      for (const plot of document.querySelectorAll(".js-plotly-plot"))
-        Plotly.relayout(plot, { width: null, autosize: true });
       redraw();
     });
     name();
