@@ -78,6 +78,7 @@ class Handler(BaseHTTPRequestHandler):
     answer: Callable[["Handler", dict[str, Any], int], None]
     seen: Counter[str]
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -85,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         with state.lock:
             state.requests += 1
             state.bodies.append(body)
-            state.headers.append(dict(self.headers))
+            state.headers.append({name.lower(): value for name, value in self.headers.items()})
             attempt = self.seen[body["messages"][-1]["content"]]
             self.seen[body["messages"][-1]["content"]] += 1
         try:

@@ -98,8 +98,9 @@ def test_verdicts(text: str, side: str | None) -> None:
 @pytest.mark.parametrize("aspect", ASPECTS)
 def test_what_models_wrote_is_never_a_template(aspect: str) -> None:
     messages = rating_messages(aspect, "Say {response}", "{instruction} {0} {{}} %s")
-    assert "Instruction: Say {response}\nResponse: {instruction} {0} {{}} %s\n" in (
-        messages[1]["content"]
+    assert (
+        "Instruction: Say {response}\nResponse: {instruction} {0} {{}} %s\n"
+        in (messages[1]["content"])
     )
     assert messages[1]["content"].endswith("### Output")
     pair = pair_messages("{first}", "{second}", "{instruction}")[1]["content"]
@@ -109,7 +110,8 @@ def test_what_models_wrote_is_never_a_template(aspect: str) -> None:
 
 def test_conversations_show_who_said_what() -> None:
     turns = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Why?"}]
-    assert "Instruction: System: Be short.\n\nUser: Why?\n" in (
-        rating_messages("honesty", turns, "x")[1]["content"]
+    assert (
+        "Instruction: System: Be short.\n\nUser: Why?\n"
+        in (rating_messages("honesty", turns, "x")[1]["content"])
     )
     assert "Instruction: Why?\n" in rating_messages("honesty", turns[1:], "x")[1]["content"]

@@ -10,15 +10,22 @@ from paretune.errors import InputError
 from paretune.files import read_json
 from paretune.moo.preference import Preference
 from paretune.plan import PlannedPoint, plan
-from paretune.recipes.compare import CompareRecipe, load_comparison
 from paretune.recipes.load import load_recipe
 from paretune.recipes.schema import Method, Recipe
 from paretune.sweep import Progress, Silent
 
 if TYPE_CHECKING:
-    from paretune.evaluation.generation import Answer
+    from paretune.evaluation.generation import Prompt
 
 BASE = "base"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A prompt, plain or a conversation, and the answer to it."""
+
+    prompt: "Prompt"
+    response: str
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Candidate:
     preference: dict[str, float]
     seed: int
     folder: str
-    answers: "Mapping[str, Answer]"
+    answers: Mapping[str, Answered]
 
 
 def load_run(run: Path) -> Recipe:
@@ -46,7 +53,11 @@ def load_run(run: Path) -> Recipe:
     saved = run / "recipe.yaml"
     if not saved.is_file():
         raise InputError(f"'{run}' is not a run folder: it has no recipe.yaml.")
-    return load_comparison(saved) if (run / "cells").is_dir() else load_recipe(saved)
+    if not _compares(run):
+        return load_recipe(saved)
+    from paretune.recipes.compare import load_comparison  # imports torch
+
+    return load_comparison(saved)
 
 
 def read_candidates(recipe: Recipe, run: Path) -> list[Candidate]:
@@ -71,7 +82,7 @@ def read_candidates(recipe: Recipe, run: Path) -> list[Candidate]:
 
 def base_answers(
     recipe: Recipe, run: Path, progress: Progress | None = None
-) -> "Mapping[str, Answer]":
+) -> Mapping[str, Answered]:
     """The base model's answers; if the run has none it is measured now, as a point would be.
 
     They are in ``base/answers.jsonl``, where a comparison has them.
@@ -98,7 +109,7 @@ def base_answers(
     return _by_prompt(path)
 
 
-def common_prompts(candidates: Sequence[Candidate], base: "Mapping[str, Answer]") -> list[str]:
+def common_prompts(candidates: Sequence[Candidate], base: Mapping[str, Answered]) -> list[str]:
     """Prompts that the base model and at least one point answered, in the base model's order.
 
     Raises:
@@ -115,9 +126,12 @@ def common_prompts(candidates: Sequence[Candidate], base: "Mapping[str, Answer]"
 
 
 def _points(recipe: Recipe, run: Path) -> list[tuple[str, int, PlannedPoint, Path]]:
-    if not isinstance(recipe, CompareRecipe):
+    if not _compares(run):
         title = recipe.method.name
         return [(title, point.seed, point, point.folder(run)) for point in plan(recipe)]
+    from paretune.recipes.compare import CompareRecipe
+
+    assert isinstance(recipe, CompareRecipe)
     rows = []
     for entry in recipe.methods:
         for seed in entry.seeds or recipe.sweep.seeds:
@@ -128,8 +142,23 @@ def _points(recipe: Recipe, run: Path) -> list[tuple[str, int, PlannedPoint, Pat
     return rows
 
 
-def _by_prompt(path: Path) -> "dict[str, Answer]":
-    from paretune.evaluation.generation import read_answers
+def _compares(run: Path) -> bool:
+    return (run / "cells").is_dir()
 
-    # Prompts of a run are distinct.
-    return {json.dumps(answer.prompt, sort_keys=True): answer for answer in read_answers(path)}
+
+def _by_prompt(path: Path) -> dict[str, Answered]:
+    # Not `read_answers`, whose module imports torch. Prompts of a run are distinct.
+    answers = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            answer = Answered(value["prompt"], value["response"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}, line {number}: not an answer ({error}); "
+                "expected a JSON object with prompt and response."
+            ) from error
+        answers[json.dumps(answer.prompt, sort_keys=True)] = answer
+    return answers

@@ -5,17 +5,14 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from paretune.errors import InputError
-from paretune.judging.candidates import BASE, Candidate
+from paretune.judging.candidates import BASE, Answered, Candidate
 from paretune.judging.parsing import Rating, Side, Status, parse_rating, parse_verdict, refused
-from paretune.judging.questions import Cache, Judge, Question, Reply, question
+from paretune.judging.questions import REFUSAL, Cache, Judge, Question, Reply, question
 from paretune.judging.summary import Row, improvement, wins
 from paretune.judging.templates import ASPECTS, pair_messages, rating_messages
-
-if TYPE_CHECKING:
-    from paretune.evaluation.generation import Answer
 
 _BASE = -1
 _ORDERS = ("pair, shown first", "pair, shown last")
@@ -67,7 +64,7 @@ class Case:
     judge: Judge
     wanted: Wanted
     candidates: Sequence[Candidate]
-    base: "Mapping[str, Answer]"
+    base: Mapping[str, Answered]
     prompts: Sequence[str]
     cache: Cache
 
@@ -198,4 +195,4 @@ def _verdict(reply: Reply | None) -> Side | None:
 
 
 def _declined(reply: Reply) -> bool:
-    return reply.finish == "content_filter" or refused(reply.text)
+    return reply.finish in ("content_filter", REFUSAL) or refused(reply.text)

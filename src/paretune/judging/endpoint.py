@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import json
+import logging
 import random
 import re
 import time
@@ -22,10 +23,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from paretune.errors import InputError
-from paretune.judging.questions import Failure, Question, Receive, Reply
+from paretune.judging.questions import REFUSAL, Failure, Outcome, Question, Receive, Reply
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
+
+logger = logging.getLogger(__name__)
 
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -145,6 +148,7 @@ class _Session:
         self._judge = judge
         self._receive = receive
         self._stop = asyncio.Event()
+        self._outcomes: asyncio.Queue[Outcome | None] = asyncio.Queue()
         self._fatal: str | None = None
         self._in_a_row = 0  # failures since the last reply
         self._not_before = 0.0  # no request begins before this time
@@ -153,28 +157,47 @@ class _Session:
         judge = self._judge
         async with _client(judge) as client:
             todo = iter(questions)
+            writer = asyncio.create_task(self._write())
             workers = [
                 asyncio.create_task(self._work(client, todo)) for _ in range(judge.concurrency)
             ]
             try:
                 await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-            finally:  # also on Ctrl-C, and when `receive` cannot write
+            finally:  # also on Ctrl-C
                 self._stop.set()
                 await asyncio.wait(workers)
+                self._outcomes.put_nowait(None)
+                await writer
             for worker in workers:
                 worker.result()
         if self._fatal is not None:
             raise InputError(self._fatal)
 
+    async def _write(self) -> None:
+        """Hand on what came, in a thread: a slow disk must not make replies late."""
+        ended = False
+        try:
+            while not ended:
+                batch = [await self._outcomes.get()]
+                while not self._outcomes.empty():
+                    batch.append(self._outcomes.get_nowait())
+                outcomes = [outcome for outcome in batch if outcome is not None]
+                ended = len(outcomes) < len(batch)
+                if outcomes:
+                    await asyncio.to_thread(self._receive, outcomes)
+        finally:  # nothing is asked that cannot be kept
+            self._stop.set()
+
     async def _work(self, client: AsyncOpenAI, todo: Iterator[Question]) -> None:
         for question in todo:
             if self._in_a_row >= _HOPELESS:
-                self._receive(question, Failure(f"not sent: {_HOPELESS} requests in a row failed"))
+                failure = Failure(f"not sent: {_HOPELESS} requests in a row failed")
+                self._outcomes.put_nowait((question, failure))
                 continue
             outcome = await self._ask(client, question)
             if outcome is not None:
                 self._in_a_row = self._in_a_row + 1 if isinstance(outcome, Failure) else 0
-                self._receive(question, outcome)
+                self._outcomes.put_nowait((question, outcome))
             if self._stop.is_set():
                 return
 
@@ -190,6 +213,7 @@ class _Session:
                 return Failure(str(error))
             except _Retry as error:
                 reason = str(error)
+                logger.info("attempt %d of %d: %s", attempt + 1, judge.attempts, reason)
                 own = judge.backoff * min(2.0**attempt, _LONGEST_WAIT) * random.uniform(0.5, 1.0)
                 wait = own if error.wait is None else error.wait
                 if wait > _PATIENCE * judge.backoff:
@@ -259,12 +283,14 @@ class _Session:
             value = json.loads(body)
             choice = value["choices"][0]
             message = choice["message"]
-            text = message.get("content") or message.get("refusal") or ""
+            text = message.get("content") or ""
+            finish = choice.get("finish_reason")
+            if not text and message.get("refusal"):
+                text, finish = message["refusal"], REFUSAL
             if not isinstance(text, str):
                 raise TypeError("the content is no text")
             usage = value.get("usage") or {}
             counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-            finish = choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             what = "an empty body" if not body.strip() else f"a malformed body ({error!r}): {body}"
             raise _Retry(self._reason("HTTP 200 with", what)) from None
@@ -286,13 +312,15 @@ def _client(judge: EndpointJudge) -> AsyncOpenAI:
 
     # A local server is asked directly, whatever proxy the environment names.
     http = None if judge.paid else openai.DefaultAsyncHttpxClient(trust_env=False)
-    return openai.AsyncOpenAI(
+    client = openai.AsyncOpenAI(
         api_key=judge.api_key or "none",
         base_url=judge.base_url,
         max_retries=0,
         timeout=judge.timeout,
         http_client=http,
     )
+    _ = client.chat.completions.with_raw_response  # imports much: not in the time of a request
+    return client
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paretune.errors import InputError
-from paretune.judging.questions import Failure, Question, Receive, Reply
+from paretune.judging.questions import Failure, Outcome, Question, Receive, Reply
 from paretune.models import Dtype
 
 
@@ -49,16 +49,12 @@ class LocalJudge:
         fitting: list[tuple[int, Question]] = []
         for question in questions:
             length = len(encode_prompt(tokenizer, _messages(question)))
-            if context is not None and length + self.max_tokens > context:
-                receive(
-                    question,
-                    Failure(
-                        f"{length} tokens and {self.max_tokens} for the answer "
-                        f"do not fit into a context of {context}"
-                    ),
-                )
-            else:
+            if context is None or length + self.max_tokens <= context:
                 fitting.append((length, question))
+                continue
+            wanted = f"{length} tokens and {self.max_tokens} for the answer"
+            reason = f"{wanted} do not fit into a context of {context}"
+            receive([(question, Failure(reason))])
         fitting.sort(key=lambda pair: -pair[0])
         for start in range(0, len(fitting), self.batch_size):
             batch = fitting[start : start + self.batch_size]
@@ -70,10 +66,12 @@ class LocalJudge:
                 temperature=0,
                 batch_size=self.batch_size,
             )
+            outcomes: list[Outcome] = []
             for (length, question), answer in zip(batch, answers, strict=True):
                 tokens = len(tokenizer(answer.response, add_special_tokens=False)["input_ids"])
                 finish = "stop" if answer.finished else "length"
-                receive(question, Reply(answer.response, finish, length, tokens))
+                outcomes.append((question, Reply(answer.response, finish, length, tokens)))
+            receive(outcomes)
 
 
 def _messages(question: Question) -> list[dict[str, str]]:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from paretune.errors import InputError
 
+REFUSAL = "refusal"  # why a reply ended, where the endpoint itself says that it is none
+
 
 @dataclass(frozen=True)
 class Question:
@@ -41,8 +43,10 @@ class Failure:
     reason: str
 
 
-Receive = Callable[[Question, Reply | Failure], None]
-"""Takes what came of a question as soon as it is there."""
+Outcome = tuple[Question, Reply | Failure]
+
+Receive = Callable[[Sequence[Outcome]], None]
+"""Takes what came of questions as soon as it is there; is never called twice at a time."""
 
 
 class Judge(Protocol):
@@ -71,7 +75,7 @@ class Judge(Protocol):
     def max_tokens(self) -> int: ...
 
     def ask(self, questions: Sequence[Question], receive: Receive) -> None:
-        """Answer each question; `receive` is called once for each that was tried."""
+        """Answer the questions; `receive` gets what came of each that was tried, once."""
 
 
 def question(judge: Judge, messages: Sequence[Mapping[str, str]]) -> Question:
@@ -100,7 +104,8 @@ class Cache:
         for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
             try:
                 value = json.loads(line)
-                self._replies[value.pop("key")] = Reply(**value)
+                key = value.pop("key")
+                self._replies[key] = Reply(**value)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(
                     f"'{path}', line {number} is no reply of a judge ({error}): delete that line."
@@ -113,15 +118,16 @@ class Cache:
         return self._replies.get(key)
 
     @contextmanager
-    def writing(self) -> Iterator[Callable[[str, Reply], None]]:
-        """A function that keeps a reply: it is on the disk when that returns."""
+    def writing(self) -> Iterator[Callable[[Mapping[str, Reply]], None]]:
+        """A function that keeps replies: they are on the disk when it returns."""
         with self._path.open("ab") as file:
 
-            def keep(key: str, reply: Reply) -> None:
-                line = json.dumps({"key": key, **asdict(reply)}, ensure_ascii=False) + "\n"
-                file.write(line.encode("utf-8", errors="replace"))
+            def keep(replies: Mapping[str, Reply]) -> None:
+                for key, reply in replies.items():
+                    line = json.dumps({"key": key, **asdict(reply)}, ensure_ascii=False) + "\n"
+                    file.write(line.encode("utf-8", errors="replace"))
                 file.flush()
                 os.fsync(file.fileno())
-                self._replies[key] = reply
+                self._replies.update(replies)
 
             yield keep

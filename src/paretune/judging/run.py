@@ -2,7 +2,8 @@
 
 In the run folder, ``judge/<judge>/`` holds ``replies.jsonl`` (the cache), ``failures.jsonl`` (of
 the last time), ``results.jsonl`` (each answer's result with the judge's words) and
-``summary.json``; ``judge/judge.json``, ``judge.md`` and ``judge.png`` show all judges.
+``summary.json`` and ``footprint.png``; ``judge/judge.json``, ``judge.md`` and ``judge.png`` show
+all judges.
 """
 
 import json
@@ -15,7 +16,7 @@ from paretune.errors import InputError
 from paretune.files import read_json, write_json, write_text
 from paretune.judging.candidates import base_answers, common_prompts, load_run, read_candidates
 from paretune.judging.case import Case, Wanted
-from paretune.judging.questions import Cache, Failure, Judge, Question, Reply
+from paretune.judging.questions import Cache, Failure, Judge, Outcome, Question, Reply
 from paretune.judging.summary import Summary, base_summary, most_frequent
 from paretune.judging.templates import rough_tokens
 
@@ -66,7 +67,7 @@ def judge_run(
     Args:
         prices: of the judge's tokens, for forecast and cost.
         confirm: asked before any call is made; None is returned if it says no.
-        told: (questions done, questions to do) after each.
+        told: (questions done, questions to do) as replies come, maybe from another thread.
 
     Raises:
         InputError: no run folder, no answers, another process at work, or a judge that cannot be
@@ -119,15 +120,15 @@ def _ask(
     done = 0
     with case.cache.writing() as keep, failed.open("a", encoding="utf-8") as file:
 
-        def receive(asked: Question, outcome: Reply | Failure) -> None:
+        def receive(outcomes: Sequence[Outcome]) -> None:
             nonlocal done
-            if isinstance(outcome, Reply):
-                keep(asked.key, outcome)
-            else:
-                reasons.append(outcome.reason)
-                file.write(json.dumps({"key": asked.key, "reason": outcome.reason}) + "\n")
-                file.flush()
-            done += 1
+            keep({asked.key: reply for asked, reply in outcomes if isinstance(reply, Reply)})
+            for asked, failure in outcomes:
+                if isinstance(failure, Failure):
+                    reasons.append(failure.reason)
+                    file.write(json.dumps({"key": asked.key, "reason": failure.reason}) + "\n")
+            file.flush()
+            done += len(outcomes)
             told(done, len(todo))
 
         case.judge.ask(todo, receive)
@@ -156,11 +157,13 @@ def _summary(case: Case, asked: int, reasons: Sequence[str], prices: Prices | No
 
 def _publish(case: Case, summary: Summary, folder: Path, shown: Path) -> None:
     """Write the results of this judge, and what shows all judges of the run."""
-    from paretune.judging.shown import draw_judges, markdown
+    from paretune.judging.shown import draw_footprint, draw_judges, markdown
 
     lines = (json.dumps(result, ensure_ascii=False) + "\n" for result in case.results())
     write_text(folder / "results.jsonl", "".join(lines))
-    write_json(folder / "summary.json", summary.to_json())
+    judged = summary.to_json()
+    draw_footprint(judged, folder / "footprint.png")
+    write_json(folder / "summary.json", judged)
     judges = [read_json(path) for path in sorted(shown.glob("*/summary.json"))]
     write_json(shown / "judge.json", {"judges": judges})
     write_text(shown / "judge.md", markdown(judges))

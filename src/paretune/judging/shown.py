@@ -9,7 +9,15 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paretune.report.figures import COLOURS, STYLE, legend_columns, preference_label, save_figure
+from paretune.report.figures import (
+    COLOURS,
+    STYLE,
+    PlotPoint,
+    draw_front,
+    legend_columns,
+    preference_label,
+    save_figure,
+)
 
 Judged = Mapping[str, Any]
 """A judge's summary as JSON."""
@@ -95,6 +103,7 @@ def draw_judges(judges: Sequence[Judged], path: Path) -> None:
             for axes, (name, neutral, values) in zip(line, panels, strict=False):
                 _draw(axes, judged, values, neutral)
                 axes.set_title(name.replace("_", " "), loc="left")
+                axes.set_xlabel("%" if neutral else "change of mean rating, %")
                 if axes is not line[0]:
                     axes.set_yticklabels([])
             names = ", ".join(judged["rows"][0]["preference"])
@@ -103,6 +112,32 @@ def draw_judges(judges: Sequence[Judged], path: Path) -> None:
         columns = legend_columns(len(handles), 4)
         figure.legend(handles, titles, loc="outside lower center", ncols=columns, frameon=False)
         save_figure(figure, path)
+
+
+def draw_footprint(judged: Judged, path: Path) -> None:
+    """Draw the improvements of all aspects together, a line or point a preference.
+
+    Nothing is drawn for one aspect, or where no preference has an improvement in all.
+    """
+    aspects = judged["aspects"]
+    series: dict[str, list[PlotPoint]] = {}
+    for row in judged["rows"]:
+        percents = {name: row["aspects"][name]["percent"] for name in aspects}
+        if all(percents.values()):
+            values = {name: percent["value"] for name, percent in percents.items()}
+            label = preference_label(row["preference"])
+            series.setdefault(row["title"], []).append(PlotPoint(values, label))
+    if len(aspects) < 2 or not series:
+        return
+    draw_front(
+        series,
+        aspects,
+        path,
+        title=f"judge {judged['judge']['model']}",
+        reference=PlotPoint(dict.fromkeys(aspects, 0.0), "base"),
+        quantity="change of rating, %,",
+        lower_is_better=False,
+    )
 
 
 Values = list[tuple[str, str, Mapping[str, Any] | None]]  # title, label of p, estimate
@@ -127,7 +162,7 @@ def _panels(judged: Judged) -> list[tuple[str, float, Values]]:
         for aspect in judged["aspects"]
     ]
     if any(row["wins"] for row in rows):
-        panels += [("win rate over base, %", 50.0, of(row["wins"]["rate"] for row in rows))]
+        panels += [("win rate over base", 50.0, of(row["wins"]["rate"] for row in rows))]
     return [panel for panel in panels if any(value for _, _, value in panel[2])]
 
 
