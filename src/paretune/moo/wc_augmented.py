@@ -22,7 +22,7 @@ from paretune.moo.wc_first_order import run_first_order
 from paretune.moo.wc_track import Track, projected
 
 # An inner solve ends when the gradient has shrunk by this factor, or after so many iterations.
-_INNER_ACCURACY, _INNER_LIMIT = 0.1, 30
+_INNER_ACCURACY, _INNER_LIMIT = 0.1, 10
 _HALVINGS = 20
 # So many variables and no more: a matrix costs less than pairs, and old curvature does no harm.
 _FEW = 10
