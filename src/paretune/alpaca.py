@@ -95,8 +95,12 @@ def generate_outputs(
     where = Path(BASE) if point is None else point.folder.relative_to(choices.run)
     parts = [part for part in where.parts if part not in ("points", "cells")]
     folder = choices.run / FOLDER / "_".join(parts)
+    written = folder / "outputs.json"
     kept = _Kept(folder / "answers.json", _settings(choices, point))
-    kept.read(fresh)
+    if fresh:
+        for path in (written, kept.path):
+            path.unlink(missing_ok=True)
+    kept.read()
     texts = [instruction.text for instruction in instructions]
     # The longest first, so that a batch has little padding.
     missing = sorted((t for t in dict.fromkeys(texts) if t not in kept.answers), key=len)[::-1]
@@ -116,7 +120,6 @@ def generate_outputs(
             kept.write()
             progress(total - max(len(missing) - start - size, 0), total)
     answers = [kept.answers[text] for text in texts]
-    written = folder / "outputs.json"
     title = generator or f"{choices.recipe.name}-{name}"
     write_outputs(written, instructions, [answer["output"] for answer in answers], title)
     return Outputs(written, len(answers), sum(not answer["finished"] for answer in answers))
@@ -140,11 +143,12 @@ class _Kept:
         self.path, self.settings = path, settings
         self.answers: dict[str, dict[str, Any]] = {}
 
-    def read(self, fresh: bool) -> None:
-        if not self.path.exists() or fresh:
+    def read(self) -> None:
+        if not self.path.exists():
             return
         saved = read_json(self.path)
-        changed = [key for key, value in self.settings.items() if saved["settings"][key] != value]
+        theirs = saved["settings"]
+        changed = [key for key, value in self.settings.items() if theirs.get(key) != value]
         if changed:
             raise InputError(
                 f"'{self.path}' holds answers with another '{changed[0]}': give --fresh to delete "

@@ -92,8 +92,7 @@ def score(
 
     With --instructions (all of them) annotations may be of some instructions only and in any order.
     """
-    from rich.console import Console
-
+    from paretune.cli.tables import console
     from paretune.errors import InputError
     from paretune.evaluation.alpaca_eval import read_annotations, read_instructions, win_rate
     from paretune.evaluation.length_control import (
@@ -107,12 +106,13 @@ def score(
     listed = None if instructions is None else read_instructions(instructions)
     table = None if gamed is None else read_gamed(gamed)
     known = None if difficulty is None else read_difficulties(difficulty)
+    difficulties = known if table is None else table.difficulties
     rows = []
     for path in annotations:
-        read = read_annotations(path, listed)
+        read = read_annotations(path, listed, None if difficulties is None else len(difficulties))
         controlled = length_controlled(read, gamed=table, difficulties=known)
         rows.append((read[0].generator_2, win_rate(read), controlled))
-    Console().print(_table(rows))
+    console().print(_table(rows))
 
 
 def _table(rows: "list[tuple[str, WinRate, LengthControlled]]") -> "Table":

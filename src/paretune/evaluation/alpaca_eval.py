@@ -98,29 +98,38 @@ def write_outputs(
 
 
 def read_annotations(
-    path: Path, instructions: Sequence[Instruction] | None = None
+    path: Path, instructions: Sequence[Instruction] | None = None, total: int | None = None
 ) -> list[Annotation]:
     """Annotations as `alpaca_eval` writes them (``annotations.json``), of one model.
 
     Args:
-        instructions: All of them; with these, annotations are matched by the instruction's words
-            and may be some only, in any order. Otherwise by their key ``index``, or else by
-            position, as `alpaca_eval` does.
+        instructions: All of them; with these, annotations are matched by the instruction's words,
+            may be some only, in any order, and come out in that of the list. Otherwise they stay as
+            they are and are matched by their key ``index``, or else by position, as `alpaca_eval`
+            does.
+        total: How many instructions there are, if that matters: so many annotations there must be
+            where they are matched by position.
 
     Raises:
-        InputError: the file is missing, holds something else, is of several models, or has an
-            instruction that is not in the list.
+        InputError: the file is missing, holds something else, is of several models, has an
+            instruction that is not in the list, or cannot be matched.
     """
     rows = _rows(path)
     if not rows:
         raise InputError(f"'{path}' holds no annotations.")
+    placed = instructions is None and not all(isinstance(row.get("index"), int) for row in rows)
+    if placed and total is not None and len(rows) != total:
+        raise InputError(
+            f"'{path}' has {len(rows)} annotations, but there are {total} instructions: give the "
+            "list of all of them, or each annotation its 'index'."
+        )
     places: dict[str, deque[int]] = defaultdict(deque)
     for place, instruction in enumerate(instructions or ()):
         places[instruction.text].append(place)
     annotations = []
     for number, row in enumerate(rows, start=1):
         if instructions is None:
-            index = row.get("index", number - 1)
+            index = number - 1 if placed else row["index"]
         else:
             left = places.get(_text(row, "instruction", path, number))
             if not left:
@@ -129,10 +138,16 @@ def read_annotations(
                     "less often: give the list that the annotations are of."
                 )
             index = left.popleft()
-        outputs = [_text(row, key, path, number) for key in ("output_1", "output_2")]
-        names = [str(row.get(key, key)) for key in ("generator_1", "generator_2")]
-        preference = _preference(row, path, number)
-        annotations.append(Annotation(int(index), *outputs, *names, preference))
+        annotations.append(
+            Annotation(
+                index=index,
+                output_1=_text(row, "output_1", path, number),
+                output_2=_text(row, "output_2", path, number),
+                generator_1=str(row.get("generator_1", "baseline")),
+                generator_2=str(row.get("generator_2", "model")),
+                preference=_preference(row, path, number),
+            )
+        )
     for key in ("generator_1", "generator_2"):
         found = sorted({getattr(annotation, key) for annotation in annotations})
         if len(found) > 1:
@@ -140,6 +155,8 @@ def read_annotations(
                 f"'{path}' has several values of {key} ({', '.join(found[:3])}): score the "
                 "annotations of one model at a time."
             )
+    if instructions is not None:
+        annotations.sort(key=lambda annotation: annotation.index)
     return annotations
 
 
