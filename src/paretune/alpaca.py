@@ -90,7 +90,6 @@ def generate_outputs(
     Raises:
         InputError: the folder has answers of other settings, or an instruction is too long.
     """
-    name = BASE if point is None else point.name
     # A comparison's methods have points of the same names.
     where = Path(BASE) if point is None else point.folder.relative_to(choices.run)
     parts = [part for part in where.parts if part not in ("points", "cells")]
@@ -120,7 +119,7 @@ def generate_outputs(
             kept.write()
             progress(total - max(len(missing) - start - size, 0), total)
     answers = [kept.answers[text] for text in texts]
-    title = generator or f"{choices.recipe.name}-{name}"
+    title = generator or f"{choices.recipe.name}-{folder.name}"
     write_outputs(written, instructions, [answer["output"] for answer in answers], title)
     return Outputs(written, len(answers), sum(not answer["finished"] for answer in answers))
 
