@@ -178,8 +178,7 @@ def _run_context(run: Run, name: str) -> dict[str, Any]:
     command = "sweep" if comparison is None else "compare"
     reference = None
     if (found := comparison or front) is not None and found.reference_point is not None:
-        corner = zip(run.objectives, found.reference_point, strict=True)
-        reference = ", ".join(f"{name} {tables.number(value)}" for name, value in corner)
+        reference = ", ".join(tables.number(value) for value in found.reference_point)
     counts = run.manifest.get("data", {})
     return {
         "name": name,

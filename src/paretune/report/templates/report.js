@@ -70,14 +70,18 @@
     node.setAttribute("aria-hidden", "true");
     return node;
   };
+  /* In short: what a click shows in full. */
   const hover = (i) => {
-    const lines = [`<b>${safe(points[i].title)}</b>`];
-    if (points[i].preference) lines.push(`p: ${safe(points[i].preference)}`);
-    for (const [name, facts] of points[i].facts) {
-      if (name === "training") continue;
-      const texts = facts.map(([key, value]) => `${safe(key)} ${safe(value)}`);
-      lines.push(`<i>${safe(name)}</i>`);
-      for (let k = 0; k < texts.length; k += 3) lines.push("  " + texts.slice(k, k + 3).join(" · "));
+    const p = points[i];
+    const lines = [`<b>${safe(p.title)}</b>`];
+    if (p.preference) lines.push(`p: ${safe(p.preference)}`);
+    for (const [name, facts] of p.facts) {
+      if (data.objectives.includes(name)) {
+        const kept = facts.slice(0, data.objectives.length > 3 ? 2 : 3);
+        lines.push(`<b>${safe(name)}</b>  ${kept.map(([key, value]) => `${safe(key)} ${safe(value)}`).join(", ")}`);
+      } else if (name === "scores of answers" && facts.length <= 3) {
+        lines.push(...facts.map(([key, value]) => `score of answers, ${safe(key)}: ${safe(value)}`));
+      } else if (name === "preference") lines.push(...facts.map(([key, value]) => `${safe(key)} ${safe(value)}`));
     }
     return lines.join("<br>");
   };
@@ -85,7 +89,8 @@
     displaylogo: false,
     responsive: true,
     displayModeBar: bar && matchMedia("(hover: hover)").matches ? "hover" : false,
-    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+    /* Named one by one: plotly's own choice has a button that uploads the plot. */
+    modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]],
     showTips: false,
   });
   /* On paper plots cannot measure their boxes: `share` of the page's width is theirs. */
@@ -156,7 +161,7 @@
       text: ids.map((i) => safe(points[i].label)),
       textposition: "top right", cliponaxis: false,
       textfont: { size: 11.5, color: theme().muted },
-      hovertext: ids.map(hover), hovertemplate: "%{hovertext}<extra></extra>",
+      hovertext: ids.map(hover), hoverinfo: "text",
       error_x: bars(a), error_y: bars(b),
       marker: {
         opacity: 1,
@@ -224,7 +229,7 @@
       opacity: faded ? 0.55 : 1,
       line: { color: l.colour, width: i === state.point ? 4 : 1.6, dash: points[i].base ? "dash" : "solid" },
       marker: { color: l.colour, symbol: l.symbol, size: i === state.point ? 10 : 7 },
-      customdata: [], hovertext: hover(i), hovertemplate: "%{hovertext}<extra></extra>",
+      customdata: [], hovertext: hover(i), hoverinfo: "text",
     };
   };
   const drawParallel = (node, m) => {
