@@ -287,6 +287,25 @@ def test_statistics() -> None:
     assert Spread.of([nan]) is None
 
 
+def test_an_entry_may_train_in_its_own_way(write: Callable[..., Path], tmp_path: Path) -> None:
+    methods = """
+methods:
+  - {name: clamp, label: One}
+  - {name: clamp, label: Two, train: {gradient_accumulation_steps: 2, max_steps: 2}}
+sweep: {preferences: [[0.2, 0.8]]}
+"""
+    path = write(methods)
+    path.write_text(path.read_text().replace("sweep: {preferences: [[0.2, 0.8], [1, 0]]}\n", ""))
+    comparison = run_compare(load_comparison(path))
+    assert not comparison.failures
+    one, two = (cell.points[0].training for cell in comparison.cells)
+    assert (one["steps"], two["steps"]) == (3, 2)
+    assert two["spend"]["policy_tokens"] > one["spend"]["policy_tokens"]
+    methods = "methods: [{name: modpo, train: {max_steps: 1}}]"
+    with pytest.raises(InputError, match="modpo: train is for clamp, linear, mgda and raco"):
+        load_comparison(write(methods, "other.yaml"))
+
+
 def test_range_of_a_loss(tmp_path: Path) -> None:
     losses = [0.7, 0.9, 0.5, 0.4, 0.3, 0.1]
     rows = [{"step": n, "a/loss": loss} for n, loss in enumerate(losses)]

@@ -110,6 +110,7 @@ def _tasks(recipe: "CompareRecipe", run: Path) -> list[_Task]:
         for seed in entry.seeds or recipe.sweep.seeds:
             fields = {name: getattr(recipe, name) for name in Recipe.model_fields}
             fields["sweep"] = recipe.sweep.model_copy(update={"seeds": [seed]})
+            fields["train"] = recipe.train | entry.train
             fields["method"] = parsed if isinstance(parsed, Method) else Method(name="linear")
             folder = run / "cells" / f"{entry.slug}-seed{seed}"
             tasks.append(_Task(entry, seed, Recipe(**fields), folder))
@@ -268,6 +269,7 @@ def _claim_cell(task: _Task) -> None:
         "method": task.entry.name,
         "options": task.entry.parsed.model_dump(mode="json"),
         "range_normalised": task.entry.range_normalised,
+        **({"train": task.entry.train} if task.entry.train else {}),
     }
     if path.exists() and read_json(path) != settings:
         raise InputError(

@@ -65,8 +65,18 @@ class Entry(Section):
     """For `clamp`: as `ideal` and `nadir`, what the adapters trained on each objective alone reach
     (mean training loss of their last third of the steps) and where they begin."""
 
+    train: dict[str, Any] = Field(default_factory=dict)
+    """For `clamp`, `linear`, `mgda`, `raco`: changes to the recipe's `train` for this entry alone,
+    such as another batch size; its budget is then not that of the others."""
+
     @model_validator(mode="after")
     def _valid_options(self) -> "Entry":
+        weighting = self.name in get_args(Method.model_fields["name"].annotation)
+        if self.train and (self.range_normalised or not weighting):
+            # What several methods share is trained as the recipe's own `train` says.
+            raise ValueError(
+                f"{self.title}: train is for clamp, linear, mgda and raco, without range_normalised"
+            )
         if self.range_normalised and (self.name != "clamp" or "ideal" in self.options):
             raise ValueError(f"{self.title}: range_normalised is for clamp without options.ideal")
         try:
