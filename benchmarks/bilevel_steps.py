@@ -5,8 +5,8 @@
 The shape of Figure 12a of the WC-Penalty paper. The problem is that of `bilevel_memory.py`, a
 random Llama with LoRA, S upper objectives and N training sets, eager attention and double backward
 for all. Methods with a loop inside take `--inner` steps there (the paper: 40); MoCo's Neumann
-series has as many terms. Means over three steps, for `wc_augmented` (line searches) over ten, without
-its warm start, which is listed apart. Gradients are as `Oracle` counts them.
+series has as many terms. Means over three steps, for `wc_augmented` (line searches) over ten,
+without its warm start, which is listed apart. Gradients are as `Oracle` counts them.
 
 Memory is the peak resident set above that of the loaded model, each method in a process of its own.
 """
