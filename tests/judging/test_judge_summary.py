@@ -14,7 +14,7 @@ from paretune.judging.endpoint import EndpointJudge
 from paretune.judging.parsing import Rating
 from paretune.judging.questions import Cache, Reply, question
 from paretune.judging.run import Forecast, Prices, judge_run, slug
-from paretune.judging.shown import draw_footprint, draw_judges, markdown
+from paretune.judging.shown import draw_judges, markdown
 from paretune.judging.summary import bootstrap, improvement, wins
 
 
@@ -213,7 +213,6 @@ methods: [{name: clamp, label: "CLAMP | *new*"}, {name: modpo, seeds: [0]}]
     shown = (run / "judge" / "judge.md").read_text()
     assert r"| CLAMP \| \*new\* | (0.8, 0.2) |" in shown
     assert (run / "judge" / "judge.png").stat().st_size > 5000
-    assert (run / "judge" / "m" / "footprint.png").stat().st_size > 5000
 
 
 def test_judge_run_folders(tmp_path: Path, run_folder: Any) -> None:
@@ -288,5 +287,4 @@ def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
     }
     assert r"\<script\>" in markdown([judged])
     draw_judges([judged], tmp_path / "a.png")
-    draw_footprint(judged, tmp_path / "b.png")
     assert not list(tmp_path.iterdir())

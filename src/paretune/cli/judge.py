@@ -139,7 +139,9 @@ def judge(
     judged = summary.to_json()
     console().print(_table(judged))
     typer.echo(f"{account(judged)}; {summary.asked} asked now.")
-    typer.echo(f"In {run / FOLDER}: judge.md, judge.png, judge.json")
+    names = ("judge.md", "judge.png", "judge.json")
+    shown = [name for name in names if (run / FOLDER / name).exists()]
+    typer.echo(f"In {run / FOLDER}: {', '.join(shown)}")
     if summary.failures:
         for reason, count in list(summary.failures.items())[:3]:
             typer.echo(f"failed: {count} × {reason}", err=True)

@@ -2,8 +2,7 @@
 
 In the run folder, ``judge/<judge>/`` holds ``replies.jsonl`` (the cache), ``failures.jsonl`` (of
 the last time), ``results.jsonl`` (each answer's result with the judge's words) and
-``summary.json`` and ``footprint.png``; ``judge/judge.json``, ``judge.md`` and ``judge.png`` show
-all judges.
+``summary.json``; ``judge/judge.json``, ``judge.md`` and ``judge.png`` show all judges.
 """
 
 import json
@@ -157,13 +156,11 @@ def _summary(case: Case, asked: int, reasons: Sequence[str], prices: Prices | No
 
 def _publish(case: Case, summary: Summary, folder: Path, shown: Path) -> None:
     """Write the results of this judge, and what shows all judges of the run."""
-    from paretune.judging.shown import draw_footprint, draw_judges, markdown
+    from paretune.judging.shown import draw_judges, markdown
 
     lines = (json.dumps(result, ensure_ascii=False) + "\n" for result in case.results())
     write_text(folder / "results.jsonl", "".join(lines))
-    judged = summary.to_json()
-    draw_footprint(judged, folder / "footprint.png")
-    write_json(folder / "summary.json", judged)
+    write_json(folder / "summary.json", summary.to_json())
     judges = [read_json(path) for path in sorted(shown.glob("*/summary.json"))]
     write_json(shown / "judge.json", {"judges": judges})
     write_text(shown / "judge.md", markdown(judges))

@@ -12,8 +12,6 @@ from matplotlib.figure import Figure
 from paretune.report.figures import (
     COLOURS,
     STYLE,
-    PlotPoint,
-    draw_front,
     legend_columns,
     preference_label,
     save_figure,
@@ -89,6 +87,7 @@ def draw_judges(judges: Sequence[Judged], path: Path) -> None:
     """
     rows = [(judged, panels) for judged in judges if (panels := _panels(judged))]
     if not rows:
+        path.unlink(missing_ok=True)  # of an earlier time
         return
     width = max(len(panels) for _, panels in rows)
     labels = {label for judged, _ in rows for label in _labels(judged)}
@@ -107,37 +106,13 @@ def draw_judges(judges: Sequence[Judged], path: Path) -> None:
                 if axes is not line[0]:
                     axes.set_yticklabels([])
             names = ", ".join(judged["rows"][0]["preference"])
-            line[0].set_ylabel(f"judge {judged['judge']['model']}\np = ({names})")
+            line[0].set_ylabel(f"p = ({names})")
+            heading = f"judge {judged['judge']['model']}\n{line[0].get_title(loc='left')}"
+            line[0].set_title(heading, loc="left")
         handles, titles = all_axes[0, 0].get_legend_handles_labels()
         columns = legend_columns(len(handles), 4)
         figure.legend(handles, titles, loc="outside lower center", ncols=columns, frameon=False)
         save_figure(figure, path)
-
-
-def draw_footprint(judged: Judged, path: Path) -> None:
-    """Draw the improvements of all aspects together, a line or point a preference.
-
-    Nothing is drawn for one aspect, or where no preference has an improvement in all.
-    """
-    aspects = judged["aspects"]
-    series: dict[str, list[PlotPoint]] = {}
-    for row in judged["rows"]:
-        percents = {name: row["aspects"][name]["percent"] for name in aspects}
-        if all(percents.values()):
-            values = {name: percent["value"] for name, percent in percents.items()}
-            label = preference_label(row["preference"])
-            series.setdefault(row["title"], []).append(PlotPoint(values, label))
-    if len(aspects) < 2 or not series:
-        return
-    draw_front(
-        series,
-        aspects,
-        path,
-        title=f"judge {judged['judge']['model']}",
-        reference=PlotPoint(dict.fromkeys(aspects, 0.0), "base"),
-        quantity="change of rating, %,",
-        lower_is_better=False,
-    )
 
 
 Values = list[tuple[str, str, Mapping[str, Any] | None]]  # title, label of p, estimate
@@ -155,7 +130,7 @@ def _panels(judged: Judged) -> list[tuple[str, float, Values]]:
 
     panels = [
         (
-            f"{aspect}: change of rating, %",
+            aspect,
             0.0,
             of(row["aspects"][aspect]["percent"] for row in rows),
         )
