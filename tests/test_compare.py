@@ -242,7 +242,9 @@ def test_bad_recipes(write: Callable[..., Path], methods: str, message: str) -> 
         load_comparison(write(methods))
 
 
-@pytest.mark.parametrize("name", ["demo_compare", "saferlhf_compare", "ultrafeedback_compare"])
+@pytest.mark.parametrize(
+    "name", ["demo_compare", "hh_compare", "saferlhf_compare", "ultrafeedback_compare"]
+)
 def test_shipped_recipes(name: str) -> None:
     recipe = load_comparison(name)
     assert recipe.description
