@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -246,6 +247,25 @@ def test_the_command(sweep: Make, comparison: Make, tmp_path: Path) -> None:
     assert (cmp / "figures" / "scores.svg").stat().st_size > 1000
     assert (cmp / "figures" / "steps_pwg-seed0_harmless0.50-helpful0.50.png").exists()
     assert len(list(cmp.glob("cells/*/points/*/README.md"))) == 3
+
+
+def test_the_base_model_is_measured_where_it_is_asked_for(
+    sweep: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = sweep(tmp_path / "two", TWO, divisions=1)
+    measured = []
+    model = SimpleNamespace(name="smollm2-135m-instruct")
+    monkeypatch.setattr(
+        "paretune.judging.candidates.load_run", lambda path: SimpleNamespace(model=model)
+    )
+    monkeypatch.setattr(
+        "paretune.judging.candidates.base_answers",
+        lambda recipe, path, progress: measured.append(path),
+    )
+    monkeypatch.setattr("paretune.report.page.write_figures", lambda run: [])
+    result = CliRunner().invoke(app, ["report", str(run), "--base"])
+    assert result.exit_code == 0, result.output
+    assert measured == [run]
 
 
 def test_panels_of_a_log() -> None:

@@ -15,6 +15,14 @@ def report(
             metavar="RUN...", help="Run folders of sweep or compare, such as runs/demo."
         ),
     ],
+    base: Annotated[
+        bool,
+        typer.Option(
+            "--base",
+            help="Measure the base model first where a run has not: its answers then stand beside "
+            "the points'.",
+        ),
+    ] = False,
 ) -> None:
     """Write one page of one or several runs: their front, answers, steps, data and settings.
 
@@ -23,6 +31,15 @@ def report(
     """
     with resumable():
         from paretune.report.page import write_report
+        from paretune.report.runs import read_runs
 
+        if base:
+            from paretune.cli.progress import console_progress
+            from paretune.judging.candidates import base_answers, load_run
+
+            for run in read_runs(runs):
+                recipe = load_run(run.path)
+                with console_progress(recipe.model.name) as progress:
+                    base_answers(recipe, run.path, progress)
         page = write_report(runs, tell=lambda message: typer.echo(message, err=True))
         typer.echo(f"Open {page}")

@@ -11,9 +11,11 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from paretune.report.figures import COLOURS, STYLE, legend_columns, save_figure
 
+_FEW_STEPS = 60  # as many can each have a marker
 _MGDA, _CHEBYSHEV = "clamp/mgda_term", "clamp/chebyshev_term"
 
 
@@ -128,20 +130,35 @@ def draw_steps(
 
 def _draw_panel(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
     # Curves of no objective take colours that no objective has, as far as there are any.
-    spare = cycle([*COLOURS[len(colours) :], *COLOURS][: len(COLOURS)])
+    start = len(colours) % len(COLOURS)
+    spare = [*COLOURS[start:], *COLOURS[:start]]
+    looks = cycle([(colour, style) for style in ("-", "--", ":") for colour in spare])
     for curve in panel.curves:
-        colour = next(spare) if curve.objective is None else colours[curve.objective]
-        few = {"marker": "o", "ms": 3} if len(curve.steps) <= 60 else {}
-        axes.plot(curve.steps, curve.values, lw=1.3, color=colour, label=curve.label, **few)
+        if curve.objective is None:
+            colour, style = next(looks)
+        else:
+            colour, style = colours[curve.objective], "-"
+        axes.plot(
+            curve.steps,
+            curve.values,
+            lw=1.3,
+            color=colour,
+            ls=style,
+            label=curve.label,
+            marker="o" if len(curve.steps) <= _FEW_STEPS else "",
+            ms=3,
+        )
     axes.set_title(panel.tex, loc="left")
     axes.set_xlabel("optimiser step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(panel.unit)
     if panel.limits is not None:
         axes.set_ylim(panel.limits)
     if panel.logarithmic:
         axes.set_yscale("log")
-    if len(panel.curves) > 1 and panel.curves[0].objective is None:
+    if len(panel.curves) > 3 and panel.curves[0].objective is None:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.03), frameon=False)
+    elif len(panel.curves) > 1 and panel.curves[0].objective is None:
         axes.legend(fontsize=8, loc="best", framealpha=0.8)
 
 

@@ -158,7 +158,7 @@
     traces.push({
       type: "scatter", mode: few ? "markers+text" : "markers",
       x: ids.map((i) => value(i, a)), y: ids.map((i) => value(i, b)), customdata: ids,
-      text: ids.map((i) => safe(points[i].label)),
+      text: ids.map((i) => (points[i].base ? "" : safe(points[i].label))),
       textposition: "top right", cliponaxis: false,
       textfont: { size: 11.5, color: theme().muted },
       hovertext: ids.map(hover), hoverinfo: "text",
@@ -497,11 +497,16 @@
   const drawPanel = (plot, panel) => {
     const t = theme();
     const named = panel.curves.length > 1 && panel.curves[0].objective === null;
+    plot.style.height = named && panel.curves.length > 4 ? "340px" : "";
     let spare = data.objectives.length;
-    const traces = panel.curves.map((curve) => ({
+    const dashes = ["solid", "dash", "dot"];
+    const traces = panel.curves.map((curve, k) => ({
       type: "scatter", mode: curve.x.length <= 60 ? "lines+markers" : "lines",
       x: curve.x, y: curve.y, name: safe(curve.label),
-      line: { color: palette()[(curve.objective ?? spare++) % palette().length], width: 1.6 },
+      line: {
+        color: palette()[(curve.objective ?? spare++) % palette().length], width: 1.6,
+        dash: curve.objective === null ? dashes[Math.floor(k / palette().length) % 3] : "solid",
+      },
       marker: { size: 4.5 },
     }));
     Plotly.react(plot, traces, layout(0.48, {
