@@ -262,7 +262,7 @@ def test_mean_words(make: Make) -> None:
     choices = open_run(make())
     speaker = Speaker(choices.recipe)
     prompts = [PROMPT, PROMPT[1:]]
-    (score,) = mean_words(speaker, [choices.candidates[0]], prompts)
+    score = mean_words(speaker, choices.candidates[0], prompts)
     words = [len(speaker.answer(p, choices.candidates[0]).response.split()) for p in prompts]
     assert score.mean == pytest.approx(sum(words) / 2)
     assert score.count == 2

@@ -11,7 +11,7 @@ import typer
 from paretune.cli.arguments import Method, Overrides, Prefer, weights_and_overrides
 
 if TYPE_CHECKING:
-    from paretune.serving.choose import Choice, Choices
+    from paretune.serving.choose import Candidate, Choice, Choices
 
 _HELP = "/prefer NAME=WEIGHT ... asks another point, /reset forgets, /quit ends; ctrl-C stops."
 
@@ -127,16 +127,13 @@ def _print_lengths(choices: "Choices", asked: "list[Choice]", count: int) -> Non
             f"'{choices.run}' has answers to {len(prompts)} test prompts, not {count}: "
             f"ask for fewer, or run `paretune evaluate` with evaluation.n_prompts={count}."
         )
-    speakers = [None, *(choice.best for choice in asked)]
-    means = mean_words(Speaker(choices.recipe), speakers, prompts[:count])
+    speaker = Speaker(choices.recipe)
     typer.echo(f"Mean words of the answers to the first {count} test prompts (± standard error):")
-    names = ["base model", *(choice.best.name for choice in asked)]
-    wanted = ["", *(_listed(choice) for choice in asked)]
-    for name, preference, mean in zip(names, wanted, means, strict=True):
-        typer.echo(
-            f"  {mean.mean:6.1f} ± {mean.standard_error:4.1f}  {name}"
-            + (f"  (best for {preference})" if preference else "")
-        )
+    rows: list[tuple[Candidate | None, str]] = [(None, "base model")]
+    rows += [(each.best, f"{each.best.name}  (best for {_listed(each)})") for each in asked]
+    for by, name in rows:
+        mean = mean_words(speaker, by, prompts[:count])
+        typer.echo(f"  {mean.mean:6.1f} ± {mean.standard_error:4.1f}  {name}")
 
 
 def _listed(choice: "Choice") -> str:

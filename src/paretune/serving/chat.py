@@ -14,7 +14,6 @@ from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
 from paretune.evaluation.generation import (
     Answer,
-    Progress,
     Prompt,
     encode_prompt,
     generate_answers,
@@ -63,20 +62,14 @@ class Speaker:
             InputError: the prompt does not fit the model.
         """
         streamer = None if on_text is None else _Pieces(self.tokenizer, on_text)
-        return self._generate([prompt], by, streamer, None)[0]
+        return self._generate([prompt], by, streamer)[0]
 
-    def answers(
-        self, prompts: Sequence[Prompt], by: Candidate | None, progress: Progress | None = None
-    ) -> list[Answer]:
+    def answers(self, prompts: Sequence[Prompt], by: Candidate | None) -> list[Answer]:
         """`answer` to each of many prompts, in batches."""
-        return self._generate(prompts, by, None, progress)
+        return self._generate(prompts, by, None)
 
     def _generate(
-        self,
-        prompts: Sequence[Prompt],
-        by: Candidate | None,
-        streamer: TextStreamer | None,
-        progress: Progress | None,
+        self, prompts: Sequence[Prompt], by: Candidate | None, streamer: TextStreamer | None
     ) -> list[Answer]:
         settings = self.recipe.evaluation
         if by is not None and by.scores is not None:
@@ -93,7 +86,6 @@ class Speaker:
                 top_p=settings.top_p,
                 seed=settings.seed,
                 batch_size=settings.batch_size,
-                progress=progress,
                 streamer=streamer,
             )
 
@@ -219,14 +211,7 @@ def asked_prompts(choices: Choices) -> list[Prompt]:
     return []
 
 
-def mean_words(
-    speaker: Speaker,
-    speakers: Sequence[Candidate | None],
-    prompts: Sequence[Prompt],
-    progress: Progress | None = None,
-) -> list[Score]:
-    """Mean number of words (between spaces) of each one's answers to the prompts."""
-    return [
-        Score.of([float(len(a.response.split())) for a in speaker.answers(prompts, by, progress)])
-        for by in speakers
-    ]
+def mean_words(speaker: Speaker, by: Candidate | None, prompts: Sequence[Prompt]) -> Score:
+    """Mean number of words (between spaces) of the answers to the prompts."""
+    answers = speaker.answers(prompts, by)
+    return Score.of([float(len(answer.response.split())) for answer in answers])
