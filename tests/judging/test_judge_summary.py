@@ -12,7 +12,7 @@ from paretune.judging.candidates import base_answers, load_run, read_candidates
 from paretune.judging.case import Wanted
 from paretune.judging.endpoint import EndpointJudge
 from paretune.judging.parsing import Rating
-from paretune.judging.questions import Cache, Reply, question
+from paretune.judging.questions import Cache, Failure, Question, Reply, question
 from paretune.judging.run import Forecast, Prices, judge_run, slug
 from paretune.judging.shown import draw_judges, markdown
 from paretune.judging.summary import bootstrap, improvement, wins
@@ -141,20 +141,24 @@ def test_equal_answers_are_asked_once(serve: Any, run_folder: Any, reply: Any) -
 
 
 def test_a_cut_line_is_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "judge" / "replies.jsonl"
-    cache = Cache(path)
-    with cache.writing() as keep:
-        keep({"a": Reply("Rating: 1\u2028é\n", "stop", 1, 2), "b": Reply("x")})
+    path = tmp_path / "replies.jsonl"
+    first, second = Question("a", ()), Question("b", ())
+    with Cache(tmp_path).writing() as keep:
+        keep([(first, Reply("Rating: 1\u2028é\n", "stop", 1, 2)), (second, Reply("x"))])
+        keep([(first, Failure("HTTP 500"))])
+        with pytest.raises(InputError, match="Another process is adding"):
+            Cache(tmp_path).read()
+    assert Cache(tmp_path).failures() == ["HTTP 500"]
     whole = path.read_bytes()
     for cut in range(len(whole)):
         path.write_bytes(whole[:cut])
-        assert len(Cache(path)) == whole[:cut].count(b"\n")
+        assert len(Cache(tmp_path).read()) == whole[:cut].count(b"\n")
         assert path.read_bytes() == whole[: whole[:cut].rfind(b"\n") + 1]
     path.write_bytes(whole)
-    assert Cache(path).get("a") == Reply("Rating: 1\u2028é\n", "stop", 1, 2)
+    assert Cache(tmp_path).read().get("a") == Reply("Rating: 1\u2028é\n", "stop", 1, 2)
     path.write_bytes(b'{"key": 1}\n' + whole)
     with pytest.raises(InputError, match=r"replies.jsonl', line 1 is no reply"):
-        Cache(path)
+        Cache(tmp_path).read()
 
 
 def test_a_key_is_of_prompt_judge_and_settings() -> None:

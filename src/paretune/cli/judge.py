@@ -129,6 +129,7 @@ def judge(
                 prices=prices,
                 confirm=lambda forecast: _confirmed(forecast, chosen, yes),
                 told=told,
+                detached=True,
             )
     if summary is None:
         typer.echo("Nothing was asked.")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from paretune.errors import InputError
 
@@ -85,31 +85,20 @@ def question(judge: Judge, messages: Sequence[Mapping[str, str]]) -> Question:
 
 
 class Cache:
-    """Replies by key, in a file of one JSON object a line to which lines are only added.
+    """The replies of a judge and, of the last time, its failures, in a folder.
+
+    ``replies.jsonl`` is one JSON object a line, to which lines are only added.
 
     Raises:
-        InputError: the file has a line, other than a cut last one, that is no reply.
+        InputError: the file has a line, other than a cut last one, that is no reply; or another
+            process is still adding to it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, folder: Path) -> None:
+        self._path, self._failed = folder / "replies.jsonl", folder / "failures.jsonl"
+        self._lock = folder / ".lock"
         self._replies: dict[str, Reply] = {}
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            return
-        with path.open("r+b") as file:
-            content = file.read()
-            whole = content.rfind(b"\n") + 1
-            file.truncate(whole)
-        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
-            try:
-                value = json.loads(line)
-                key = value.pop("key")
-                self._replies[key] = Reply(**value)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(
-                    f"'{path}', line {number} is no reply of a judge ({error}): delete that line."
-                ) from error
+        folder.mkdir(parents=True, exist_ok=True)
 
     def __len__(self) -> int:
         return len(self._replies)
@@ -117,17 +106,93 @@ class Cache:
     def get(self, key: str) -> Reply | None:
         return self._replies.get(key)
 
-    @contextmanager
-    def writing(self) -> Iterator[Callable[[Mapping[str, Reply]], None]]:
-        """A function that keeps replies: they are on the disk when it returns."""
-        with self._path.open("ab") as file:
+    def failures(self) -> list[str]:
+        """The reasons of those questions that failed the last time."""
+        lines = self._failed.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["reason"] for line in lines]
 
-            def keep(replies: Mapping[str, Reply]) -> None:
-                for key, reply in replies.items():
-                    line = json.dumps({"key": key, **asdict(reply)}, ensure_ascii=False) + "\n"
-                    file.write(line.encode("utf-8", errors="replace"))
+    def read(self, patience: float = 0.0) -> Self:
+        """Read what is there.
+
+        Args:
+            patience: Seconds to wait for a process of a run that was stopped, which is taking in
+                its last replies.
+        """
+        with self._locked(patience):
+            if not self._path.exists():
+                return self
+            with self._path.open("r+b") as file:
+                content = file.read()
+                whole = content.rfind(b"\n") + 1
+                file.truncate(whole)
+        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
+            try:
+                value = json.loads(line)
+                key = value.pop("key")
+                self._replies[key] = Reply(**value)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"'{self._path}', line {number} is no reply of a judge ({error}): delete that "
+                    "line."
+                ) from error
+        return self
+
+    @contextmanager
+    def writing(self) -> Iterator[Receive]:
+        """A function that keeps what came: it is on the disk when that returns."""
+        with (
+            self._locked(0.0),
+            self._path.open("ab") as file,
+            self._failed.open("w", encoding="utf-8") as failed,
+        ):
+
+            def receive(outcomes: Sequence[Outcome]) -> None:
+                for asked, outcome in outcomes:
+                    if isinstance(outcome, Failure):
+                        row = {"key": asked.key, "reason": outcome.reason}
+                        failed.write(json.dumps(row) + "\n")
+                        continue
+                    line = json.dumps({"key": asked.key, **asdict(outcome)}, ensure_ascii=False)
+                    file.write(line.encode("utf-8", errors="replace") + b"\n")
+                    self._replies[asked.key] = outcome
+                failed.flush()
                 file.flush()
                 os.fsync(file.fileno())
-                self._replies.update(replies)
 
-            yield keep
+            yield receive
+
+    @contextmanager
+    def _locked(self, patience: float) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self._lock, timeout=patience)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"Another process is adding replies to '{self._path}': wait for it and try again."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def keep_replies(
+    judge: Judge,
+    questions: Sequence[Question],
+    cache: Cache,
+    told: Callable[[int, int], None],
+) -> None:
+    """Ask, and keep what comes; `told` is called with (done, in all)."""
+    told(0, len(questions))
+    done = 0
+    with cache.writing() as keep:
+
+        def receive(outcomes: Sequence[Outcome]) -> None:
+            nonlocal done
+            keep(outcomes)
+            done += len(outcomes)
+            told(done, len(questions))
+
+        judge.ask(questions, receive)

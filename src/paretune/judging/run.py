@@ -15,11 +15,14 @@ from paretune.errors import InputError
 from paretune.files import read_json, write_json, write_text
 from paretune.judging.candidates import base_answers, common_prompts, load_run, read_candidates
 from paretune.judging.case import Case, Wanted
-from paretune.judging.questions import Cache, Failure, Judge, Outcome, Question, Reply
+from paretune.judging.endpoint import EndpointJudge
+from paretune.judging.questions import Cache, Judge, Question, keep_replies
 from paretune.judging.summary import Summary, base_summary, most_frequent
 from paretune.judging.templates import rough_tokens
+from paretune.judging.worker import ask_detached
 
 FOLDER = "judge"
+_PATIENCE = 150.0  # for replies that a killed run has left to come in
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ def judge_run(
     prices: Prices | None = None,
     confirm: Callable[[Forecast], bool] = lambda forecast: True,
     told: Callable[[int, int], None] = lambda done, calls: None,
+    detached: bool = False,
 ) -> Summary | None:
     """Judge the answers of a run that this judge has not judged yet, and sum up.
 
@@ -67,6 +71,8 @@ def judge_run(
         prices: of the judge's tokens, for forecast and cost.
         confirm: asked before any call is made; None is returned if it says no.
         told: (questions done, questions to do) as replies come, maybe from another thread.
+        detached: ask an endpoint from a process of its own, which takes in the replies that are
+            under way even if this process is killed.
 
     Raises:
         InputError: no run folder, no answers, another process at work, or a judge that cannot be
@@ -77,17 +83,22 @@ def judge_run(
     recipe = load_run(run)
     candidates = read_candidates(recipe, run)
     folder = run / FOLDER / slug(judge.model)
-    folder.mkdir(parents=True, exist_ok=True)
+    (run / FOLDER).mkdir(exist_ok=True)
     try:
         with FileLock(run / FOLDER / ".lock", timeout=0):
             base = base_answers(recipe, run)
             prompts = common_prompts(candidates, base)[: wanted.prompts]
-            cache = Cache(folder / "replies.jsonl")
+            cache = Cache(folder).read(_PATIENCE)
             case = Case(judge, wanted, candidates, base, prompts, cache)
             todo = case.todo()
             if todo and not confirm(_forecast(case, todo, prices)):
                 return None
-            reasons = _ask(case, todo, folder / "failures.jsonl", told) if todo else []
+            if todo and detached and isinstance(judge, EndpointJudge):
+                ask_detached(judge, todo, folder, told)
+                cache.read()
+            elif todo:
+                keep_replies(judge, todo, cache, told)
+            reasons = cache.failures() if todo else []
             summary = _summary(case, len(todo), reasons, prices)
             _publish(case, summary, folder, run / FOLDER)
             return summary
@@ -107,31 +118,6 @@ def _forecast(case: Case, todo: Sequence[Question], prices: Prices | None) -> Fo
     most = case.judge.max_tokens * len(todo)
     cost = None if prices is None else prices.of(given, most)
     return Forecast(len(case.kinds), len(case.kinds) - len(todo), given, most, cost)
-
-
-def _ask(
-    case: Case, todo: Sequence[Question], failed: Path, told: Callable[[int, int], None]
-) -> list[str]:
-    """Ask, keep each reply at once, and return the reasons of those that failed."""
-    reasons: list[str] = []
-    write_text(failed, "")
-    told(0, len(todo))
-    done = 0
-    with case.cache.writing() as keep, failed.open("a", encoding="utf-8") as file:
-
-        def receive(outcomes: Sequence[Outcome]) -> None:
-            nonlocal done
-            keep({asked.key: reply for asked, reply in outcomes if isinstance(reply, Reply)})
-            for asked, failure in outcomes:
-                if isinstance(failure, Failure):
-                    reasons.append(failure.reason)
-                    file.write(json.dumps({"key": asked.key, "reason": failure.reason}) + "\n")
-            file.flush()
-            done += len(outcomes)
-            told(done, len(todo))
-
-        case.judge.ask(todo, receive)
-    return reasons
 
 
 def _summary(case: Case, asked: int, reasons: Sequence[str], prices: Prices | None) -> Summary:
