@@ -271,7 +271,7 @@ def test_the_base_model_is_measured_where_it_is_asked_for(
 def test_panels_of_a_log() -> None:
     log: list[dict[str, Any]] = [
         {"step": 1, "a/loss": 1.0, "lambda/a": 1.0, "clamp/mgda_term": 1e-3, "cosine/a|b": -0.5},
-        {"step": 2, "a/loss": 0.5, "b/loss": 2.0, "clamp/mgda_term": 1.0},
+        {"step": 2, "a/loss": 0.5, "b/loss": 2.0, "clamp/chebyshev_term": 1.0},
         {"step": 2, "train_runtime": 3.0},
     ]
     found = {panel.title: panel for panel in panels(log, ("a", "b"))}
@@ -287,6 +287,8 @@ def test_panels_of_a_log() -> None:
     assert found["Both terms of Eq. (6)"].logarithmic
     assert found["Gradient cosines"].curves[0].label == "a | b"
     assert panels([], ("a", "b")) == []
+    linear = [{"step": 1, "clamp/mgda_term": 1.0, "clamp/chebyshev_term": 0.0}]
+    assert panels(linear, ("a", "b")) == []
 
 
 def test_steps_as_a_figure(sweep: Make, tmp_path: Path) -> None:
@@ -340,6 +342,13 @@ def test_a_card_of_the_embedded_model_and_of_local_data(sweep: Make, tmp_path: P
     assert "datasets:" not in text
     assert "from paretune.models import load_model_and_tokenizer" in text
     assert r"pairs\|&lt;b>.jsonl" in text
+    recipe["model"] = {"name": "/home/me/models/tuned"}
+    (path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    run = Run.read(path)
+    text = model_card(run, *next(run.points))
+    assert 'from_pretrained("tuned", dtype="auto")' in text
+    assert "base_model:" not in text
+    assert "/home/me" not in text
 
 
 def test_a_users_own_card_is_kept(sweep: Make, tmp_path: Path) -> None:

@@ -68,6 +68,8 @@ def panels(log: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> list[
         _curve(log, _MGDA, "descent: ‖G(p∘λ*)‖²"),
         _curve(log, _CHEBYSHEV, "preference: μ λ*ᵀ(p∘F)"),
     ]
+    if terms[1] is None or not any(terms[1].values):
+        terms = []  # of another method, which has no such term
     found = [
         _panel("Training loss", "Of the step's batch, per objective.", each("{}/loss")),
         _panel(

@@ -57,7 +57,7 @@ def model_card(run: Run, method: str, point: FrontPoint, *, adapter: bool = True
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    base = str(run.recipe["model"]["name"])
+    base = _base_name(run)
     title = f"{run.name}: {method}, {tables.preference_text(point.preference)}"
     return environment.get_template("model_card.md.j2").render(
         header=_header(run, method, point, base, adapter),
@@ -109,7 +109,12 @@ def _header(run: Run, method: str, point: FrontPoint, base: str, adapter: bool) 
 
 
 def _settings(run: Run, method: str, point: FrontPoint) -> Iterable[Sequence[str]]:
-    known = {name: text for name, text in tables.settings(run.recipe).items() if name != "methods"}
+    recipe = {
+        **run.recipe,
+        "model": {**run.recipe["model"], "name": _base_name(run)},
+        "data": {**run.recipe["data"], "path": _file_name(run.recipe["data"].get("path"))},
+    }
+    known = {name: text for name, text in tables.settings(recipe).items() if name != "methods"}
     constants = run.manifest.get("normalisation", {})
     if run.comparison is not None:
         cell = next(c for c in run.comparison.of_title(method) if c.seed == point.seed)
@@ -192,6 +197,19 @@ def _data_id(data: Mapping[str, Any]) -> str | None:
         return _HUB_DATA.get(str(data["loader"]))
     is_id = isinstance(path, str) and _HUB_ID.fullmatch(path) and not Path(path).suffix
     return path if is_id else None
+
+
+def _base_name(run: Run) -> str:
+    """What the base is called: a folder by its last name, as cards leave this machine."""
+    name = str(run.recipe["model"]["name"])
+    return name if name == EMBEDDED or _hub_model(name) else Path(name).name
+
+
+def _file_name(path: Any) -> Any:
+    """A file without its folders; a hub id, or nothing, as it is."""
+    if isinstance(path, Mapping):
+        return ", ".join(str(_file_name(each)) for each in path.values())
+    return Path(path).name if isinstance(path, str) and Path(path).is_absolute() else path
 
 
 def _hub_model(name: str) -> str | None:
