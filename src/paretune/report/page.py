@@ -26,6 +26,7 @@ from paretune.report.runs import Run, point_slug, read_runs
 
 PAGE = "report.html"
 FIGURES = "figures"
+_PARTS = ("common", "front", "details", "steps", "start")
 _SUFFIXES = (".png", ".svg")
 
 
@@ -70,7 +71,7 @@ def render(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    plotly, script = get_plotlyjs(), _source("report.js")
+    plotly, script = get_plotlyjs(), _script()
     data = page_data(runs)
     return environment.get_template("report.html.j2").render(
         policy=_policy([plotly, script]),
@@ -121,6 +122,12 @@ def _draw_sweep(run: Run, paths: Sequence[Path]) -> None:
             reference=reference,
             quantity=f"{run.split} loss",
         )
+
+
+def _script() -> str:
+    """The page's own script: its parts in one scope."""
+    parts = "\n".join(_source(f"{name}.js") for name in _PARTS)
+    return f'"use strict";\n(() => {{\n{parts}}})();\n'
 
 
 def _source(name: str) -> str:

@@ -107,6 +107,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     entries = [
         {
             "series": series.index(shown.series),
+            "run": runs.index(shown.run),
             "cell": f"{shown.series} {shown.point.seed}",
             "title": shown.title,
             "label": "base" if shown.base else preference_label(shown.point.preference),
