@@ -99,7 +99,6 @@ def write_run(run: Path, objectives: Sequence[str], **more: Any) -> None:
         "data": {"loader": "safe_rlhf", "objectives": list(objectives), "path": None},
         "loss": {"name": "dpo", "beta": 0.1},
         "train": {"max_steps": 40, "learning_rate": 5e-5},
-        "sweep": {"preferences": [], "seeds": [0]},
         **more,
     }
     (run / "recipe.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
@@ -123,9 +122,11 @@ def write_run(run: Path, objectives: Sequence[str], **more: Any) -> None:
 def make_sweep(
     run: Path, objectives: Sequence[str], divisions: int = 4, base: bool = False
 ) -> Path:
-    write_run(run, objectives, method={"name": "clamp", "mu": 100.0})
+    grid = das_dennis(len(objectives), divisions)
+    plan = {"preferences": [list(weights) for weights in grid], "seeds": [0]}
+    write_run(run, objectives, method={"name": "clamp", "mu": 100.0}, sweep=plan)
     points = []
-    for weights in das_dennis(len(objectives), divisions):
+    for weights in grid:
         preference = Preference.of(dict(zip(objectives, weights, strict=True)))
         folder = f"points/{preference.slug()}"
         points.append(make_point(preference, folder))
@@ -144,12 +145,15 @@ def make_comparison(
     run: Path, objectives: Sequence[str], seeds: Sequence[int] = (0, 1), divisions: int = 4
 ) -> Path:
     titles = ("CLAMP", "PWG", "MODPO")
-    write_run(run, objectives, methods=[{"name": "clamp", "label": t} for t in titles])
+    grid = das_dennis(len(objectives), divisions)[1:-1]
+    plan = {"preferences": [list(weights) for weights in grid], "seeds": list(seeds)}
+    methods = [{"name": "clamp", "label": title} for title in titles]
+    write_run(run, objectives, methods=methods, sweep=plan)
     cells = []
     for k, title in enumerate(titles):
         for seed in seeds:
             points = []
-            for weights in das_dennis(len(objectives), divisions)[1:-1]:
+            for weights in grid:
                 preference = Preference.of(dict(zip(objectives, weights, strict=True)))
                 folder = f"cells/{title.lower()}-seed{seed}/points/{preference.slug()}"
                 shift = 0.02 * k + 0.004 * seed

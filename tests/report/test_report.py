@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 from paretune.cli import app
 from paretune.errors import InputError
+from paretune.files import write_json
 from paretune.report.diagnostics import draw_steps, panels
 from paretune.report.model_card import MARK, model_card, write_model_card
 from paretune.report.page import render
@@ -170,7 +172,6 @@ def test_runs_side_by_side(sweep: Make, tmp_path: Path) -> None:
         ("recipe.yaml", None, "is not a run folder: it has no recipe.yaml"),
         ("recipe.yaml", "a: [", "is not YAML"),
         ("recipe.yaml", "- a", "is not a recipe"),
-        ("front.json", None, "has no results yet: run `paretune sweep"),
         ("front.json", "{}", "does not hold a front of this version"),
         (f"{CORNER}/answers.jsonl", "[]", "line 1, is not a JSON object"),
         (f"{CORNER}/log.jsonl", "{}\n{", "line 2, is not a JSON object"),
@@ -197,8 +198,40 @@ def test_a_comparison_that_is_not_one(comparison: Make, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not hold a comparison of this version"):
         Run.read(run)
     (run / "compare.json").unlink()
-    with pytest.raises(InputError, match=r"run `paretune compare .*recipe.yaml` to its end\."):
+    shutil.rmtree(run / "cells")
+    with pytest.raises(InputError, match=r"no results yet: run `paretune compare .*recipe.yaml`\."):
         Run.read(run)
+
+
+def test_runs_that_are_not_finished(sweep: Make, comparison: Make, tmp_path: Path) -> None:
+    one = sweep(tmp_path / "one", TWO)
+    whole = Run.read(one)
+    assert whole.front is not None
+    for point in whole.front.points[::2]:
+        write_json(one / point.folder / "metrics.json", point.to_json())
+    (one / "front.json").unlink()
+    part = Run.read(one)
+    assert part.front is not None
+    assert [p.preference for p in part.front.points] == [
+        p.preference for p in whole.front.points[::2]
+    ]
+    cmp = comparison(tmp_path / "cmp", TWO)
+    run = Run.read(cmp)
+    assert run.comparison is not None
+    done = [point for _, point in run.points][:4]
+    for point in done:
+        write_json(cmp / point.folder / "metrics.json", point.to_json())
+    (cmp / "compare.json").unlink()
+    run = Run.read(cmp)
+    assert [point.folder for _, point in run.points] == [point.folder for point in done]
+    assert "3 of 3" not in (page := render([run]))
+    assert "4 of 6" in page
+    assert "0 of 6" in page
+    recipe = yaml.safe_load((one / "recipe.yaml").read_text())
+    del recipe["sweep"]
+    (one / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(InputError, match="does not hold a run of this version"):
+        Run.read(one)
 
 
 def test_judges(sweep: Make, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from paretune.errors import InputError
 from paretune.evaluation.measured import read_front, read_point
 from paretune.files import read_json
 from paretune.front import Front, FrontPoint
+from paretune.report.unfinished import measured_comparison, measured_sweep
 from paretune.spend import Spend
 
 BASE_FOLDER = "base"
@@ -48,7 +49,7 @@ class Run:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a folder that `paretune sweep` or `paretune compare` made.
+        """Read a folder that `paretune sweep` or `paretune compare` made, or is making.
 
         Raises:
             InputError: it is no such folder, has no results yet, or a file of it is damaged.
@@ -64,25 +65,20 @@ class Run:
         if not isinstance(recipe, dict):
             raise InputError(f"'{saved}' is not a recipe: restore it.")
         manifest = path / "manifest.json"
-        front, comparison = None, None
-        if (path / "compare.json").is_file():
-            comparison = read_comparison(path / "compare.json")
+        front, comparison = _results(path, recipe)
+        if comparison is not None:
             name, split = comparison.name, "test"
             objectives, base = comparison.objectives, comparison.base
             series = {
                 title: tuple(p for cell in comparison.of_title(title) for p in cell.points)
                 for title in comparison.titles
             }
-        elif (path / "front.json").is_file():
-            front = read_front(path)
+        elif front is not None:
             name, split, objectives = front.name, front.split, front.objectives
             series, base = {front.method: front.points}, _measured_base(path)
         else:
             again = "compare" if "methods" in recipe else "sweep"
-            raise InputError(
-                f"'{path}' has no results yet: run `paretune {again} {saved}` to its end"
-                + ("." if again == "compare" else f", or `paretune evaluate {path}`.")
-            )
+            raise InputError(f"'{path}' has no results yet: run `paretune {again} {saved}`.")
         return cls(
             path=path,
             name=name,
@@ -202,6 +198,25 @@ def point_slug(point: FrontPoint) -> str:
     """A point's folder as one file name: ``clamp-seed0_harmless0.80-helpful0.20``."""
     parts = [part for part in Path(point.folder).parts if part not in ("cells", "points")]
     return "_".join(parts)
+
+
+def _results(path: Path, recipe: dict[str, Any]) -> tuple[Front | None, Comparison | None]:
+    """What a run came to, or has come to by now; nothing if no point is measured."""
+    if (path / "compare.json").is_file():
+        return None, read_comparison(path / "compare.json")
+    if (path / "front.json").is_file():
+        return read_front(path), None
+    try:
+        if "methods" in recipe:
+            return None, measured_comparison(path, recipe)
+        return measured_sweep(path, recipe), None
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"'{path}' does not hold a run of this version ({error}): finish it with the version "
+            "that began it."
+        ) from error
 
 
 def _measured_base(path: Path) -> FrontPoint | None:

@@ -203,7 +203,9 @@ def settings(recipe: Mapping[str, Any]) -> dict[str, str]:
             },
         ),
     }
-    if isinstance(method := recipe.get("method"), Mapping) and method.get("name") != "clamp":
+    if found["methods"]:
+        del found["method"]
+    elif isinstance(method := recipe.get("method"), Mapping) and method.get("name") != "clamp":
         found["method"] = str(method.get("name"))  # μ is CLAMP's
     return {name: text for name, text in found.items() if text}
 
