@@ -146,15 +146,15 @@ def sessions(manifest: Mapping[str, Any]) -> Table:
 
 
 def _training(training: Mapping[str, Any]) -> list[Fact]:
-    known = (
-        ("steps", "steps", 1, ",d"),
-        ("seconds", "minutes", 1 / 60, ".1f"),
-        ("vertex_share", "λ* at a corner", 1, ".0%"),
-        ("solver_share", "solver's share", 1, ".2%"),
-    )
+    known = {
+        "steps": ("steps", lambda value: f"{value:,}"),
+        "seconds": ("minutes", lambda value: number(value / 60, ".1f")),
+        "vertex_share": ("λ* at a corner", lambda value: number(value, ".0%")),
+        "solver_share": ("solver's share", lambda value: f"{100 * value:.2g}%"),
+    }
     return [
-        Fact("training", name, number(scale * training[key] if scale != 1 else training[key], spec))
-        for key, name, scale, spec in known
+        Fact("training", name, text(training[key]))
+        for key, (name, text) in known.items()
         if key in training
     ]
 
