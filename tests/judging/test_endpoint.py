@@ -342,6 +342,18 @@ def test_what_is_sent(serve: Any, reply: Any) -> None:
     assert "sk-" not in server.headers[2]["authorization"]
 
 
+def test_replies_of_other_shapes(serve: Any, reply: Any) -> None:
+    parts = [{"type": "text", "text": "Rating: "}, {"type": "image"}, {"type": "text", "text": "2"}]
+    with serve(lambda h, body, attempt: h.succeed(body, reply(parts))) as server:
+        (outcome,) = ask(judge(server.url))
+    assert outcome == Reply("Rating: 2", "stop", 10, 5)
+    with serve(lambda h, body, attempt: h.send(400, b"\x1b[31mred\r\nalert\x07")) as server:
+        (outcome,) = ask(judge(server.url))
+    assert isinstance(outcome, Failure)
+    assert outcome.reason.endswith("[31mred alert")
+    assert outcome.reason.isprintable()
+
+
 def test_the_rate_limit_holds(serve: Any, reply: Any) -> None:
     times = []
 
@@ -417,3 +429,28 @@ def test_retry_after() -> None:
     assert retry_after({"retry-after": "in a while"}) is None
     date = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     assert 25 < (retry_after({"retry-after": date}) or 0) <= 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "Name the judge"),
+        (("--model", "m", "--api-key-env", "NO_SUCH_KEY"), "needs a key"),
+        (("--model", "m", "--price-in", "1"), "Give both prices"),
+        (("--model", "m", "--option", "seed"), "takes KEY=VALUE"),
+        (("--model", "m", "--aspect", "none"), "Nothing to judge"),
+    ],
+)
+def test_what_the_command_refuses(
+    options: tuple[str, ...], message: str, run_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from paretune.cli import app
+
+    for name in ("PARETUNE_JUDGE_MODEL", "OPENAI_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    result = CliRunner().invoke(app, ["judge", str(run_folder(2)), *options])
+    assert isinstance(result.exception, InputError)
+    assert message in str(result.exception)

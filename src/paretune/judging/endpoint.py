@@ -284,6 +284,8 @@ class _Session:
             choice = value["choices"][0]
             message = choice["message"]
             text = message.get("content") or ""
+            if isinstance(text, list):  # in parts
+                text = "".join(part["text"] for part in text if "text" in part)
             finish = choice.get("finish_reason")
             if not text and message.get("refusal"):
                 text, finish = message["refusal"], REFUSAL
@@ -302,7 +304,8 @@ class _Session:
 
     def _reason(self, what: str, detail: object) -> str:
         """One line; the key is taken out before the text is cut, which could leave half of it."""
-        text = " ".join(str(detail).split()) or type(detail).__name__
+        text = "".join(c if c.isprintable() else " " for c in str(detail))
+        text = " ".join(text.split()) or type(detail).__name__
         text = _SECRETS.sub(r"\1[key]", self._judge.redact(text))
         return f"{what}: {text}"[:_REASON_LENGTH]
 

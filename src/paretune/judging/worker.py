@@ -47,37 +47,28 @@ def ask_detached(
         stdout=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for us
     )
+    assert process.stdin is not None
+    assert process.stdout is not None
     error: str | None = None
     try:
-        error = _talk(process, job, lambda done: told(done, len(questions)))
+        with contextlib.suppress(BrokenPipeError):  # its exit code will tell
+            process.stdin.write(json.dumps(job).encode() + b"\n")
+            process.stdin.flush()
+        for line in process.stdout:
+            message = json.loads(line)
+            error = message.get("error")
+            if error is None:
+                told(message["done"], len(questions))
     finally:
-        error = _talk(process, None, lambda done: None) or error
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+        process.stdout.read()  # until it ends
+        process.stdout.close()
         process.wait()
     if error is not None:
         raise InputError(error)
     if process.returncode:
         raise RuntimeError(f"The process that asks the judge ended with {process.returncode}.")
-
-
-def _talk(
-    process: "subprocess.Popen[bytes]", job: Any | None, told: Callable[[int], None]
-) -> str | None:
-    """Give the process its job, or no more of it, and listen; what it complains of, or None."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with contextlib.suppress(BrokenPipeError):  # its exit code tells
-        if job is None:
-            process.stdin.close()
-        else:
-            process.stdin.write(json.dumps(job).encode() + b"\n")
-            process.stdin.flush()
-    error = None
-    for line in process.stdout:
-        message = json.loads(line)
-        error = message.get("error")
-        if error is None:
-            told(message["done"])
-    return error
 
 
 def main() -> None:
