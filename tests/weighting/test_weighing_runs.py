@@ -17,7 +17,7 @@ from paretune.recipes.reading import shipped_recipes
 from paretune.recipes.weighing import METHODS, WeighRecipe, load_weigh_recipe
 from paretune.weighting import run as runner
 from paretune.weighting.cell import CellResult, cells
-from paretune.weighting.summary import time_to_match, to_markdown
+from paretune.weighting.summary import shortfall, time_to_match, to_markdown
 from paretune.weighting.task import Task
 
 TARGETS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, -1.0, 2.0]], dtype=torch.float64)
@@ -159,6 +159,26 @@ def test_the_same_seed_gives_the_same_cell(tmp_path: Path) -> None:
         (cell,) = runner.run_weighing(given).done
         results.append((cell.own, cell.resolved, cell.weights, cell.n_gradients))
     assert results[0] == results[1]
+
+
+@pytest.mark.usefixtures("stub", "no_figures")
+def test_shortfall_is_against_the_best_of_the_same_preference_and_seed(tmp_path: Path) -> None:
+    summary = runner.run_weighing(recipe(tmp_path, seeds=[0, 1], methods=["wc_soba", "soba"]))
+    over = shortfall(summary, np.max)
+    for k, preference in enumerate(summary.preferences):
+        heights = {
+            method: [
+                max(preference.array() * np.array(cell.resolved))
+                for cell in summary.of(method, preference)
+            ]
+            for method in summary.methods
+        }
+        best = np.min(list(heights.values()), axis=0)
+        for method, values in heights.items():
+            spread = over[method][k]
+            assert spread is not None
+            assert spread.mean == pytest.approx(100 * np.mean(values / best - 1), abs=1e-9)
+    assert "How well the preferences are met" in to_markdown(summary)
 
 
 @pytest.mark.usefixtures("stub", "no_figures")

@@ -5,11 +5,12 @@ seeds with their standard deviation.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from paretune.moo.indicators import (
     area_ratio,
@@ -23,6 +24,8 @@ from paretune.moo.preference import Preference
 from paretune.recipes.weighing import BLIND, METHODS, WeighRecipe
 from paretune.weighting.cell import CellResult
 from paretune.weighting.task import Task
+
+Array = NDArray[np.float64]
 
 OURS = ("wc_augmented", "wc_penalty")
 KINDS = ("own", "resolved", "held_out")
@@ -215,7 +218,8 @@ def to_markdown(summary: Summary) -> str:
     if summary.missing:
         lines += [f"{summary.missing} cells have no result yet.", ""]
     if summary.done:
-        lines += [*_quality_table(summary), *_truth_tables(summary), *_speed_table(summary)]
+        lines += [*_quality_table(summary), *_met_tables(summary)]
+        lines += [*_truth_tables(summary), *_speed_table(summary)]
         for preference in summary.preferences:
             lines += _preference_table(summary, preference)
         lines += _honesty_table(summary)
@@ -254,6 +258,46 @@ def _quality_table(summary: Summary) -> list[str]:
         ]
         header = ["method", *(name.replace("area_", "area ratio of ") for name in names)]
         lines += [f"Losses {titles[kind]}:", "", *_table(header, rows)]
+    return lines
+
+
+def shortfall(summary: Summary, combine: Callable[[Array], Any]) -> dict[str, list[Spread | None]]:
+    """Per method and preference, combine(λ∘F) after re-solving, above the best of any method.
+
+    In percent of the best for the same preference and seed; over seeds, None without cells.
+    """
+    found: dict[str, list[Spread | None]] = {method: [] for method in summary.methods}
+    for preference in summary.preferences:
+        heights = {
+            (method, cell.seed): float(combine(preference.array() * np.array(cell.resolved)))
+            for method in summary.methods
+            for cell in summary.of(method, preference)
+        }
+        seeds = {seed for _, seed in heights}
+        best = {seed: min(v for (_, of), v in heights.items() if of == seed) for seed in seeds}
+        for method, spreads in found.items():
+            over = [100 * (v / best[seed] - 1) for (of, seed), v in heights.items() if of == method]
+            spreads.append(Spread.of(over) if over else None)
+    return found
+
+
+def _met_tables(summary: Summary) -> list[str]:
+    lines = [
+        "## How well the preferences are met",
+        "",
+        "After re-solving, in percent above the best of any method for the same preference and "
+        "seed; mean over seeds.",
+        "",
+    ]
+    header = ["method", *(summary.title(p) for p in summary.preferences), "mean"]
+    kinds: list[tuple[str, Callable[[Array], Any]]] = [("max", np.max), ("Σ", np.sum)]
+    for name, combine in kinds:
+        rows: list[list[object]] = []
+        for method, spreads in shortfall(summary, combine).items():
+            known = [spread.mean for spread in spreads if spread is not None]
+            cells = ["" if spread is None else f"{spread.mean:.2f}" for spread in spreads]
+            rows.append([method, *cells, f"{sum(known) / len(known):.2f}" if known else ""])
+        lines += [f"{name} λ_s f_s:", "", *_table(header, rows)]
     return lines
 
 
