@@ -146,17 +146,16 @@ def sessions(manifest: Mapping[str, Any]) -> Table:
 
 
 def _training(training: Mapping[str, Any]) -> list[Fact]:
-    known = {
-        "steps": ("steps", lambda value: f"{value:,}"),
-        "seconds": ("minutes", lambda value: number(value / 60, ".1f")),
-        "vertex_share": ("λ* at a corner", lambda value: number(value, ".0%")),
-        "solver_share": ("solver's share", lambda value: f"{100 * value:.2g}%"),
-    }
-    return [
-        Fact("training", name, text(training[key]))
-        for key, (name, text) in known.items()
-        if key in training
-    ]
+    found = {}
+    if "steps" in training:
+        found["steps"] = f"{training['steps']:,}"
+    if "seconds" in training:
+        found["minutes"] = number(training["seconds"] / 60, ".1f")
+    if "vertex_share" in training:
+        found["λ* at a corner"] = number(training["vertex_share"], ".0%")
+    if "solver_share" in training:
+        found["solver's share"] = f"{100 * training['solver_share']:.2g}%"
+    return [Fact("training", name, text) for name, text in found.items()]
 
 
 def _flat_counts(counts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
