@@ -347,11 +347,23 @@ def test_replies_of_other_shapes(serve: Any, reply: Any) -> None:
     with serve(lambda h, body, attempt: h.succeed(body, reply(parts))) as server:
         (outcome,) = ask(judge(server.url))
     assert outcome == Reply("Rating: 2", "stop", 10, 5)
-    with serve(lambda h, body, attempt: h.send(400, b"\x1b[31mred\r\nalert\x07")) as server:
-        (outcome,) = ask(judge(server.url))
-    assert isinstance(outcome, Failure)
-    assert outcome.reason.endswith("[31mred alert")
-    assert outcome.reason.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"\x1b[31mred\r\nalert\x07", "HTTP 400: [31mred alert"),
+        (b'{"error": {"message": "\\u001bno sk-very/secret"}}', "HTTP 400: no [key]"),
+        (b'{"detail": "no \\"sk-very\\\\/secret\\""}', "HTTP 400: {'detail': 'no \"[key]\"'}"),
+        (b"Authorization: Bearer abcdef", "HTTP 400: Authorization: Bearer [key]"),
+        (b"x" * 1000, "HTTP 400: " + "x" * 290),
+        (b"", "HTTP 400"),
+    ],
+)
+def test_reasons_are_short_plain_and_without_keys(serve: Any, body: bytes, reason: str) -> None:
+    with serve(lambda h, _, attempt: h.send(400, body)) as server:
+        (outcome,) = ask(judge(server.url, api_key="sk-very/secret"))
+    assert outcome == Failure(reason)
 
 
 def test_the_rate_limit_holds(serve: Any, reply: Any) -> None:

@@ -117,7 +117,10 @@ class EndpointJudge:
     def redact(self, text: str) -> str:
         """What came from the server, without the key should it be in there."""
         text = text.encode("utf-8", errors="replace").decode()  # half characters cannot be written
-        return text.replace(self.api_key, "[key]") if self.api_key else text
+        if not self.api_key:
+            return text
+        key = re.escape(self.api_key).replace("/", r"\\*/")  # some JSON escapes the slash
+        return re.sub(key, "[key]", text)
 
     def _settings(self) -> dict[str, Any]:
         settings: dict[str, Any] = dict(self.options)
@@ -253,19 +256,20 @@ class _Session:
                 )
         except openai.APIStatusError as error:
             status = 402 if error.code == "insufficient_quota" else error.status_code
-            raise self._status(status, error.response.headers, error.message) from None
+            said = error.message.partition(" - ")[2] or error.body or ""
+            raise self._status(status, error.response.headers, said) from None
         except (TimeoutError, openai.APITimeoutError):
             raise _Retry(f"no complete reply within {judge.timeout:g} s") from None
         except openai.APIConnectionError as error:
-            raise _Retry(self._reason("no connection", error.__cause__ or error)) from None
+            raise _Retry(self._reason("no connection", repr(error.__cause__ or error))) from None
         except openai.OpenAIError as error:
             raise _Refused(self._reason("the client refused", error)) from None
         return self._read(raw.http_response.text)
 
-    def _status(self, status: int, headers: Mapping[str, str], message: str) -> Exception:
+    def _status(self, status: int, headers: Mapping[str, str], said: object) -> Exception:
         """What to make of an HTTP status that is no success."""
         judge = self._judge
-        reason = self._reason(f"HTTP {status}", message)
+        reason = self._reason(f"HTTP {status}", said)
         if status in _FATAL:
             self._fatal = (
                 f"{judge.base_url} {_FATAL[status]} ({reason}): see base URL, model "
@@ -305,9 +309,8 @@ class _Session:
     def _reason(self, what: str, detail: object) -> str:
         """One line; the key is taken out before the text is cut, which could leave half of it."""
         text = "".join(c if c.isprintable() else " " for c in str(detail))
-        text = " ".join(text.split()) or type(detail).__name__
-        text = _SECRETS.sub(r"\1[key]", self._judge.redact(text))
-        return f"{what}: {text}"[:_REASON_LENGTH]
+        text = _SECRETS.sub(r"\1[key]", self._judge.redact(" ".join(text.split())))
+        return (f"{what}: {text}" if text else what)[:_REASON_LENGTH]
 
 
 def _client(judge: EndpointJudge) -> AsyncOpenAI:
