@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from paretune.recipes.compare import CompareRecipe, Entry
 
 _RESULTS = ("compare.json", "compare.md", "compare.png", "compare-scores.png")
-_CONTENTS = ("cells", "shared", "base", "manifest.json", "recipe.yaml", *_RESULTS)
+_FILES = ("manifest.json", "recipe.yaml", "report.html", *_RESULTS)
+_CONTENTS = ("cells", "shared", "base", "judge", "figures", *_FILES)
 _MAY_DIFFER = ("methods", "sweep.seeds", "sweep.preferences")  # what is there already stays
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 
 _VERSIONS = ("paretune", "torch", "transformers", "peft", "accelerate", "datasets")
-_CONTENTS = ("points", "front.json", "front.png", "manifest.json", "recipe.yaml")
+_FILES = ("front.json", "front.png", "report.html", "manifest.json", "recipe.yaml")
+_CONTENTS = ("points", "base", "judge", "figures", *_FILES)
 
 
 class Progress(Protocol):

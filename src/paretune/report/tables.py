@@ -155,6 +155,9 @@ def _training(training: Mapping[str, Any]) -> list[Fact]:
         found["λ* at a corner"] = number(training["vertex_share"], ".0%")
     if "solver_share" in training:
         found["solver's share"] = f"{100 * training['solver_share']:.2g}%"
+    memory = training.get("spend", {}).get("peak_memory_bytes", 0)
+    if memory:
+        found["peak GB"] = number(memory / 2**30, ".1f")
     return [Fact("training", name, text) for name, text in found.items()]
 
 
