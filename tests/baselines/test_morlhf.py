@@ -12,21 +12,22 @@ from pydantic import ValidationError
 
 from paretune.baselines import morlhf
 from paretune.baselines.job import Job, trained
-from paretune.baselines.morlhf import Options, ScalarReward
 from paretune.baselines.ppo import PPO
+from paretune.baselines.reward import ScalarReward
 from paretune.data.splitting import split_by_prompt
 from paretune.errors import InputError
 from paretune.evaluation.scorers import FunctionScorer, Normalised
 from paretune.experiment import load_data
 from paretune.moo.preference import Preference
 from paretune.recipes.load import load_recipe
+from paretune.recipes.methods import Morlhf
 from paretune.recipes.rewards import RewardSource
 
 P = Preference.of({"concise": 0.8, "informative": 0.2})
 CORNER = Preference.of({"concise": 1.0, "informative": 0.0})
 
 
-def options(**changes: Any) -> Options:
+def options(**changes: Any) -> Morlhf:
     small: dict[str, Any] = {
         "steps": 3,
         "batch_size": 4,
@@ -37,7 +38,7 @@ def options(**changes: Any) -> Options:
         "learning_rate": 1e-2,
         "save_steps": 2,
     }
-    return Options(**small | changes)
+    return Morlhf(**small | changes)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from paretune.baselines.morlhf import Options
 from paretune.baselines.ppo import (
     PPO,
     Targets,
@@ -23,6 +22,7 @@ from paretune.baselines.ppo import (
 from paretune.baselines.rollouts import PolicyWithValue, answer_mask, sample
 from paretune.data.tokenization import TokenSequence
 from paretune.errors import TrainingStoppedError
+from paretune.recipes.methods import Morlhf
 
 LENGTHS = [5, 1, 3]
 PROMPTS = ["cat dog", "red", "how why what", "tea milk", "sun", "run walk sit", "yes", "no maybe"]
@@ -273,7 +273,7 @@ def test_samples_depend_on_prompt_and_seed_and_keep_their_end_token(
 # ---------------------------------------------------------------------------- learning
 
 
-def settings(**options: Any) -> Options:
+def settings(**options: Any) -> Morlhf:
     fast: dict[str, Any] = {
         "steps": 4,
         "batch_size": 8,
@@ -284,7 +284,7 @@ def settings(**options: Any) -> Options:
         "learning_rate": 1e-2,
         "missing_eos_penalty": 0.0,
     }
-    return Options(**fast | options)
+    return Morlhf(**fast | options)
 
 
 def reward_of(score: Callable[[str], float]) -> Callable[..., Any]:

@@ -15,7 +15,6 @@ from peft import load_peft_weights
 from paretune.baselines import ric
 from paretune.baselines.job import Job, spend_of
 from paretune.baselines.ric import (
-    Options,
     Sample,
     keep_good,
     online_goals,
@@ -28,6 +27,7 @@ from paretune.errors import InputError
 from paretune.experiment import load_data
 from paretune.moo.preference import Preference
 from paretune.recipes.load import load_recipe
+from paretune.recipes.methods import Ric
 
 RANGES = {"a": (-4.0, 4.0), "b": (-3.0, 5.0)}
 POINTS = [
@@ -36,7 +36,7 @@ POINTS = [
 ]
 
 
-def options(**changes: Any) -> Options:
+def options(**changes: Any) -> Ric:
     small: dict[str, Any] = {
         "batch_size": 2,
         "offline_steps": 3,
@@ -49,7 +49,7 @@ def options(**changes: Any) -> Options:
         "top_p": 1.0,
         "save_steps": 1,
     }
-    return Options(**small | changes)
+    return Ric(**small | changes)
 
 
 @pytest.fixture

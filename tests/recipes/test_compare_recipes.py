@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from paretune.baselines import morlhf, ric
 from paretune.errors import InputError
 from paretune.evaluation.reward_models import RewardInput
 from paretune.recipes import load_recipe
-from paretune.recipes.compare import CompareRecipe, RewardedSoups, load_comparison
+from paretune.recipes.compare import CompareRecipe, load_comparison
+from paretune.recipes.methods import Morlhf, RewardedSoups, Ric
 
 TASKS = ("saferlhf_compare", "ultrafeedback_compare")
 OUTPUTS = {"honesty": 8, "helpfulness": 9, "instruction_following": 6}
@@ -26,12 +26,12 @@ def test_settings_are_those_of_table_8(name: str) -> None:
     (soup,) = [each for each in options(recipe, "rewarded_soups") if each.adapters == "ppo"]
     assert isinstance(soup, RewardedSoups)
     for ppo in (reinforced, soup.ppo):
-        assert isinstance(ppo, morlhf.Options)
+        assert isinstance(ppo, Morlhf)
         assert (ppo.backend, ppo.learning_rate, ppo.clip) == ("ppo", 1e-5, 0.2)
         assert (ppo.kl_coefficient, ppo.kl_target) == (0.2, 3.0)
         assert (ppo.max_new_tokens, ppo.temperature) == (256, 0.7)
         assert ppo.rewards is None  # the recipe's
-    assert isinstance(rewarded, ric.Options)
+    assert isinstance(rewarded, Ric)
     assert (rewarded.offline_steps, rewarded.offline_learning_rate) == (20_000, 1e-4)
     assert (rewarded.online_steps, rewarded.online_learning_rate) == (4_000, 1e-5)
     assert (rewarded.batch_size, rewarded.max_new_tokens, rewarded.rewards) == (1, 256, None)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from paretune.baselines.job import Job
-from paretune.baselines.morlhf import normalised_scorers
+from paretune.baselines.reward import normalised_scorers
 from paretune.errors import InputError
 from paretune.evaluation.generation import read_answers
 from paretune.evaluation.scorers import answers_of

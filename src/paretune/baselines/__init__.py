@@ -1,1 +1,1 @@
-"""The methods to compare with: one file a method, each with `train` and its `Options`."""
+"""The methods to compare with: one file a method, each with `train`."""

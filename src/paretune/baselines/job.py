@@ -1,6 +1,6 @@
 """What a method of a comparison is given, and what it tells of its expenses.
 
-A method is a module with ``Options`` (a `paretune.recipes.section.Section`) and
+A method is a module with a section of options (`paretune.recipes.methods`) and
 ``train(job, preferences, options)``, which leaves in `Job.point` of every preference a PEFT adapter
 and, written last, ``training.json`` (see `Job.finish`). A point that has it is never trained again.
 """

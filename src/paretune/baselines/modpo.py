@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from paretune.baselines.job import Job, Spend, Watch, trained
-from paretune.baselines.morlhf import tokens_read
+from paretune.baselines.reward import tokens_read
 from paretune.baselines.single import OneObjectiveTrainer, corner, linear, single_objective
 from paretune.data.messages import Text
 from paretune.data.tokenization import TokenizedPairs
@@ -27,7 +27,7 @@ from paretune.experiment import build_trainer, load_weights
 from paretune.losses import PreferenceLoss
 from paretune.moo.preference import Preference
 from paretune.point import StepReport, free_memory, train_point
-from paretune.recipes.compare import Modpo
+from paretune.recipes.methods import Modpo
 from paretune.recipes.schema import Recipe
 from paretune.rewards.sources import recipe_scorers, recipe_sources
 

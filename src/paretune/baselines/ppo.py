@@ -7,7 +7,7 @@ a token; entries beyond an answer's end are masked.
 """
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,10 +16,8 @@ from torch import Tensor
 from paretune.baselines.rollouts import PolicyWithValue, Rollouts, TokenScores, sample
 from paretune.errors import TrainingStoppedError
 from paretune.evaluation.generation import Prompt
+from paretune.recipes.methods import Morlhf
 from paretune.spend import Spend, Watch
-
-if TYPE_CHECKING:
-    from paretune.baselines.morlhf import Options
 
 Reward = Callable[[Sequence[Prompt], Sequence[str]], tuple[list[float], dict[str, float]]]
 """From N prompts and answers to their N rewards, and what to log (`reward_tokens` is spent)."""
@@ -155,7 +153,7 @@ class PPO:
         tokenizer: Any,
         prompts: Sequence[Prompt],
         reward: Reward,
-        settings: "Options",
+        settings: Morlhf,
         seed: int = 0,
         budget: int = 0,
     ) -> None:

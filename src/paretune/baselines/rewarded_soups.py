@@ -19,7 +19,7 @@ from paretune.baselines.single import single_objective
 from paretune.errors import InputError
 from paretune.files import read_json, write_json
 from paretune.moo.preference import Preference
-from paretune.recipes.compare import RewardedSoups
+from paretune.recipes.methods import RewardedSoups
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 

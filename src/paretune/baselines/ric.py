@@ -3,8 +3,6 @@
 Offline, the training answers are scored and imitated with their scores in the prompt. Online, the
 model answers prompts that ask for high scores; answers are labelled with the scores they did get,
 and the best are imitated. A preference is then turned into the scores to ask for.
-
-Nothing here imports torch until there is something to train: recipes are read with `Options`.
 """
 
 import json
@@ -13,70 +11,25 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import Field
 
 from paretune.baselines.job import Job, Watch, spend_of, trained
-from paretune.baselines.morlhf import Source, normalised_scorers, section_digest, tokens_read
+from paretune.baselines.reward import Source, normalised_scorers, section_digest, tokens_read
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
 from paretune.evaluation.scorers import answers_of
 from paretune.files import write_json, write_text
 from paretune.moo.preference import Preference
-from paretune.recipes.rewards import RewardSource
-from paretune.recipes.section import Positive, Section
+from paretune.recipes.methods import PreferenceMap, Ric
 
 if TYPE_CHECKING:
     from paretune.evaluation.generation import Prompt
 
-PreferenceMap = Literal["l2", "linf", "linear"]
 Range = tuple[float, float]
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
-
-
-class Options(Section):
-    """The defaults are those of the authors' code."""
-
-    rewards: dict[str, RewardSource] | None = None
-    """What scores each objective; null is what the recipe's `rewards` says, or the demo data's own
-    scorers."""
-    preference_map: PreferenceMap = "l2"
-    """From weights p to scores to ask for: `l2` (p / ‖p‖₂ of the range, as in the authors'
-    evaluation), `linf` (the largest weight gets the top, the others M p of the range) or `linear`
-    (p of the range)."""
-    batch_size: Positive = 8
-    """Answers to an update of the weights."""
-    offline_steps: Positive = 20_000
-    """Updates on the training answers."""
-    offline_learning_rate: float = Field(default=1.414e-4, gt=0)
-    """Of AdamW, falling linearly to 0."""
-    online_rounds: int = Field(default=1, ge=0)
-    """Times that the model answers, and imitates its best answers."""
-    online_steps: Positive = 4_000
-    """Updates in each round."""
-    online_learning_rate: float = Field(default=1e-5, gt=0)
-    """Of AdamW, constant."""
-    online_prompts: Positive = 20_000
-    """Training prompts answered in each round, drawn with replacement if there are fewer."""
-    offline_mixed: int = Field(default=10_000, ge=0)
-    """Most training answers that are imitated along with the online ones."""
-    keep_quantile: float = Field(default=0.7, ge=0, lt=1)
-    """Answers are imitated online if one of their scores reaches this quantile of all."""
-    max_length: Positive = 512
-    """Longest prompt and answer in tokens; longer ones are left out."""
-    max_new_tokens: Positive = 128
-    """Longest answer of the model; answers cut there are left out."""
-    temperature: float = Field(default=0.7, gt=0)
-    """Of the sampling."""
-    top_p: float = Field(default=0.9, gt=0, le=1)
-    """Nucleus."""
-    generation_batch_size: Positive = 32
-    """Prompts answered at a time."""
-    save_steps: Positive = 100
-    """Updates between checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +41,7 @@ class Sample:
     scores: dict[str, float]
 
 
-def train(job: Job, preferences: Sequence[Preference], options: Options) -> None:
+def train(job: Job, preferences: Sequence[Preference], options: Ric) -> None:
     """Train the one adapter, and give every preference a copy with the scores to ask for.
 
     Each folder gets the adapter, ``prompt.json`` (scores by objective, see `with_scores`) and
@@ -170,7 +123,7 @@ def keep_good(samples: Sequence[Sample], quantile: float) -> list[Sample]:
     return [sample for sample, kept in zip(samples, good, strict=True) if kept]
 
 
-def _build(job: Job, options: Options, sources: Mapping[str, Source], folder: Path) -> None:
+def _build(job: Job, options: Ric, sources: Mapping[str, Source], folder: Path) -> None:
     """Train the adapter into `folder`, stage by stage; finished stages are not done again."""
     watch, before = Watch(), _tokens_read(sources)
     prompts, responses = answers_of(job.splits["train"])
@@ -207,7 +160,7 @@ def _scored(
 
 def _answer(
     job: Job,
-    options: Options,
+    options: Ric,
     sources: Mapping[str, Source],
     prompts: Sequence["Prompt"],
     adapter: Path,
@@ -269,7 +222,7 @@ def _usable(answer: Any) -> bool:
 
 def _imitate(
     job: Job,
-    options: Options,
+    options: Ric,
     samples: Sequence[Sample],
     adapter: Path | None,
     folder: Path,

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -11,23 +11,22 @@ from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer  # type: ignore[attr-defined]  # all are lazy
 
 from paretune.baselines.job import Job
+from paretune.baselines.reward import ScalarReward
 from paretune.evaluation.generation import encode_prompt
 from paretune.experiment import lora_config
 from paretune.files import write_text
 from paretune.models import load_model_and_tokenizer
 from paretune.point import StepReport, save_weights
+from paretune.recipes.methods import Morlhf
 from paretune.spend import Spend, Watch
 from paretune.training.checkpoints import CompleteCheckpoints, newest_complete, read_state
-
-if TYPE_CHECKING:
-    from paretune.baselines.morlhf import Options, ScalarReward
 
 
 def train_rloo(
     job: Job,
     prompts: Sequence[Any],
-    reward: "ScalarReward",
-    options: "Options",
+    reward: ScalarReward,
+    options: Morlhf,
     folder: Path,
     needed: Sequence[str],
 ) -> None:
@@ -60,7 +59,7 @@ def train_rloo(
     job.finish(folder, trainer.state.global_step, account.spend, needed)
 
 
-def _arguments(options: "Options", folder: Path, seed: int) -> Any:
+def _arguments(options: Morlhf, folder: Path, seed: int) -> Any:
     groups = options.batch_size // options.mini_batch_size
     updates = options.epochs * groups  # from one batch of answers
     assert options.steps is not None  # the options see to it
@@ -95,7 +94,7 @@ def _arguments(options: "Options", folder: Path, seed: int) -> Any:
 class _Account:
     """The reward as TRL calls it, once a batch of answers, with what the trainer spends on it."""
 
-    def __init__(self, reward: "ScalarReward", tokenizer: Any, options: "Options") -> None:
+    def __init__(self, reward: ScalarReward, tokenizer: Any, options: Morlhf) -> None:
         self.__name__ = "scalarised"  # TRL logs rewards by name
         self._reward, self._tokenizer, self._options = reward, tokenizer, options
         self.spend, self._watch = Spend(), Watch()

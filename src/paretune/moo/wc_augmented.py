@@ -41,8 +41,8 @@ class WCAugmented:
     At a solution without multipliers (LICQ fails: the paper's Examples 1 and 2) the residual still
     falls, slowly, while ν grows without bound; a ν that grows as tol is lowered tells.
 
-    "lbfgs" keeps curvature across updates (with up to ten variables as a matrix). "heavy_ball" and "adam" need less memory, and several
-    times more steps.
+    "lbfgs" keeps curvature across updates, with up to ten variables as a matrix. "heavy_ball" and
+    "adam" need less memory, and several times more steps.
 
     Attributes:
         inner: solver for z.

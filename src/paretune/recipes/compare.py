@@ -7,46 +7,13 @@ from typing import Any, Literal, get_args
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from paretune.baselines.morlhf import Options as Morlhf
-from paretune.baselines.ric import Options as Ric
 from paretune.recipes.load import resolve
+from paretune.recipes.methods import OPTIONS
 from paretune.recipes.reading import find_recipe, read_recipe, shipped_recipes
 from paretune.recipes.schema import Method, Recipe
 from paretune.recipes.section import Section
 
 MethodName = Literal["clamp", "linear", "mgda", "raco", "modpo", "rewarded_soups", "morlhf", "ric"]
-
-
-class Modpo(Section):
-    """MODPO (Zhou et al., 2024): the margins of the other objectives in one preference loss."""
-
-    objective: str | None = None
-    """Whose pairs to train on; null takes, at each p, the objective of largest weight."""
-    margins: Literal["implicit", "scorer"] = "implicit"
-    """Rewards of the other objectives: `implicit` in adapters trained on each alone, or of the
-    recipe's answer scorers, standardised on the training responses."""
-    beta: float | None = Field(default=None, gt=0)
-    """β of the loss; null is the recipe's. The implicit rewards are in units of `loss.beta`."""
-
-
-class RewardedSoups(Section):
-    """Rewarded Soups (Ramé et al., 2023): adapters of single objectives, averaged by p."""
-
-    adapters: Literal["preference", "ppo"] = "preference"
-    """How the adapters are trained: on preference pairs, or by `ppo` as in the paper."""
-    average: Literal["exact", "raw"] = "exact"
-    """What is averaged: the changes of the weights, B A, or `raw` B and A each, as the authors
-    do."""
-    ppo: Morlhf = Morlhf()
-    """Settings of the PPO, for those adapters."""
-
-
-OPTIONS: dict[str, type[Section]] = {
-    "modpo": Modpo,
-    "rewarded_soups": RewardedSoups,
-    "morlhf": Morlhf,
-    "ric": Ric,
-}
 
 
 class Entry(Section):
