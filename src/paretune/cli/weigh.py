@@ -28,10 +28,15 @@ def weigh(
     processes may share a run folder, each with cells of its own (--only).
     """
     with resumable():
+        from paretune.cli.progress import quiet_libraries
+        from paretune.recipes.language_model import LanguageModelTask
         from paretune.recipes.weighing import load_weigh_recipe
-        from paretune.weighting.run import run_weighing
 
         loaded = load_weigh_recipe(recipe, overrides or [])
+        if isinstance(loaded.task, LanguageModelTask):
+            quiet_libraries(loaded.task.model.name)
+        from paretune.weighting.run import run_weighing
+
         summary = run_weighing(loaded, only=only or [], fresh=fresh, report=_Lines().show)
         failed = f", {len(summary.failed)} failed" if summary.failed else ""
         missing = f", {summary.missing} still to run" if summary.missing else ""
