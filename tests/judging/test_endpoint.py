@@ -1,6 +1,7 @@
 """Judging through servers that misbehave: everything accounted for, nothing paid for twice."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -419,6 +420,13 @@ def test_mistakes_are_one_sentence() -> None:
         assert "key=1" not in str(caught.value)
     with pytest.raises(InputError, match="key stands in"):
         judge("http://localhost/v1", options={"api_key": KEY})
+    for key in ("sk-\u201cvery\u201d", "sk-very\n", "sk very"):  # as pasted
+        with pytest.raises(InputError, match="character that no key has") as caught:
+            judge("http://localhost/v1", api_key=key)
+        assert "very" not in str(caught.value)
+    for wrong in ({"temperature": math.nan}, {"options": {"seed": math.inf}}):
+        with pytest.raises(InputError, match="must be finite"):
+            judge("http://localhost/v1", **wrong)
     with pytest.raises(InputError, match="concurrency"):
         judge("http://localhost/v1", concurrency=0)
     with pytest.raises(InputError, match="no aspect 'kindness'"):

@@ -85,7 +85,16 @@ class EndpointJudge:
         for name in ("concurrency", "attempts", "max_tokens", "timeout", "backoff"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
-        written = json.dumps([self.base_url, self.model, dict(self.options)], ensure_ascii=False)
+        if self.api_key and not re.fullmatch("[!-~]+", self.api_key):
+            raise InputError(
+                "The key has a character that no key has, such as a space, a line break or a "
+                "typographic quote: set its environment variable anew."
+            )
+        sent = [self.base_url, self.model, self._settings()]
+        try:
+            written = json.dumps(sent, ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            raise InputError("temperature and options must be finite: JSON has no nan.") from None
         if self.api_key and self.api_key in written:
             raise InputError("The key stands in the base URL, the model's name or an option.")
         if self.per_minute is not None and not self.per_minute > 0:
