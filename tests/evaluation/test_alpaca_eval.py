@@ -92,6 +92,16 @@ def test_annotations_that_are_none(rows: list[Any], words: str, tmp_path: Path) 
         read_annotations(path, [Instruction("Why?")] * 2)
 
 
+def test_files_that_are_no_lists(tmp_path: Path) -> None:
+    path = tmp_path / "instructions.json"
+    path.write_text("[]")
+    with pytest.raises(InputError, match="holds no instructions"):
+        read_instructions(path)
+    path.write_bytes(b"\x1f\x8b\xff")
+    with pytest.raises(InputError, match="no text in UTF-8"):
+        read_annotations(path)
+
+
 def test_annotations_find_their_instructions(tmp_path: Path) -> None:
     path = tmp_path / "annotations.json"
     rows = [row(preference=0), row(instruction="Who?", preference=float("nan"), index=7)]
@@ -180,7 +190,7 @@ def test_verdicts_that_no_fit_can_take() -> None:
     with pytest.raises(InputError, match="needs 5 verdicts"):
         length_controlled(few)
     with pytest.raises(InputError, match="none for instruction 2"):
-        length_controlled(few, difficulties={0: 0.1, 1: 0.2})
+        length_controlled(few, difficulties={0: 0.1, 1: 0.2, 2: math.nan})
     itself = [Annotation(0, "a", "a", "gpt4", "gpt4", 1.3)]
     assert length_controlled(itself).win_rate == 50
 
@@ -204,6 +214,12 @@ def test_tables(tmp_path: Path) -> None:
     path.write_text("index,difficulty\n1,hard\n")
     with pytest.raises(InputError, match="no number"):
         read_difficulties(path)
+    path.write_text("index,difficulty\n0,0.5\n,0.5\n")
+    with pytest.raises(InputError, match="row 2 has no number of an instruction"):
+        read_difficulties(path)
+    path.write_text("index,preference,std_delta_len,instruction_difficulty\n0,0.4,,0.7\n")
+    with pytest.raises(InputError, match="without a length or a difficulty"):
+        read_gamed(path)
 
 
 @pytest.fixture

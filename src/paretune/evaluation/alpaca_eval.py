@@ -75,9 +75,12 @@ def read_instructions(path: Path) -> list[Instruction]:
     Raises:
         InputError: the file is missing, or holds something else.
     """
+    rows = _rows(path)
+    if not rows:
+        raise InputError(f"'{path}' holds no instructions.")
     return [
         Instruction(_text(row, "instruction", path, number), str(row.get("dataset") or ""))
-        for number, row in enumerate(_rows(path), start=1)
+        for number, row in enumerate(rows, start=1)
     ]
 
 
@@ -197,6 +200,8 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is no text in UTF-8: unpack it, if it is packed.") from error
     try:
         if text.lstrip().startswith("["):
             rows = json.loads(text)

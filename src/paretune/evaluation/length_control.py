@@ -13,6 +13,7 @@ joins in with weight 0.1.
 """
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,7 @@ def read_gamed(path: Path) -> Gamed:
     """Read ``df_gamed.csv``; rows without a preference serve for the difficulties alone.
 
     Raises:
-        InputError: the file is missing or lacks a column.
+        InputError: the file is missing, lacks a column, or a number in a row with a preference.
     """
     columns = ("index", "std_delta_len", "instruction_difficulty", "preference")
     rows = _table(path, columns)
@@ -79,6 +80,10 @@ def read_gamed(path: Path) -> Gamed:
     for index, _, difficulty, _ in rows:
         difficulties.setdefault(int(index), difficulty)
     judged = np.array([row[1:] for row in rows if not np.isnan(row[3])]).reshape(-1, 3)
+    if not np.isfinite(judged).all():
+        raise InputError(
+            f"'{path}' has a row with a preference, but without a length or a difficulty."
+        )
     return Gamed(judged[:, 0], judged[:, 1], judged[:, 2], difficulties)
 
 
@@ -158,7 +163,7 @@ def _difficulty(
 ) -> Array:
     if difficulties is None:
         return np.zeros(len(annotations))
-    missing = [a.index for a in annotations if a.index not in difficulties]
+    missing = [a.index for a in annotations if not math.isfinite(difficulties.get(a.index, np.nan))]
     if missing:
         raise InputError(f"The table of difficulties has none for instruction {missing[0]}.")
     return np.array([difficulties[annotation.index] for annotation in annotations])
@@ -252,10 +257,14 @@ def _table(path: Path, columns: Sequence[str] = ()) -> list[list[float]]:
             if len(found) < 2:
                 raise InputError(f"'{path}' is not a table: its first line names no two columns.")
             names = list(columns) or found[:2]
-            return [[float(row[name] or "nan") for name in names] for row in reader]
+            rows = [[float(row[name] or "nan") for name in names] for row in reader]
     except InputError:
         raise
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise InputError(f"'{path}' holds something that is no number ({error}).") from error
+    for number, row in enumerate(rows, start=1):
+        if not row[0].is_integer():
+            raise InputError(f"'{path}', row {number} has no number of an instruction: {row[0]}.")
+    return rows
