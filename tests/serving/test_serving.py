@@ -196,6 +196,25 @@ def test_each_speaks_with_its_own_weights(make: Make, tokenizer: Any) -> None:
     assert len({spoken[name].response for name in ("base", "first", "second")}) == 3
 
 
+def test_an_adapter_whose_loading_was_stopped_is_loaded_anew(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = open_run(make())
+    first, second = choices.candidates
+    expected = Speaker(choices.recipe).answer(PROMPT, second)
+    speaker = Speaker(choices.recipe)
+    speaker.answer(PROMPT, first)
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("peft.peft_model.load_peft_weights", stop)
+        with pytest.raises(KeyboardInterrupt):
+            speaker.answer(PROMPT, second)
+    assert speaker.answer(PROMPT, second) == expected
+
+
 def test_an_answer_comes_in_pieces_and_can_be_stopped(make: Make) -> None:
     choices = open_run(make("evaluation.max_new_tokens=8"))
     speaker, by = Speaker(choices.recipe), choices.candidates[0]

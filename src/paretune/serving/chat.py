@@ -51,6 +51,7 @@ class Speaker:
         self._device = "cuda" if torch.cuda.is_available() else None
         self._base, self.tokenizer = self._load(recipe.model.name)
         self._adapted: PeftModel | None = None
+        self._loaded: set[str] = set()
         self._whole: tuple[str, Any] | None = None
 
     def answer(self, prompt: Prompt, by: Candidate | None, on_text: OnText | None = None) -> Answer:
@@ -119,8 +120,10 @@ class Speaker:
         name = by.name.replace(".", "_")  # of a module, which may hold no dot
         if self._adapted is None:
             self._adapted = PeftModel.from_pretrained(self._base, by.folder, adapter_name=name)
-        elif name not in self._adapted.peft_config:
+            self._loaded.add(name)
+        elif name not in self._loaded:  # ctrl-C may have left it there without its weights
             self._adapted.load_adapter(by.folder, adapter_name=name)
+            self._loaded.add(name)
         self._adapted.set_adapter(name)
         return self._adapted
 
