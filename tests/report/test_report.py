@@ -286,17 +286,18 @@ def test_the_base_model_is_measured_where_it_is_asked_for(
     sweep: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = sweep(tmp_path / "two", TWO, divisions=1)
+    known = sweep(tmp_path / "known", TWO, divisions=1, base=True)
     measured = []
     model = SimpleNamespace(name="smollm2-135m-instruct")
     monkeypatch.setattr(
         "paretune.judging.candidates.load_run", lambda path: SimpleNamespace(model=model)
     )
     monkeypatch.setattr(
-        "paretune.judging.candidates.base_answers",
+        "paretune.judging.candidates.measure_base",
         lambda recipe, path, progress: measured.append(path),
     )
     monkeypatch.setattr("paretune.report.page.write_figures", lambda run: [])
-    result = CliRunner().invoke(app, ["report", str(run), "--base"])
+    result = CliRunner().invoke(app, ["report", str(run), str(known), "--base"])
     assert result.exit_code == 0, result.output
     assert measured == [run]
 

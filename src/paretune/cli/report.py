@@ -35,11 +35,12 @@ def report(
 
         if base:
             from paretune.cli.progress import console_progress
-            from paretune.judging.candidates import base_answers, load_run
+            from paretune.judging.candidates import load_run, measure_base
 
             for run in read_runs(runs):
-                recipe = load_run(run.path)
-                with console_progress(recipe.model.name) as progress:
-                    base_answers(recipe, run.path, progress)
+                if run.base is None:
+                    recipe = load_run(run.path)
+                    with console_progress(recipe.model.name) as progress:
+                        measure_base(recipe, run.path, progress)
         page = write_report(runs, tell=lambda message: typer.echo(message, err=True))
         typer.echo(f"Open {page}")

@@ -83,30 +83,35 @@ def read_candidates(recipe: Recipe, run: Path) -> list[Candidate]:
 def base_answers(
     recipe: Recipe, run: Path, progress: Progress | None = None
 ) -> Mapping[str, Answered]:
-    """The base model's answers; if the run has none it is measured now, as a point would be.
-
-    They are in ``base/answers.jsonl``, where a comparison has them.
-    """
+    """The base model's answers; if the run has none it is measured now."""
     path = run / BASE / "answers.jsonl"
     if not path.exists():
-        from paretune.data.splitting import split_by_prompt
-        from paretune.experiment import load_data
-        from paretune.point import free_memory, measure_point
-
-        progress = progress or Silent()
-        front = run / "front.json"  # a folder of `paretune evaluate` may be of another split
-        split: Any = read_json(front)["split"] if front.exists() else "test"
-        objectives = recipe.data.objectives
-        equal = Preference.of(dict.fromkeys(objectives, 1 / len(objectives)))
-        plain = recipe.model_copy(update={"method": Method(name="linear")})
-        progress.begin(["base model"], 0)
-        progress.point("base model")
-        data = split_by_prompt(load_data(recipe.data), recipe.data.split, recipe.data.seed)[split]
-        point = PlannedPoint(equal, recipe.evaluation.seed, BASE)
-        measure_point(plain, point, None, run / BASE, data, progress.phase)
-        free_memory()
-        progress.end()
+        measure_base(recipe, run, progress)
     return _by_prompt(path)
+
+
+def measure_base(recipe: Recipe, run: Path, progress: Progress | None = None) -> None:
+    """Measure the base model as a point would be, into ``base``, where a comparison has it.
+
+    There are answers if the recipe wants them of its points.
+    """
+    from paretune.data.splitting import split_by_prompt
+    from paretune.experiment import load_data
+    from paretune.point import free_memory, measure_point
+
+    progress = progress or Silent()
+    front = run / "front.json"  # a folder of `paretune evaluate` may be of another split
+    split: Any = read_json(front)["split"] if front.exists() else "test"
+    objectives = recipe.data.objectives
+    equal = Preference.of(dict.fromkeys(objectives, 1 / len(objectives)))
+    plain = recipe.model_copy(update={"method": Method(name="linear")})
+    progress.begin(["base model"], 0)
+    progress.point("base model")
+    data = split_by_prompt(load_data(recipe.data), recipe.data.split, recipe.data.seed)[split]
+    point = PlannedPoint(equal, recipe.evaluation.seed, BASE)
+    measure_point(plain, point, None, run / BASE, data, progress.phase)
+    free_memory()
+    progress.end()
 
 
 def common_prompts(candidates: Sequence[Candidate], base: Mapping[str, Answered]) -> list[str]:
