@@ -63,10 +63,10 @@ def judge(
     attempts: Annotated[int, typer.Option(help="How often a question is tried.")] = 7,
     backoff: Annotated[float, typer.Option(help="Seconds before the second attempt.")] = 1.0,
     price_in: Annotated[
-        float | None, typer.Option(metavar="X", help="Price of a million input tokens.")
+        float | None, typer.Option(metavar="X", min=0, help="Price of a million input tokens.")
     ] = None,
     price_out: Annotated[
-        float | None, typer.Option(metavar="X", help="Price of a million output tokens.")
+        float | None, typer.Option(metavar="X", min=0, help="Price of a million output tokens.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before paid calls.")] = False,
 ) -> None:
@@ -192,11 +192,13 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
     console = Console(stderr=True)
     bars = Progress(console=console)
     task: TaskID | None = None
+    tenth = -1
 
     def told(done: int, calls: int) -> None:
-        nonlocal task
+        nonlocal task, tenth
         if not console.is_terminal:
-            if done == calls or done * 10 // calls > (done - 1) * 10 // calls:
+            if done * 10 // calls > tenth:
+                tenth = done * 10 // calls
                 console.print(f"{done} of {calls} questions", highlight=False)
             return
         if task is None:

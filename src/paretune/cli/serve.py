@@ -15,7 +15,9 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Where to listen; the default is this machine alone.")
     ] = "127.0.0.1",
-    port: Annotated[int | None, typer.Option(help="By default the first free from 7860.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="By default the first free from 7860.")
+    ] = None,
 ) -> None:
     """Open a local page with a slider for each objective and two answers side by side.
 
