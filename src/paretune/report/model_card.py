@@ -41,7 +41,7 @@ def write_model_card(run: Run, method: str, point: FrontPoint) -> Path | None:
     path = folder / CARD
     if not any(file.is_file() for file in weights):
         return None
-    if path.exists() and MARK not in path.read_text(encoding="utf-8"):
+    if path.exists() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         return None
     write_text(path, model_card(run, method, point, adapter=weights[0].is_file()))
     return path

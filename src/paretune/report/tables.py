@@ -157,7 +157,7 @@ def _training(training: Mapping[str, Any]) -> list[Fact]:
         found["solver's share"] = f"{100 * training['solver_share']:.2g}%"
     memory = training.get("spend", {}).get("peak_memory_bytes", 0)
     if memory:
-        found["peak GB"] = number(memory / 2**30, ".1f")
+        found["peak GB"] = number(memory / 1e9, ".2f")
     return [Fact("training", name, text) for name, text in found.items()]
 
 
