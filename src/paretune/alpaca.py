@@ -17,6 +17,7 @@ from paretune.evaluation.alpaca_eval import (
     write_outputs,
 )
 from paretune.files import read_json, write_json
+from paretune.report.runs import point_slug
 
 if TYPE_CHECKING:
     from paretune.serving.choose import Candidate, Choices
@@ -91,9 +92,7 @@ def generate_outputs(
         InputError: the folder has answers of other settings, or an instruction is too long.
     """
     # A comparison's methods have points of the same names.
-    where = Path(BASE) if point is None else point.folder.relative_to(choices.run)
-    parts = [part for part in where.parts if part not in ("points", "cells")]
-    folder = choices.run / FOLDER / "_".join(parts)
+    folder = choices.run / FOLDER / (BASE if point is None else point_slug(point.point))
     written = folder / "outputs.json"
     kept = _Kept(folder / "answers.json", _settings(choices, point))
     if fresh:
