@@ -420,6 +420,9 @@ def test_mistakes_are_one_sentence() -> None:
         assert "key=1" not in str(caught.value)
     with pytest.raises(InputError, match="key stands in"):
         judge("http://localhost/v1", options={"api_key": KEY})
+    for url in ("http://[::1", "http://x:99999/v1", "http://x:port/v1", "http://a host/v1"):
+        with pytest.raises(InputError, match="must look like"):
+            judge(url)
     for key in ("sk-\u201cvery\u201d", "sk-very\n", "sk very"):  # as pasted
         with pytest.raises(InputError, match="character that no key has") as caught:
             judge("http://localhost/v1", api_key=key)

@@ -370,9 +370,14 @@ def on_loopback(url: str) -> bool:
 
 def check_url(url: str) -> None:
     """Refuse what is no base URL, or what holds a secret that would be written down with it."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise InputError("The base URL must look like https://host/v1, and this one does not.")
+    wrong = InputError("The base URL must look like https://host/v1, and this one does not.")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # complains of one that is none
+    except ValueError:
+        raise wrong from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or " " in url:
+        raise wrong
     if parts.username or parts.password or parts.query or parts.fragment:
         raise InputError(
             f"The base URL of {parts.hostname} must have no user name, password or query: the key "
