@@ -21,7 +21,7 @@ from paretune.errors import InputError
 from paretune.moo.bilevel.choice import BilevelName, BilevelSolver, choose_bilevel
 from paretune.moo.bilevel.equality import EqualityConstrained
 from paretune.moo.bilevel.polish import polish_lower
-from paretune.moo.bilevel.problem import AnyBilevel
+from paretune.moo.bilevel.problem import AnyBilevel, StochasticBilevelProblem
 from paretune.moo.bilevel.result import BilevelResult
 from paretune.moo.preference import Preference
 from paretune.moo.wc_augmented import WCAugmented
@@ -190,9 +190,11 @@ def _solve(recipe: WeighRecipe, task: Task, cell: Cell, preference: Preference) 
         )
         return method.run(task.problem, preference, task.start, steps, recipe.tolerance)
 
-    first, second = (run(n, n).n_gradient_evaluations for n in (_PROBE, 2 * _PROBE))
-    each = max(1.0, (second - first) / _PROBE)
-    steps = max(1, int((recipe.budget - first) / each) + _PROBE)
+    # Only line searches make steps differ in cost, and no stochastic method has one.
+    probe = 1 if isinstance(task.problem, StochasticBilevelProblem) else _PROBE
+    first, second = (run(n, n).n_gradient_evaluations for n in (probe, 2 * probe))
+    each = max(1.0, (second - first) / probe)
+    steps = max(1, int((recipe.budget - first) / each) + probe)
     if recipe.steps is not None:
         steps = min(steps, recipe.steps)
     return run(steps, max(1, steps // recipe.visits))
