@@ -262,7 +262,7 @@ def test_ctrl_c_takes_in_what_is_paid_for(serve: Any, run_folder: Any, reply: An
         time.sleep(0.5)
         gate.opened.set()
         printed = process.communicate(timeout=60)[0]
-        assert process.returncode == 130
+        assert process.returncode == 130, printed
         assert "to go on: paretune judge" in printed
         assert kept(run) == server.paid.total() < 40
     assert_no_key(run, printed)
