@@ -73,6 +73,7 @@ def ask_detached(
 
 def main() -> None:
     """Do the job on standard input."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     job = json.loads(sys.stdin.readline())
     judge = EndpointJudge(**job["judge"])
     questions = [Question(key, tuple(messages)) for key, messages in job["questions"]]
