@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from paretune.errors import InputError
 from paretune.evaluation.scorers import FunctionScorer
 from paretune.front import FrontPoint, ObjectiveMetrics
 from paretune.recipes.compare import CompareRecipe, load_comparison
+from paretune.report.comparison import markdown
 from paretune.spend import Spend, Watch
 
 METHODS = """
@@ -336,3 +338,13 @@ def test_watch_and_prompts_with_scores() -> None:
         chat[0],
         {"role": "user", "content": "Hi. <a_score> 2.0"},
     ]
+
+
+def test_a_method_that_is_asked_for_scores_is_noted() -> None:
+    plain = cell("PWG", 0, [(1.0, 3.0)], [])
+    asked = replace(plain, title="In context", method="ric")
+    text = markdown(
+        Comparison.of([plain, asked], name="x", objectives=["a", "b"], base=None, shared={})
+    )
+    assert "In context: the losses and perplexities are those of the policy with scores" in text
+    assert "PWG: the losses" not in text

@@ -319,6 +319,12 @@ def _collect(
 def _publish(comparison: Comparison, run: Path) -> None:
     from paretune.report.comparison import draw_comparison, markdown
 
+    # What rewards were normalised by, under the keys that points name as shared.
+    constants = sorted((run / "shared").glob("*/constants.json"))
+    if constants and (run / "manifest.json").exists():
+        manifest = read_json(run / "manifest.json")
+        found = {path.parent.name: read_json(path) for path in constants}
+        write_json(run / "manifest.json", {**manifest, "rewards": found})
     write_json(run / "compare.json", comparison.to_json())
     write_text(run / "compare.md", markdown(comparison))
     draw_comparison(comparison, run / "compare.png", run / "compare-scores.png")

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -362,6 +363,19 @@ def test_model_card(sweep: Make, tmp_path: Path) -> None:
     assert code is not None
     compile(code[1], "card", "exec")
     assert "PeftModel.from_pretrained(base" in code[1]
+
+
+def test_a_card_names_what_rewards_were_normalised_by(sweep: Make, tmp_path: Path) -> None:
+    path = sweep(tmp_path / "two", TWO, divisions=1)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["rewards"] = {"normalisation-harmless-0a1b": {"mean": 1.5, "std": 0.25}}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    run = Run.read(path)
+    title, point = next(run.points)
+    assert "rewards" not in model_card(run, title, point)  # it did not use them
+    used = {**point.training, "shared": ["normalisation-harmless-0a1b", "single-x"]}
+    text = model_card(run, title, replace(point, training=used))
+    assert "| normalisation: harmless rewards | mean 1.5, std 0.25 |" in text
 
 
 def test_a_card_of_the_embedded_model_and_of_local_data(sweep: Make, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ def markdown(comparison: Comparison) -> str:
         *_fronts(comparison),
         "## Points",
         _points(comparison),
+        *_asked_for_scores(comparison),
         *_answers(comparison),
         "## Cost",
         "Policy tokens are those that training puts forward and backward through the policy. A "
@@ -32,6 +33,15 @@ def markdown(comparison: Comparison) -> str:
         *_failures(comparison),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _asked_for_scores(comparison: Comparison) -> list[str]:
+    titles = dict.fromkeys(cell.title for cell in comparison.cells if cell.method == "ric")
+    return [
+        f"{title}: the losses and perplexities are those of the policy with scores in its prompt, "
+        "against the reference without."
+        for title in titles
+    ]
 
 
 def draw_comparison(comparison: Comparison, losses: Path, scores: Path) -> None:

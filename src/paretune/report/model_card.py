@@ -129,6 +129,11 @@ def _settings(run: Run, method: str, point: FrontPoint) -> Iterable[Sequence[str
     for name in ("ideal", "nadir"):
         if name in constants:
             yield f"normalisation: {name} losses", _constant(constants[name])
+    rewards = run.manifest.get("rewards", {})
+    for key in point.training.get("shared", ()):
+        if key in rewards:
+            objective = key.removeprefix("normalisation-").rpartition("-")[0]
+            yield f"normalisation: {objective} rewards", _constant(rewards[key])
 
 
 def _constant(value: Any) -> str:
