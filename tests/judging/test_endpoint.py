@@ -460,6 +460,7 @@ def test_retry_after() -> None:
     ("options", "message"),
     [
         ((), "Name the judge"),
+        (("--model", "m", "--local", "--timeout", "9"), "--timeout is for an endpoint"),
         (("--model", "m", "--api-key-env", "NO_SUCH_KEY"), "needs a key"),
         (("--model", "m", "--price-in", "1"), "Give both prices"),
         (("--model", "m", "--option", "seed"), "takes KEY=VALUE"),

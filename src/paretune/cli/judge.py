@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from paretune.judging.run import Forecast
 
 
+# Options of requests, which a model on this machine does not get.
+_ENDPOINT = (
+    *("base_url", "api_key_env", "temperature", "option", "concurrency", "per_minute"),
+    *("timeout", "attempts", "backoff", "price_in", "price_out"),
+)
+
+
 def judge(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
     model: Annotated[
         str | None,
@@ -90,6 +98,10 @@ def judge(
         aspects = ASPECTS if aspect is None else tuple(a for a in aspect if a != "none")
         wanted = Wanted(aspects, pairs, prompts, again)
         if local:
+            given = [name for name in _ENDPOINT if _given(context, name)]
+            if given:
+                flag = "--" + given[0].replace("_", "-")
+                raise InputError(f"{flag} is for an endpoint: leave it out with --local.")
             from paretune.judging.local import LocalJudge
 
             chosen: Judge = LocalJudge(model, max_tokens=max_tokens)
@@ -232,3 +244,9 @@ def _table(judged: dict[str, Any]) -> "Table":
         cells += [interval_text(row["wins"]["rate"], "")] if pairs else []
         table.add_row(*(Text(cell) for cell in cells))
     return table
+
+
+def _given(context: typer.Context, name: str) -> bool:
+    """Whether an option stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
