@@ -202,6 +202,12 @@ def test_a_failed_cell_is_told_of_and_the_rest_goes_on(tmp_path: Path) -> None:
         ({"moml": {"alpha": "much"}}, "'methods.moml.alpha' is 'much', but"),
         ({"moml": {"alpha": -1.0}}, "alpha must be finite and above 0"),
         ({"wc_augmented": {"record_every": 2}}, "Unknown key 'methods.wc_augmented.record_every'"),
+        ({"wc_augmented": {"warm_strt": True}}, "did you mean 'warm_start'"),
+        (
+            {"wc_augmented": {"warm_start": "perhaps"}},
+            "'methods.wc_augmented.warm_start' is 'perhaps'",
+        ),
+        ({"wc_penalty": {"warm_start": True}}, "Unknown key 'methods.wc_penalty.warm_start'"),
     ],
 )
 def test_options_are_checked_before_anything_runs(

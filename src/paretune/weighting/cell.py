@@ -7,7 +7,7 @@ the end and along the way, and both are reported.
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -166,7 +166,8 @@ def solver(
     around = {"warm_start"} if isinstance(method, WCAugmented) else set()  # the wrapper's options
     outside = {key: value for key, value in options.items() if key in around}
     outside = _checked(name, outside, EqualityConstrained)
-    given = _checked(name, {k: v for k, v in options.items() if k not in around}, type(method))
+    inside = {key: value for key, value in options.items() if key not in around}
+    given = _checked(name, inside, type(method), around)
     drawing = {"seed": seed, "batch": batch, "objective_batch": batch}
     known = _names(type(method))
     given |= {key: value for key, value in drawing.items() if key in known and value is not None}
@@ -269,16 +270,19 @@ def _names(kind: type[Any]) -> set[str]:
 _RUNNERS = frozenset({"record_every", "on_record", "seed", "batch"})
 
 
-def _checked(method: str, options: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
-    """Options with values of the right types."""
+def _checked(
+    method: str, options: Mapping[str, Any], kind: type[Any], beside: Collection[str] = ()
+) -> dict[str, Any]:
+    """Options with values of the right types; those `beside` are known, but checked elsewhere."""
     known = _names(kind) - _RUNNERS
     types = get_type_hints(kind)
     checked = {}
     for name, value in options.items():
         key = f"methods.{method}.{name}"
         if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {sorted(known)}."
+            names = {*known, *beside}
+            nearest = get_close_matches(name, names, n=1)
+            hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {sorted(names)}."
             raise InputError(f"Unknown key '{key}' in the recipe; {hint}")
         adapter = TypeAdapter(types[name], config=ConfigDict(arbitrary_types_allowed=True))
         try:
