@@ -17,7 +17,8 @@ from paretune.recipes.reading import shipped_recipes
 from paretune.recipes.weighing import METHODS, WeighRecipe, load_weigh_recipe
 from paretune.weighting import run as runner
 from paretune.weighting.cell import CellResult, cells
-from paretune.weighting.summary import shortfall, time_to_match, to_markdown
+from paretune.weighting.summary import shortfall, time_to_match
+from paretune.weighting.tables import to_markdown
 from paretune.weighting.task import Task
 
 TARGETS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, -1.0, 2.0]], dtype=torch.float64)

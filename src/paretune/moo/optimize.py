@@ -117,7 +117,8 @@ def minimize(
             first for "mgda"); if none did, the one of smallest residual.
 
     Returns:
-        Result; its x is the last point visited, for "wc_augmented" the one of smallest residual.
+        Result; its x is the last point visited, for "wc_augmented" the one of smallest residual
+        among the later half of those visited.
         For bilevel problems a `BilevelResult`, whose x is the pair.
         With restarts the evaluations of all runs are counted.
 

@@ -37,8 +37,8 @@ class Result:
     """Where a minimisation ended, with its certificate. Tensors but x are float64 on the CPU.
 
     Attributes:
-        x: the last point, for "wc_augmented" the visited one of smallest residual; in the shape
-            and dtype of the start point.
+        x: the last point, for "wc_augmented" the one of smallest residual among the later half of
+            those visited; in the shape and dtype of the start point.
         objectives: F(x), shape (M,), without any shift.
         constraints: h(x), shape (q,); empty without constraints.
         rho: the bound ρ on λ_s f_s (with any shift) that the residual was measured with; for

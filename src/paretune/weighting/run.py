@@ -19,7 +19,8 @@ from paretune.errors import InputError
 from paretune.files import read_json, write_json, write_text
 from paretune.recipes.weighing import WeighRecipe
 from paretune.weighting.cell import Cell, CellResult, cells, run_cell, solver
-from paretune.weighting.summary import Summary, summarise, to_markdown
+from paretune.weighting.summary import Summary, summarise
+from paretune.weighting.tables import to_markdown
 from paretune.weighting.task import Task
 from paretune.weighting.tasks import load_task
 
