@@ -31,8 +31,8 @@ from paretune.moo import Preference
 from paretune.moo.bilevel import FORUM, GMOBA, ITD, MOML, SOBA, WCSOBA, BilevelProblem, MoCo, Oracle
 from paretune.moo.bilevel.equality import EqualityConstrained
 from paretune.moo.bilevel.warm_start import warm_adjoint, warm_lower
-from paretune.moo.wc_augmented import WCAugmented
-from paretune.moo.wc_penalty import WCPenalty
+from paretune.moo.solvers.wc_augmented import WCAugmented
+from paretune.moo.solvers.wc_penalty import WCPenalty
 
 SMALL = 1e-4  # steps so small that nothing diverges
 

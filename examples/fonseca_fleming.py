@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from paretune.moo import Clamp, Descent, Linear, minimize, test_problems
-from paretune.moo.result import Result
+from paretune.moo.solvers.result import Result
 from paretune.moo.test_problems import KnownProblem
 
 PREFERENCES = [(k / 10, 1 - k / 10) for k in range(1, 10)]

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from paretune.moo import Problem, explore, minimize, test_problems
-from paretune.moo.exploration import Exploration
 from paretune.moo.indicators import epsilon_additive, epsilon_multiplicative, hypervolume
+from paretune.moo.solvers.exploration import Exploration
 from paretune.moo.test_problems import KnownProblem
 
 matplotlib.use("Agg")

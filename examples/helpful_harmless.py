@@ -15,10 +15,11 @@ import statistics
 from itertools import pairwise
 from pathlib import Path
 
-from paretune.front import Front, FrontPoint
+from paretune.progress import Silent
 from paretune.recipes.load import load_recipe
 from paretune.report.figures import PlotPoint, draw_front, preference_label
-from paretune.sweep import Silent, run_sweep
+from paretune.results.front import Front, FrontPoint
+from paretune.runs.sweep import run_sweep
 
 OBJECTIVES = ("harmless", "helpful")
 ENDS = [[0.0, 1.0], [1.0, 0.0]]

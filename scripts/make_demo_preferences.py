@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from paretune.data.demo import DEMO_FILE, SCORERS, as_messages
-from paretune.evaluation.generation import Answer, generate_answers
+from paretune.evaluation.generation import generate_answers
 from paretune.models import EMBEDDED, load_model_and_tokenizer
+from paretune.results.answers import Answer
 
 ANSWERS_PER_PROMPT = 6
 MAX_NEW_TOKENS = 48

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from paretune.baselines.modpo import offsets, trained_objective
-from paretune.baselines.single import OneObjectiveTrainer
+from paretune.baselines.single_objective import OneObjectiveTrainer
 from paretune.errors import InputError
 from paretune.losses import PreferenceLoss, Scored
 from paretune.moo.preference import Preference

@@ -11,13 +11,13 @@ from peft import LoraConfig, get_peft_model, load_peft_weights
 from pydantic import ValidationError
 
 from paretune.baselines import morlhf
-from paretune.baselines.job import Job, trained
+from paretune.baselines.context import Job, trained
 from paretune.baselines.ppo import PPO
 from paretune.baselines.reward import ScalarReward
 from paretune.data.splitting import split_by_prompt
 from paretune.errors import InputError
 from paretune.evaluation.scorers import FunctionScorer, Normalised
-from paretune.experiment import load_data
+from paretune.experiment.setup import load_data
 from paretune.moo.preference import Preference
 from paretune.recipes.load import load_recipe
 from paretune.recipes.methods import Morlhf

@@ -13,7 +13,7 @@ import torch
 from peft import load_peft_weights
 
 from paretune.baselines import ric
-from paretune.baselines.job import Job, spend_of
+from paretune.baselines.context import Job, spend_of
 from paretune.baselines.ric import (
     Sample,
     keep_good,
@@ -24,7 +24,7 @@ from paretune.baselines.ric import (
 from paretune.baselines.score_prompts import with_scores
 from paretune.data.splitting import split_by_prompt
 from paretune.errors import InputError
-from paretune.experiment import load_data
+from paretune.experiment.setup import load_data
 from paretune.moo.preference import Preference
 from paretune.recipes.load import load_recipe
 from paretune.recipes.methods import Ric
@@ -72,7 +72,7 @@ def short_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     asked: list[str] = []
 
     def generate(model: Any, tokenizer: Any, prompts: Any, **_: Any) -> list[Any]:
-        from paretune.evaluation.generation import Answer
+        from paretune.results.answers import Answer
 
         asked.extend(prompt[-1]["content"] for prompt in prompts)
         texts = ["Walk a little every day.", "Rest, drink water, call a friend and go out.", ""]
@@ -192,7 +192,7 @@ def test_mistakes(
 ) -> None:
     with pytest.raises(InputError, match="needs a lora section"):
         ric.train(make_job("full", "lora=null"), POINTS, options())
-    from paretune.evaluation.generation import Answer
+    from paretune.results.answers import Answer
 
     monkeypatch.setattr(
         "paretune.evaluation.generation.generate_answers",

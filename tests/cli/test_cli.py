@@ -14,7 +14,7 @@ from paretune.cli.arguments import weights_and_overrides
 from paretune.cli.progress import Estimate, remaining_text
 from paretune.cli.tables import answer_tables, front_table
 from paretune.errors import InputError, TrainingStoppedError
-from paretune.front import Front, FrontPoint, ObjectiveMetrics, Score
+from paretune.results.front import Front, FrontPoint, ObjectiveMetrics, Score
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -100,7 +100,7 @@ def test_what_ends_a_command(
     def stop(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("paretune.sweep.run_sweep", stop)
+    monkeypatch.setattr("paretune.runs.sweep.run_sweep", stop)
     monkeypatch.setattr(sys, "argv", ["paretune", "sweep", "demo", "loss.beta=0.2", "--fresh"])
     with pytest.raises(SystemExit) as caught:
         cli.main()

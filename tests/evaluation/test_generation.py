@@ -14,15 +14,8 @@ from transformers.utils import logging as transformers_logging
 
 from paretune.data.tokenization import tokenize_pairs
 from paretune.errors import InputError
-from paretune.evaluation.generation import (
-    Answer,
-    SeededSampling,
-    encode_prompt,
-    generate,
-    generate_answers,
-    read_answers,
-    write_answers,
-)
+from paretune.evaluation.generation import SeededSampling, encode_prompt, generate, generate_answers
+from paretune.results.answers import Answer, read_answers, write_answers
 
 SPECIALS = ["<unk>", "<pad>", "<bos>", "<eos>", "<user>", "<assistant>"]
 WORDS = [f"w{i}" for i in range(40)]

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 
 from paretune.errors import InputError
-from paretune.judging.case import Wanted
 from paretune.judging.endpoint import EndpointJudge, on_loopback, retry_after
 from paretune.judging.questions import Failure, Outcome, Question, Reply
-from paretune.judging.run import Forecast, judge_run
+from paretune.judging.session import Wanted
+from paretune.runs.judge import Forecast, judge_run
 
 KEY = "sk-very-secret-0123456789abcdef"
 TWO = Wanted(aspects=("helpfulness", "honesty"))  # 125 prompts, base and one point: 500 questions

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from paretune.errors import InputError
-from paretune.judging.candidates import base_answers, load_run, read_candidates
-from paretune.judging.case import Wanted
 from paretune.judging.endpoint import EndpointJudge
 from paretune.judging.parsing import Rating
 from paretune.judging.questions import Cache, Failure, Question, Reply, question
-from paretune.judging.run import Forecast, Prices, judge_run, slug
-from paretune.judging.shown import draw_judges, markdown
+from paretune.judging.session import Wanted
 from paretune.judging.summary import bootstrap, improvement, wins
+from paretune.report.judges import draw_judges, markdown
+from paretune.runs.candidates import base_answers, load_run, read_candidates
+from paretune.runs.judge import Forecast, Prices, judge_run, slug
 
 
 def rated(values: list[float | None]) -> dict[str, Rating]:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from paretune.judging.candidates import base_answers, load_run, read_candidates
-from paretune.judging.case import Wanted
 from paretune.judging.endpoint import EndpointJudge
 from paretune.judging.local import LocalJudge
 from paretune.judging.questions import Failure, Question, Reply
-from paretune.judging.run import judge_run
+from paretune.judging.session import Wanted
+from paretune.runs.candidates import base_answers, load_run, read_candidates
+from paretune.runs.judge import judge_run
 
 
 @pytest.fixture(scope="module")

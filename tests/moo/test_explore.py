@@ -1,8 +1,5 @@
 """`explore` against exact fronts."""
 
-import doctest
-import importlib
-
 import numpy as np
 import pytest
 import torch
@@ -145,7 +142,3 @@ def test_bad_input():
         explore(known.problem, [(0.5, 0.5), (0.2, 0.3, 0.5)], x0=known.x0)
     with pytest.raises(InputError, match="is 0"):
         explore(known.problem, [(1.0, 0.0)], x0=known.x0)
-
-
-def test_docstring_example():
-    assert doctest.testmod(importlib.import_module("paretune.moo.exploration")).failed == 0

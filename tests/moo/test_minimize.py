@@ -1,7 +1,5 @@
 """`minimize` on problems with known answers."""
 
-import doctest
-import importlib
 import math
 
 import numpy as np
@@ -272,8 +270,3 @@ def test_problem_must_be_a_problem():
     with pytest.raises(InputError, match="jacobian"):
         minimize(Problem(good, jacobian=lambda z: z), [0.5, 0.5], x0=[0.0])
     assert Descent().weighting == Clamp(mu=1.0)
-
-
-@pytest.mark.parametrize("name", ["preference", "simplex_qp", "optimize", "indicators"])
-def test_docstring_examples(name):
-    assert doctest.testmod(importlib.import_module(f"paretune.moo.{name}")).failed == 0

@@ -181,7 +181,7 @@ CONSTRAINED = {
 
 
 # The rank-deficient problem warns, as it should.
-@pytest.mark.filterwarnings("ignore::paretune.moo.kkt.DegenerateConstraintsWarning")
+@pytest.mark.filterwarnings("ignore::paretune.moo.numerics.kkt.DegenerateConstraintsWarning")
 @pytest.mark.parametrize("make", CONSTRAINED)
 def test_kkt_system_is_zero_at_every_known_solution(make):
     known = CONSTRAINED[make]()

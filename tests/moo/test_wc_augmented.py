@@ -17,8 +17,8 @@ from paretune.moo import (
     simplex_qp,
     test_problems,
 )
-from paretune.moo.augmented import project_simplex
-from paretune.moo.lbfgs import LBFGS, DenseBFGS
+from paretune.moo.numerics.lbfgs import LBFGS, DenseBFGS
+from paretune.moo.solvers.augmented import project_simplex
 
 THIRDS = (1 / 3, 1 / 3, 1 / 3)
 KNOWN = [

@@ -7,7 +7,7 @@ import pytest
 from paretune.errors import InputError
 from paretune.evaluation.reward_models import RewardInput
 from paretune.recipes import load_recipe
-from paretune.recipes.compare import CompareRecipe, load_comparison
+from paretune.recipes.comparison import CompareRecipe, load_comparison
 from paretune.recipes.methods import Morlhf, RewardedSoups, Ric
 
 TASKS = ("saferlhf_compare", "ultrafeedback_compare")

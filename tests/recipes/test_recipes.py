@@ -41,7 +41,7 @@ def test_shipped_recipes_load_and_round_trip(name: str) -> None:
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_train_sections_are_the_trainers(name: str, tmp_path: Path) -> None:
-    from paretune.experiment import training_arguments
+    from paretune.experiment.setup import training_arguments
 
     # Mixed precision on a GPU is refused where there is none.
     loaded = load_recipe(name, ["train.bf16=false"])

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import yaml
 
-from paretune.comparison import Cell, Comparison
 from paretune.files import write_json
-from paretune.front import Front, FrontPoint, ObjectiveMetrics, Score, TextStatistics
 from paretune.moo.preference import Preference, das_dennis
+from paretune.results.comparison import Cell, Comparison
+from paretune.results.front import Front, FrontPoint, ObjectiveMetrics, Score, TextStatistics
 
 HOSTILE = (
     "<script>alert(1)</script> </script><img src=x onerror=alert(2)> **bold** "

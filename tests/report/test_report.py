@@ -21,7 +21,7 @@ from paretune.report.diagnostics import draw_steps, panels
 from paretune.report.model_card import MARK, model_card, write_model_card
 from paretune.report.page import render
 from paretune.report.page_data import embedded_json, page_data, shown_answers, shown_points
-from paretune.report.runs import Run, read_runs
+from paretune.results.run_folder import Run, read_runs
 
 TWO = ("harmless", "helpful")
 CORNER = "points/harmless0.00-helpful1.00"
@@ -291,10 +291,10 @@ def test_the_base_model_is_measured_where_it_is_asked_for(
     measured = []
     model = SimpleNamespace(name="smollm2-135m-instruct")
     monkeypatch.setattr(
-        "paretune.judging.candidates.load_run", lambda path: SimpleNamespace(model=model)
+        "paretune.runs.candidates.load_run", lambda path: SimpleNamespace(model=model)
     )
     monkeypatch.setattr(
-        "paretune.judging.candidates.measure_base",
+        "paretune.runs.candidates.measure_base",
         lambda recipe, path, progress: measured.append(path),
     )
     monkeypatch.setattr("paretune.report.page.write_figures", lambda run: [])

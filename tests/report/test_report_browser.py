@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from paretune.report.page import render
-from paretune.report.runs import read_runs
+from paretune.results.run_folder import read_runs
 
 TWO = ("harmless", "helpful")
 Make = Callable[..., Path]

@@ -20,10 +20,11 @@ from typer.testing import CliRunner
 from paretune import cli
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
-from paretune.evaluation.generation import Answer, generate_answers, write_answers
+from paretune.evaluation.generation import generate_answers
 from paretune.files import read_json, write_json
-from paretune.front import Front, FrontPoint, ObjectiveMetrics
 from paretune.recipes import load_recipe
+from paretune.results.answers import Answer, write_answers
+from paretune.results.front import Front, FrontPoint, ObjectiveMetrics
 from paretune.serving.chat import Conversation, Speaker, mean_words, printable
 from paretune.serving.choose import open_run
 from paretune.serving.export import export_run

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from paretune.data_weighting.tasks.language_model import build, load_rows
 from paretune.errors import InputError
 from paretune.moo.bilevel.moml import MOML
 from paretune.moo.bilevel.soba import SOBA
@@ -14,7 +15,6 @@ from paretune.moo.bilevel.stochastic_wc_augmented import StochasticWCAugmented
 from paretune.moo.preference import Preference
 from paretune.recipes.language_model import LanguageModelTask
 from paretune.training.responses import Part
-from paretune.weighting.language_model import build, load_rows
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::paretune.moo.bilevel.oracle.NonConvexLowerLevelWarning"

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from paretune.baselines.job import Job
+from paretune.baselines.context import Job
 from paretune.data.sampling import PairRows
 from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
-from paretune.experiment import training_arguments
+from paretune.experiment.setup import training_arguments
 from paretune.moo.preference import Preference
 from paretune.training import MultiObjectiveConfig
 

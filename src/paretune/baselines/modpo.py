@@ -16,20 +16,25 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paretune.baselines.job import Job, Spend, Watch, trained
+from paretune.baselines.context import Job, Spend, Watch, trained
 from paretune.baselines.reward import tokens_read
-from paretune.baselines.single import OneObjectiveTrainer, corner, linear, single_objective
+from paretune.baselines.single_objective import (
+    OneObjectiveTrainer,
+    corner,
+    linear,
+    single_objective,
+)
 from paretune.data.messages import Text
 from paretune.data.tokenization import TokenizedPairs
 from paretune.errors import InputError
 from paretune.evaluation.scorers import text_of
-from paretune.experiment import build_trainer, load_weights
+from paretune.experiment.keep import StepReport, free_memory, train_point
+from paretune.experiment.reward_sources import recipe_scorers, recipe_sources
+from paretune.experiment.setup import build_trainer, load_weights
 from paretune.losses import PreferenceLoss
 from paretune.moo.preference import Preference
-from paretune.point import StepReport, free_memory, train_point
 from paretune.recipes.methods import Modpo
 from paretune.recipes.schema import Recipe
-from paretune.rewards.sources import recipe_scorers, recipe_sources
 
 
 def train(job: Job, preferences: Sequence[Preference], options: Modpo) -> None:

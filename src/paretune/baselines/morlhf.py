@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paretune.baselines.job import Job, trained
+from paretune.baselines.context import Job, trained
 from paretune.baselines.reward import (
     ScalarReward,
     Source,
@@ -43,7 +43,7 @@ def single_objective(job: Job, objective: str, options: Morlhf) -> Path:
     It is named by the objective, the backend, the seed and a digest of the options, and trained
     by whoever needs it first.
     """
-    from paretune.baselines.single import corner
+    from paretune.baselines.single_objective import corner
 
     preference = corner(objective, job.recipe.data.objectives)
 
@@ -68,7 +68,7 @@ def _train_point(
             "MORLHF trains an adapter, without which the model is its reference: give the recipe "
             "a 'lora' section."
         )
-    from paretune.point import free_memory
+    from paretune.experiment.keep import free_memory
 
     job.report("prepare", 0.0)
     reward = ScalarReward(
@@ -105,9 +105,9 @@ def _train_ppo(
 
     from paretune.baselines.budget import policy_tokens
     from paretune.baselines.ppo import PPO
-    from paretune.experiment import lora_config
+    from paretune.experiment.keep import save_weights
+    from paretune.experiment.setup import lora_config
     from paretune.models import load_model_and_tokenizer
-    from paretune.point import save_weights
 
     base, tokenizer = load_model_and_tokenizer(**job.recipe.model.model_dump(), device=device())
     set_seed(job.seed)  # the adapter is drawn

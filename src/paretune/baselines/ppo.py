@@ -15,8 +15,8 @@ from torch import Tensor
 
 from paretune.baselines.rollouts import PolicyWithValue, Rollouts, TokenScores, sample
 from paretune.errors import TrainingStoppedError
-from paretune.evaluation.generation import Prompt
 from paretune.recipes.methods import Morlhf
+from paretune.results.answers import Prompt
 from paretune.spend import Spend, Watch
 
 Reward = Callable[[Sequence[Prompt], Sequence[str]], tuple[list[float], dict[str, float]]]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paretune.baselines.job import Job
+from paretune.baselines.context import Job
 from paretune.errors import InputError
 from paretune.evaluation.scorers import Normalised, Scorer, normalise
 from paretune.files import read_json, write_json
@@ -30,7 +30,7 @@ def normalised_scorers(
     Raises:
         InputError: an objective that nothing scores.
     """
-    from paretune.rewards.sources import build_scorers, recipe_scorers, recipe_sources
+    from paretune.experiment.reward_sources import build_scorers, recipe_scorers, recipe_sources
 
     sources = recipe_sources(job.recipe) if rewards is None else rewards
     for name in objectives:

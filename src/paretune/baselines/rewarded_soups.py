@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paretune.baselines.job import Job, Watch, trained
-from paretune.baselines.single import single_objective
+from paretune.baselines.context import Job, Watch, trained
+from paretune.baselines.single_objective import single_objective
 from paretune.errors import InputError
 from paretune.files import read_json, write_json
 from paretune.moo.preference import Preference

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paretune.baselines.job import Job, Watch, spend_of, trained
+from paretune.baselines.context import Job, Watch, spend_of, trained
 from paretune.baselines.reward import Source, normalised_scorers, section_digest, tokens_read
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
@@ -25,7 +25,7 @@ from paretune.moo.preference import Preference
 from paretune.recipes.methods import PreferenceMap, Ric
 
 if TYPE_CHECKING:
-    from paretune.evaluation.generation import Prompt
+    from paretune.results.answers import Prompt
 
 Range = tuple[float, float]
 
@@ -169,7 +169,7 @@ def _answer(
 ) -> list[Sample]:
     """The model's answers to training prompts that ask for high scores, with those they got."""
     from paretune.evaluation.generation import generate_answers
-    from paretune.experiment import load_weights
+    from paretune.experiment.setup import load_weights
 
     folder = stage / "answers"
     file = folder / "answers.jsonl"
@@ -236,8 +236,8 @@ def _imitate(
         return
     from paretune.baselines.sft import fine_tune
     from paretune.data.tokenization import tokenize_responses
-    from paretune.experiment import load_weights
-    from paretune.point import free_memory, save_weights
+    from paretune.experiment.keep import free_memory, save_weights
+    from paretune.experiment.setup import load_weights
 
     job.report("prepare", 0.0)
     model, tokenizer = _fresh_model(job)
@@ -278,7 +278,7 @@ def _fresh_model(job: Job) -> tuple[Any, Any]:
     from peft import get_peft_model
     from transformers import set_seed
 
-    from paretune.experiment import lora_config
+    from paretune.experiment.setup import lora_config
     from paretune.models import load_model_and_tokenizer
 
     device = "cuda" if torch.cuda.is_available() else None

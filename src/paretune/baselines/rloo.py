@@ -10,13 +10,13 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer  # type: ignore[attr-defined]  # all are lazy
 
-from paretune.baselines.job import Job
+from paretune.baselines.context import Job
 from paretune.baselines.reward import ScalarReward
 from paretune.evaluation.generation import encode_prompt
-from paretune.experiment import lora_config
+from paretune.experiment.keep import StepReport, save_weights
+from paretune.experiment.setup import lora_config
 from paretune.files import write_text
 from paretune.models import load_model_and_tokenizer
-from paretune.point import StepReport, save_weights
 from paretune.recipes.methods import Morlhf
 from paretune.spend import Spend, Watch
 from paretune.training.checkpoints import CompleteCheckpoints, newest_complete, read_state

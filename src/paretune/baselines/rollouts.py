@@ -10,7 +10,6 @@ from transformers import GenerationConfig, LogitsProcessorList
 
 from paretune.data.tokenization import TokenSequence, pad_sequences
 from paretune.evaluation.generation import (
-    Prompt,
     SeededSampling,
     encode_prompt,
     end_token_ids,
@@ -19,6 +18,7 @@ from paretune.evaluation.generation import (
     seeded_uniforms,
 )
 from paretune.logprobs import output_embeddings
+from paretune.results.answers import Prompt
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from paretune.evaluation.generation import Prompt
+from paretune.results.answers import Prompt
 
 _ASSISTANT = "\n\nAssistant:"
 

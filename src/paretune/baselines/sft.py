@@ -10,9 +10,9 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # all are lazy
 
 from paretune.data.tokenization import TokenSequence
-from paretune.plan import Report
-from paretune.point import StepReport
-from paretune.resumed import Clock, train_to_end
+from paretune.experiment.keep import StepReport
+from paretune.experiment.resume import Clock, train_to_end
+from paretune.progress import Report
 from paretune.spend import Spend, Watch
 from paretune.training.checkpoints import CompleteCheckpoints
 

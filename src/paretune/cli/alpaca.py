@@ -51,9 +51,9 @@ def generate(
     where it was when the same command is given again.
     """
     with resumable():
-        from paretune.alpaca import find_point, generate_outputs, hub_instructions
         from paretune.cli.progress import quiet_libraries
         from paretune.evaluation.alpaca_eval import read_instructions
+        from paretune.runs.alpaca import find_point, generate_outputs, hub_instructions
         from paretune.serving.choose import open_run
 
         choices = open_run(run, overrides or [], method)

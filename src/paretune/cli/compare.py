@@ -13,8 +13,8 @@ def compare(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = Fals
     """
     with resumable():
         from paretune.cli.progress import console_progress
-        from paretune.compare import run_compare
-        from paretune.recipes.compare import load_comparison
+        from paretune.recipes.comparison import load_comparison
+        from paretune.runs.compare import run_compare
 
         loaded = load_comparison(recipe, overrides or [])
         with console_progress(loaded.model.name) as progress:

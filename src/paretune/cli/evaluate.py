@@ -25,7 +25,7 @@ def evaluate(
         from paretune.data.splitting import SPLITS
         from paretune.errors import InputError
         from paretune.recipes import load_recipe
-        from paretune.sweep import evaluate_run
+        from paretune.runs.sweep import evaluate_run
 
         if split not in SPLITS:
             raise InputError(f"There is no split '{split}': use train, validation or test.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from paretune.judging.questions import Judge
-    from paretune.judging.run import Forecast
+    from paretune.runs.judge import Forecast
 
 
 # Options of requests, which a model on this machine does not get.
@@ -84,9 +84,9 @@ def judge(
     exit code is 1, and the same command asks them again.
     """
     with resumable():
-        from paretune.judging.case import Wanted
-        from paretune.judging.run import FOLDER, Prices, judge_run
+        from paretune.judging.session import Wanted
         from paretune.judging.templates import ASPECTS
+        from paretune.runs.judge import FOLDER, Prices, judge_run
 
         if model is None:
             raise InputError("Name the judge: --model, or PARETUNE_JUDGE_MODEL.")
@@ -127,7 +127,7 @@ def judge(
                     f"{api_key_env}, or name another one with --api-key-env."
                 )
         from paretune.cli.progress import console_progress
-        from paretune.judging.candidates import base_answers, load_run, read_candidates
+        from paretune.runs.candidates import base_answers, load_run, read_candidates
 
         recipe = load_run(run)
         with console_progress(recipe.model.name) as progress:
@@ -147,7 +147,7 @@ def judge(
         typer.echo("Nothing was asked.")
         raise typer.Exit(1)
     from paretune.cli.tables import console
-    from paretune.judging.shown import account
+    from paretune.report.judges import account
 
     judged = summary.to_json()
     console().print(_table(judged))
@@ -228,8 +228,8 @@ def _table(judged: dict[str, Any]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    from paretune.judging.shown import interval_text
     from paretune.report.figures import preference_label
+    from paretune.report.judges import interval_text
 
     pairs = any(row["wins"] for row in judged["rows"])
     table = Table(title="improvement over the base model [95 %]", title_justify="left")

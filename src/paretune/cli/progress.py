@@ -14,9 +14,8 @@ from rich.progress import TimeElapsedColumn as Elapsed
 
 from paretune.files import main_process
 from paretune.models import EMBEDDED
-from paretune.plan import PHASES, Phase
-from paretune.sweep import Progress as SweepProgress
-from paretune.sweep import Silent
+from paretune.progress import PHASES, Phase, Silent
+from paretune.progress import Progress as SweepProgress
 
 # Guesses of how a point's time divides, used until phases have been measured.
 _SHARES: dict[Phase, float] = {"prepare": 0.1, "train": 0.6, "evaluate": 0.1, "generate": 0.2}

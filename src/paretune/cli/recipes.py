@@ -14,10 +14,7 @@ def recipes(
     from paretune.errors import InputError
     from paretune.recipes import shipped_recipes, syntax
 
-    commands = ("sweep", "compare", "weigh")
-    shipped = {
-        each: text for command in commands for each, text in shipped_recipes(command).items()
-    }
+    shipped = shipped_recipes("sweep") | shipped_recipes("compare") | shipped_recipes("weigh")
     if name is not None:
         if name not in shipped:
             raise InputError(

@@ -31,11 +31,11 @@ def report(
     """
     with resumable():
         from paretune.report.page import write_report
-        from paretune.report.runs import read_runs
+        from paretune.results.run_folder import read_runs
 
         if base:
             from paretune.cli.progress import console_progress
-            from paretune.judging.candidates import load_run, measure_base
+            from paretune.runs.candidates import load_run, measure_base
 
             for run in read_runs(runs):
                 if run.base is None:

@@ -27,7 +27,7 @@ def train(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = False)
         from paretune.cli.progress import console_progress
         from paretune.files import main_process
         from paretune.recipes import load_recipe
-        from paretune.rewards.run import FOLDER, run_rewards
+        from paretune.runs.reward import FOLDER, run_rewards
 
         loaded = load_recipe(recipe, overrides or [])
         with console_progress(loaded.reward.model or loaded.model.name) as progress:

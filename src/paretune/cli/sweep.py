@@ -12,7 +12,7 @@ def sweep(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = False)
         from paretune.cli.progress import console_progress
         from paretune.cli.tables import print_front
         from paretune.recipes import load_recipe
-        from paretune.sweep import run_sweep
+        from paretune.runs.sweep import run_sweep
 
         loaded = load_recipe(recipe, overrides or [])
         with console_progress(loaded.model.name) as progress:

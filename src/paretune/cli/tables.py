@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from paretune.comparison import Comparison, Spread
 from paretune.files import main_process
-from paretune.front import Front, FrontPoint
+from paretune.results.comparison import Comparison, Spread
+from paretune.results.front import Front, FrontPoint
 
 _PROMPTS = 3
 _COLUMNS = 4
@@ -123,7 +123,6 @@ def answer_tables(points: Sequence[FrontPoint], folder: Path) -> list[Table]:
         path = folder / point.folder / "answers.jsonl"
         if not path.exists():
             return []
-        # Not `read_answers`, whose module imports torch.
         lines = path.read_text(encoding="utf-8").split("\n")[:_PROMPTS]
         answers.append([json.loads(line) for line in lines if line])
     tables = []

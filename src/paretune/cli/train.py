@@ -23,7 +23,7 @@ def train(
         from paretune.cli.tables import print_front
         from paretune.errors import InputError
         from paretune.recipes import load_recipe, with_preference
-        from paretune.sweep import run_sweep
+        from paretune.runs.sweep import run_sweep
 
         weights, keys = weights_and_overrides(prefer, overrides)
         loaded = load_recipe(recipe, keys)

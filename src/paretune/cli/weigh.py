@@ -29,13 +29,13 @@ def weigh(
     """
     with resumable():
         from paretune.cli.progress import quiet_libraries
+        from paretune.recipes.data_weighting import load_weigh_recipe
         from paretune.recipes.language_model import LanguageModelTask
-        from paretune.recipes.weighing import load_weigh_recipe
 
         loaded = load_weigh_recipe(recipe, overrides or [])
         if isinstance(loaded.task, LanguageModelTask):
             quiet_libraries(loaded.task.model.name)
-        from paretune.weighting.run import run_weighing
+        from paretune.data_weighting.run import run_weighing
 
         summary = run_weighing(loaded, only=only or [], fresh=fresh, report=_Lines().show)
         failed = f", {len(summary.failed)} failed" if summary.failed else ""

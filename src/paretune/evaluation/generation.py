@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,23 +19,10 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from paretune.errors import InputError
-from paretune.files import write_text
-
-Prompt = str | list[dict[str, str]]
-"""A plain prompt, or a conversation as a list of {"role", "content"} messages."""
+from paretune.results.answers import Answer, Prompt
 
 Progress = Callable[[int, int], None]
 """Called with (prompts answered so far, prompts in all) after every batch."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer. `finished` is False when the answer was cut at `max_new_tokens`."""
-
-    prompt: Prompt
-    response: str
-    finished: bool
-    scores: dict[str, float] = field(default_factory=dict)
 
 
 def generate(
@@ -249,30 +232,3 @@ def _check_settings(max_new_tokens: int, temperature: float, top_p: float, batch
         raise InputError(f"temperature must be 0 (greedy) or a positive number, not {temperature}.")
     if not 0 < top_p <= 1:
         raise InputError(f"top_p must lie in (0, 1], not {top_p}.")
-
-
-def write_answers(path: str | os.PathLike[str], answers: Iterable[Answer]) -> None:
-    """Write one JSON object a line: prompt, response, finished, scores. Replaces `path` whole."""
-    lines = (json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-    write_text(Path(path), "".join(lines))
-
-
-def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
-    """Read what `write_answers` wrote.
-
-    Raises:
-        InputError: naming the file and line that is not an answer.
-    """
-    answers = []
-    # Not `splitlines`: answers may hold other line separators, which JSON leaves as they are.
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            answers.append(Answer(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
-            raise InputError(
-                f"{path}, line {number}: not an answer ({error}); "
-                "expected a JSON object with prompt, response, finished and scores."
-            ) from error
-    return answers

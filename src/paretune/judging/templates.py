@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from paretune.evaluation.generation import Prompt
+    from paretune.results.answers import Prompt
 
 SYSTEM = """\
 Your role is to evaluate text quality based on given criteria. You'll receive an instructional \

@@ -6,20 +6,17 @@ Names that need torch load on first use, so that `Preference` alone does not imp
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from paretune.moo.numerics.simplex_qp import QPSolution, simplex_qp
 from paretune.moo.preference import Preference, das_dennis, named_preferences
-from paretune.moo.simplex_qp import QPSolution, simplex_qp
 
 if TYPE_CHECKING:
-    from paretune.moo.affine import AffineConstraints
     from paretune.moo.bilevel.module import ModuleVector
     from paretune.moo.bilevel.polish import Polished, polish_lower
     from paretune.moo.bilevel.problem import BilevelProblem, StochasticBilevelProblem
     from paretune.moo.bilevel.result import BilevelResult
     from paretune.moo.bilevel.stochastic_wc_augmented import StochasticWCAugmented
-    from paretune.moo.clamp_state import ClampState
-    from paretune.moo.descent import Descent
-    from paretune.moo.exploration import Exploration, explore
-    from paretune.moo.kkt import (
+    from paretune.moo.numerics.affine import AffineConstraints
+    from paretune.moo.numerics.kkt import (
         DegenerateConstraintsWarning,
         KKTParts,
         KKTSystem,
@@ -27,46 +24,49 @@ if TYPE_CHECKING:
         best_multipliers,
         kkt_system,
     )
-    from paretune.moo.linear_scalarization import LinearScalarization
     from paretune.moo.optimize import minimize
     from paretune.moo.problem import Problem, StochasticProblem
-    from paretune.moo.result import History, Method, Result
-    from paretune.moo.wc_augmented import WCAugmented
-    from paretune.moo.wc_penalty import WCPenalty
+    from paretune.moo.solvers.descent import Descent
+    from paretune.moo.solvers.exploration import Exploration, explore
+    from paretune.moo.solvers.linear_scalarization import LinearScalarization
+    from paretune.moo.solvers.result import History, Method, Result
+    from paretune.moo.solvers.wc_augmented import WCAugmented
+    from paretune.moo.solvers.wc_penalty import WCPenalty
     from paretune.moo.weightings import MGDA, RACO, Clamp, Linear, Weighting, Weights
+    from paretune.moo.weightings.clamp_state import ClampState
 
 _HOME = {
-    "AffineConstraints": "affine",
+    "AffineConstraints": "numerics.affine",
     "BilevelProblem": "bilevel.problem",
     "BilevelResult": "bilevel.result",
     "Clamp": "weightings",
-    "ClampState": "clamp_state",
-    "DegenerateConstraintsWarning": "kkt",
-    "Descent": "descent",
-    "Exploration": "exploration",
-    "History": "result",
-    "KKTParts": "kkt",
-    "KKTSystem": "kkt",
+    "ClampState": "weightings",
+    "DegenerateConstraintsWarning": "numerics.kkt",
+    "Descent": "solvers.descent",
+    "Exploration": "solvers.exploration",
+    "History": "solvers.result",
+    "KKTParts": "numerics.kkt",
+    "KKTSystem": "numerics.kkt",
     "Linear": "weightings",
-    "LinearScalarization": "linear_scalarization",
+    "LinearScalarization": "solvers.linear_scalarization",
     "MGDA": "weightings",
-    "Method": "result",
+    "Method": "solvers.result",
     "ModuleVector": "bilevel.module",
-    "Multipliers": "kkt",
+    "Multipliers": "numerics.kkt",
     "Polished": "bilevel.polish",
     "Problem": "problem",
     "RACO": "weightings",
-    "Result": "result",
+    "Result": "solvers.result",
     "StochasticBilevelProblem": "bilevel.problem",
     "StochasticProblem": "problem",
     "StochasticWCAugmented": "bilevel.stochastic_wc_augmented",
-    "WCAugmented": "wc_augmented",
-    "WCPenalty": "wc_penalty",
+    "WCAugmented": "solvers.wc_augmented",
+    "WCPenalty": "solvers.wc_penalty",
     "Weighting": "weightings",
     "Weights": "weightings",
-    "best_multipliers": "kkt",
-    "explore": "exploration",
-    "kkt_system": "kkt",
+    "best_multipliers": "numerics.kkt",
+    "explore": "solvers.exploration",
+    "kkt_system": "numerics.kkt",
     "minimize": "optimize",
     "polish_lower": "bilevel.polish",
 }

@@ -14,16 +14,16 @@ from paretune.errors import InputError
 from paretune.moo.bilevel.choice import BilevelName, BilevelSolver, minimize_bilevel
 from paretune.moo.bilevel.problem import BilevelProblem, StochasticBilevelProblem
 from paretune.moo.bilevel.result import BilevelResult
-from paretune.moo.descent import Descent, OptimizerFactory
-from paretune.moo.kkt import as_tensor
-from paretune.moo.linear_scalarization import LinearScalarization
+from paretune.moo.numerics.kkt import as_tensor
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem, StochasticProblem
 from paretune.moo.ranking import Ranking
-from paretune.moo.result import Method, Result
-from paretune.moo.wc_augmented import WCAugmented
-from paretune.moo.wc_checks import Shift
-from paretune.moo.wc_penalty import WCPenalty
+from paretune.moo.shift import Shift
+from paretune.moo.solvers.descent import Descent, OptimizerFactory
+from paretune.moo.solvers.linear_scalarization import LinearScalarization
+from paretune.moo.solvers.result import Method, Result
+from paretune.moo.solvers.wc_augmented import WCAugmented
+from paretune.moo.solvers.wc_penalty import WCPenalty
 from paretune.moo.weightings import MGDA, Clamp, Linear
 
 MethodName = Literal["clamp", "mgda", "linear", "wc_augmented", "wc_penalty"]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paretune.moo.descent import Descent
-from paretune.moo.linear_scalarization import LinearScalarization
 from paretune.moo.preference import Preference
-from paretune.moo.result import Method, Result
-from paretune.moo.wc_augmented import WCAugmented
-from paretune.moo.wc_checks import read_shift
-from paretune.moo.wc_penalty import WCPenalty
+from paretune.moo.shift import read_shift
+from paretune.moo.solvers.descent import Descent
+from paretune.moo.solvers.linear_scalarization import LinearScalarization
+from paretune.moo.solvers.result import Method, Result
+from paretune.moo.solvers.wc_augmented import WCAugmented
+from paretune.moo.solvers.wc_penalty import WCPenalty
 from paretune.moo.weightings import MGDA, Linear
 
 # A point must be this much better than another, relatively, to take its place.

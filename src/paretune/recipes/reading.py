@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from paretune.errors import InputError
 from paretune.recipes import syntax
 
+Command = Literal["sweep", "compare", "weigh"]
 Keys = tuple[str, ...]
 R = TypeVar("R", bound=BaseModel)
 
@@ -29,25 +30,14 @@ class _Named:
 Place = type[BaseModel] | _Named
 
 
-def shipped_recipes(command: str = "sweep") -> dict[str, str]:
-    """The text of every recipe in the package for a command, by name.
-
-    Args:
-        command: ``"sweep"``, ``"weigh"`` (names begin with ``weigh_``) or ``"compare"`` (names end
-            with ``_compare``).
-    """
-    found = (file for file in files("paretune.recipes").iterdir() if file.name.endswith(".yaml"))
+def shipped_recipes(command: Command = "sweep") -> dict[str, str]:
+    """The text of every recipe in the package for a command, by name."""
+    found = (files("paretune.recipes") / command).iterdir()
     return {
         file.name.removesuffix(".yaml"): file.read_text(encoding="utf-8")
         for file in sorted(found, key=lambda file: file.name)
-        if _command(file.name.removesuffix(".yaml")) == command
+        if file.name.endswith(".yaml")
     }
-
-
-def _command(name: str) -> str:
-    if name.startswith("weigh_"):
-        return "weigh"
-    return "compare" if name.endswith("_compare") else "sweep"
 
 
 def find_recipe(name: str | Path, shipped: Mapping[str, str]) -> tuple[str, str, str]:

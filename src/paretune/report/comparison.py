@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from paretune.comparison import Comparison, Spread
-from paretune.front import FrontPoint
 from paretune.report.figures import PlotPoint, draw_front, preference_label
+from paretune.results.comparison import Comparison, Spread
+from paretune.results.front import FrontPoint
 
 _BASE = "base model"
 

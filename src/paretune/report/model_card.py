@@ -11,10 +11,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paretune._version import __version__
 from paretune.files import read_json, write_text
-from paretune.front import FrontPoint
 from paretune.models import EMBEDDED
 from paretune.report import tables
-from paretune.report.runs import Run
+from paretune.results.front import FrontPoint
+from paretune.results.run_folder import Run
 
 CARD = "README.md"
 MARK = "<!-- Written by `paretune report`, which replaces it; without this line it is yours. -->"

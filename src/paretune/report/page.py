@@ -22,7 +22,7 @@ from paretune.report.figures import PlotPoint, draw_front, preference_label
 from paretune.report.judged import judged_tables
 from paretune.report.model_card import write_model_card
 from paretune.report.page_data import embedded_json, page_data, run_names, shown_points
-from paretune.report.runs import Run, point_slug, read_runs
+from paretune.results.run_folder import Run, point_slug, read_runs
 
 PAGE = "report.html"
 FIGURES = "figures"
@@ -42,7 +42,7 @@ def write_report(paths: Sequence[Path], tell: Callable[[str], None] = lambda mes
         The page.
 
     Raises:
-        InputError: see `paretune.report.runs.read_runs`; or a folder cannot be written.
+        InputError: see `paretune.results.run_folder.read_runs`; or a folder cannot be written.
     """
     runs = read_runs(paths)
     target = runs[0].path / PAGE

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from paretune.front import FrontPoint
 from paretune.moo.indicators import nondominated
 from paretune.report.diagnostics import Panel, panels
 from paretune.report.figures import preference_label
-from paretune.report.runs import Run
 from paretune.report.tables import Fact, facts, preference_text
+from paretune.results.front import FrontPoint
+from paretune.results.run_folder import Run
 
 ANSWER_BYTES = 2_000_000
 """Room for answers on a page; with plotly.js (4.8 MB) and the rest it stays below 8 MB."""

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from paretune.comparison import Comparison, Spread
-from paretune.front import FrontPoint, Score
+from paretune.results.comparison import Comparison, Spread
+from paretune.results.front import FrontPoint, Score
 
 _COUNTS = {
     "rows": "rows read",

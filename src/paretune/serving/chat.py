@@ -12,16 +12,11 @@ from transformers import TextStreamer
 
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
-from paretune.evaluation.generation import (
-    Answer,
-    Prompt,
-    encode_prompt,
-    generate_answers,
-    read_answers,
-)
-from paretune.front import Score
+from paretune.evaluation.generation import encode_prompt, generate_answers
 from paretune.models import load_model_and_tokenizer
 from paretune.recipes import Recipe
+from paretune.results.answers import Answer, Prompt, read_answers
+from paretune.results.front import Score
 from paretune.serving.choose import Candidate, Choices
 
 OnText = Callable[[str], None]

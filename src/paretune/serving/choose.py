@@ -13,11 +13,11 @@ from pathlib import Path
 
 from paretune.errors import InputError
 from paretune.files import read_json
-from paretune.front import Front, FrontPoint
 from paretune.moo.preference import Preference
 from paretune.recipes import Recipe, load_recipe
 from paretune.recipes.points import as_preference
-from paretune.report.runs import Run
+from paretune.results.front import Front, FrontPoint
+from paretune.results.run_folder import Run
 
 _WEIGHTS = ("adapter_config.json", "config.json")
 
@@ -150,7 +150,7 @@ def open_run(folder: Path, overrides: Sequence[str] = (), method: str | None = N
 def _recipe(run: Run, overrides: Sequence[str]) -> Recipe:
     if run.comparison is None:
         return load_recipe(run.path / "recipe.yaml", overrides)
-    from paretune.recipes.compare import load_comparison  # imports torch
+    from paretune.recipes.comparison import load_comparison  # imports torch
 
     return load_comparison(run.path / "recipe.yaml", overrides)
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from paretune.errors import InputError
-from paretune.moo.clamp_state import ClampState
 from paretune.moo.weightings import Weights
+from paretune.moo.weightings.clamp_state import ClampState
 from paretune.training.config import ClampConfig
 from paretune.training.trainer import MultiObjectiveTrainer, Pairs
 

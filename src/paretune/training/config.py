@@ -14,8 +14,8 @@ from paretune.gradients import Method
 from paretune.losses import LossName, PreferenceLoss
 from paretune.moo.bilevel.multipliers import StepwiseMultipliers
 from paretune.moo.bilevel.problem import HVP
-from paretune.moo.clamp_state import ClampState, MuSchedule
 from paretune.moo.preference import Preference
+from paretune.moo.weightings.clamp_state import ClampState, MuSchedule
 
 
 @dataclass

@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from paretune.moo import minimize
-from paretune.moo.augmented import AugmentedLagrangian
 from paretune.moo.bilevel import EqualityConstrained
 from paretune.moo.bilevel.oracle import NonConvexLowerLevelWarning, Oracle
 from paretune.moo.bilevel.warm_start import warm_adjoint, warm_lower
 from paretune.moo.problem import Problem
+from paretune.moo.solvers.augmented import AugmentedLagrangian
+from paretune.moo.solvers.wc_augmented import WCAugmented
+from paretune.moo.solvers.wc_track import Track
 from paretune.moo.test_problems import data_weighting, quadratic_bilevel
-from paretune.moo.wc_augmented import WCAugmented
-from paretune.moo.wc_track import Track
 
 
 def test_both_parts_solve_a_quadratic_lower_level():

@@ -20,11 +20,11 @@ from paretune.moo.bilevel.result import BilevelResult
 from paretune.moo.bilevel.soba import SOBA
 from paretune.moo.bilevel.stochastic_wc_augmented import StochasticWCAugmented
 from paretune.moo.bilevel.wc_soba import WCSOBA
-from paretune.moo.kkt import as_tensor
+from paretune.moo.numerics.kkt import as_tensor
 from paretune.moo.preference import Preference
-from paretune.moo.wc_augmented import WCAugmented
-from paretune.moo.wc_checks import Shift
-from paretune.moo.wc_penalty import WCPenalty
+from paretune.moo.shift import Shift
+from paretune.moo.solvers.wc_augmented import WCAugmented
+from paretune.moo.solvers.wc_penalty import WCPenalty
 
 BilevelName = Literal[
     "wc_augmented", "wc_penalty", "moml", "moco", "forum", "gmoba", "itd", "soba", "wc_soba"

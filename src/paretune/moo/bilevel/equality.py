@@ -16,12 +16,12 @@ from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.problem import AnyBilevel, BilevelProblem, StochasticBilevelProblem
 from paretune.moo.bilevel.result import BilevelResult, Record
 from paretune.moo.bilevel.warm_start import warm_adjoint, warm_lower
-from paretune.moo.kkt import positive_weights
+from paretune.moo.numerics.kkt import positive_weights
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem, StochasticProblem
-from paretune.moo.result import Result
-from paretune.moo.wc_augmented import WCAugmented
-from paretune.moo.wc_penalty import WCPenalty
+from paretune.moo.solvers.result import Result
+from paretune.moo.solvers.wc_augmented import WCAugmented
+from paretune.moo.solvers.wc_penalty import WCPenalty
 
 
 @dataclass(frozen=True)

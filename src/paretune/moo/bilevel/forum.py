@@ -13,7 +13,7 @@ from torch import Tensor
 from paretune.moo.bilevel.method import BilevelMethod, Iterate
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.steps import Optimizer, Stepper, as_multipliers, check_options, norm
-from paretune.moo.simplex_qp import simplex_qp
+from paretune.moo.numerics.simplex_qp import simplex_qp
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from paretune.moo.bilevel.flat import FlatProblem
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.problem import AnyBilevel, StochasticBilevelProblem
 from paretune.moo.bilevel.result import BilevelHistory, BilevelResult, Record
-from paretune.moo.kkt import (
+from paretune.moo.numerics.kkt import (
     DegenerateConstraintsWarning,
     KKTParts,
     best_multipliers,

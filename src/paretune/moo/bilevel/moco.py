@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paretune.moo.augmented import project_simplex
 from paretune.moo.bilevel.method import BilevelMethod, Iterate
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.steps import Optimizer, Stepper, as_multipliers, check_options, norm
+from paretune.moo.solvers.augmented import project_simplex
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paretune.errors import InputError
-from paretune.moo.augmented import project_simplex
+from paretune.moo.solvers.augmented import project_simplex
 
 # ‖ν‖ may reach this many times u times the largest ‖h‖ met.
 _LIMIT = 1e4

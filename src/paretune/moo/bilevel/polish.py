@@ -11,7 +11,7 @@ from torch import Tensor
 from paretune.errors import InputError
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.problem import AnyBilevel, StochasticBilevelProblem
-from paretune.moo.lbfgs import LBFGS
+from paretune.moo.numerics.lbfgs import LBFGS
 
 _HALVINGS = 20
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from paretune.moo.kkt import KKTParts
+from paretune.moo.numerics.kkt import KKTParts
 
 
 @dataclass(frozen=True)

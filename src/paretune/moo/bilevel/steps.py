@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from paretune.errors import InputError
-from paretune.moo.simplex_qp import simplex_qp
+from paretune.moo.numerics.simplex_qp import simplex_qp
 
 Optimizer = Literal["adam"] | None
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from paretune.errors import InputError
-from paretune.moo.augmented import AugmentedLagrangian
 from paretune.moo.bilevel.flat import FlatProblem
 from paretune.moo.bilevel.method import BilevelMethod, Iterate
 from paretune.moo.bilevel.multipliers import StepwiseMultipliers
 from paretune.moo.bilevel.oracle import Oracle
-from paretune.moo.kkt import best_rho
-from paretune.moo.wc_checks import Shift, check_positive, read_shift
+from paretune.moo.numerics.kkt import best_rho
+from paretune.moo.shift import Shift, check_positive, read_shift
+from paretune.moo.solvers.augmented import AugmentedLagrangian
 
 
 @dataclass(frozen=True, kw_only=True)

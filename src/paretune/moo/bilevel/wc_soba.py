@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from paretune.errors import InputError
-from paretune.moo.augmented import project_simplex
 from paretune.moo.bilevel.method import BilevelMethod, Iterate
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.soba import directions
 from paretune.moo.bilevel.steps import check_options, norm
+from paretune.moo.solvers.augmented import project_simplex
 
 
 @dataclass(frozen=True, kw_only=True)

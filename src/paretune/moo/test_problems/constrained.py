@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paretune.errors import InputError
-from paretune.moo.affine import AffineConstraints
+from paretune.moo.numerics.affine import AffineConstraints
 from paretune.moo.problem import Problem
 from paretune.moo.test_problems.known import Array, KnownProblem, Weights, balance, positive
 

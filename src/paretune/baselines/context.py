@@ -1,0 +1,95 @@
+"""What a method of a comparison is given, and what it tells of its expenses.
+
+A method is a module with a section of options (`paretune.recipes.methods`) and
+``train(job, preferences, options)``, which leaves in `Job.point` of every preference a PEFT adapter
+and, written last, ``training.json`` (see `Job.finish`). A point that has it is never trained again.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretune.files import main_process, move, read_json, write_json
+from paretune.moo.preference import Preference
+from paretune.progress import Report
+from paretune.spend import Spend as Spend
+from paretune.spend import Watch as Watch
+
+if TYPE_CHECKING:
+    from paretune.data import PreferenceData
+    from paretune.recipes.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """One method with one seed: what it may use, and where its results go.
+
+    Attributes:
+        recipe: model, lora, data, loss, train and evaluation, the same for all methods.
+        splits: ``train``, ``validation`` and ``test``; a method must not look at the last.
+        seed: of everything random.
+        folder: the method's own, with this seed.
+        shared: what several methods use, such as single-objective adapters; see `once`.
+        report: told how far the current phase of the current point is.
+    """
+
+    recipe: "Recipe"
+    splits: "Mapping[Any, PreferenceData]"
+    seed: int
+    folder: Path
+    shared: Path
+    report: Report = lambda phase, done: None
+
+    def point(self, preference: Preference) -> Path:
+        """The folder of a preference's adapter."""
+        return self.folder / "points" / preference.slug()
+
+    def finish(
+        self, folder: Path, steps: int, spend: Spend, shared: Iterable[str] = (), **more: Any
+    ) -> None:
+        """Write ``training.json``, which says that all else in `folder` is there.
+
+        Args:
+            spend: of this point alone.
+            shared: keys of what else it needed (see `once`).
+            more: further values to keep, such as the KL divergence at the end.
+        """
+        if main_process():
+            write_json(
+                folder / "training.json",
+                {
+                    "steps": steps,
+                    "seconds": spend.seconds,
+                    "spend": spend.to_json(),
+                    "shared": sorted(shared),
+                    **more,
+                },
+            )
+
+    def once(self, key: str, build: Callable[[Path], None]) -> Path:
+        """The folder of something shared, built by whoever needs it first.
+
+        ``build(folder)`` fills a folder and writes its ``training.json`` (`finish`); if it is
+        interrupted it is given the same folder again, to go on. Put the seed into `key` if the
+        result depends on it.
+        """
+        target = self.shared / key
+        if not target.exists():
+            partial = self.shared / f"{key}.partial"
+            partial.mkdir(parents=True, exist_ok=True)
+            if not trained(partial):
+                build(partial)
+            if main_process():
+                move(partial, target)
+        return target
+
+
+def trained(folder: Path) -> bool:
+    """Whether the point in `folder` needs no more training."""
+    return (folder / "training.json").exists()
+
+
+def spend_of(folder: Path) -> Spend:
+    """What the point or shared thing in `folder` took."""
+    return Spend.from_json(read_json(folder / "training.json")["spend"])

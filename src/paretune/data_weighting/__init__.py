@@ -1,0 +1,1 @@
+"""``paretune weigh``: how much each training set should weigh, from recipe to tables."""

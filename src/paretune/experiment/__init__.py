@@ -1,0 +1,1 @@
+"""Experiments: from a recipe to things that run."""

@@ -1,0 +1,118 @@
+"""Training one point and keeping what came of it."""
+
+import gc
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from paretune.files import main_process, move, read_json, sync, write_json, write_text
+from paretune.progress import Report
+from paretune.spend import Spend, Watch
+from paretune.training import MultiObjectiveTrainer
+
+
+def train_point(
+    trainer: MultiObjectiveTrainer, folder: Path, report: Report, shared: Sequence[str] = ()
+) -> None:
+    """Train, or go on with it, and keep weights, log and ``training.json``.
+
+    Args:
+        shared: What else the point needed, for ``training.json`` (see `baselines.context`).
+    """
+    report("train", 0.0)
+    watch = Watch()
+    trainer.train(resume_from_checkpoint=True)
+    _save(trainer, folder, {"shared": sorted(shared)}, watch.spend().peak_memory_bytes)
+
+
+def wait_for_all() -> None:
+    """Let no process go on before all have come here."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def free_memory() -> None:
+    """Give back what the last model and trainer held."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+class StepReport(TrainerCallback):
+    """Reports the share of the training steps that is done."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    def on_step_end(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._report("train", state.global_step / max(state.max_steps, 1))
+
+
+def _save(
+    trainer: MultiObjectiveTrainer, folder: Path, more: Mapping[str, Any], peak_memory: int
+) -> None:
+    """Keep the trained weights and the log; ``training.json``, written last, says it is all there.
+
+    Several processes hold the same weights: one writes.
+    """
+    if main_process():
+        save_weights(trainer.model, trainer.processing_class, folder)
+        history = trainer.state.log_history
+        write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        summary = _summary(history, trainer.state.global_step, peak_memory)
+        write_json(folder / "training.json", {**summary, **more})
+    wait_for_all()
+
+
+def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Keep the adapter or, of a model without one, all weights and the tokenizer."""
+    partial = folder / "weights.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial)
+    if not hasattr(model, "peft_config"):
+        tokenizer.save_pretrained(partial)
+    (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty form
+    config = partial / "adapter_config.json"
+    if config.exists():  # PEFT writes sets in an order that differs from process to process
+        write_json(config, _ordered(read_json(config)))
+    for file in sorted(partial.iterdir()):
+        sync(file)
+        move(file, folder / file.name)
+    partial.rmdir()
+
+
+def _ordered(config: Mapping[str, Any]) -> dict[str, Any]:
+    modules = config["target_modules"]
+    return {**config, "target_modules": sorted(modules) if isinstance(modules, list) else modules}
+
+
+def _summary(history: Sequence[Mapping[str, Any]], steps: int, peak_memory: int) -> dict[str, Any]:
+    """What the training took, over all its sessions, from the trainer's log."""
+    rows = [row for row in history if "time/step" in row]
+    counts = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *rows], rows, strict=False)]
+
+    def total(key: str) -> float:
+        return math.fsum(n * row.get(key, 0.0) for n, row in zip(counts, rows, strict=True))
+
+    logged = max(sum(counts), 1)
+    spend = Spend(
+        policy_tokens=round(total("spend/policy_tokens")),
+        passes=round(total("spend/passes")),
+        seconds=total("time/step"),
+        peak_memory_bytes=peak_memory,
+    )
+    return {
+        "steps": steps,
+        "seconds": spend.seconds,
+        "spend": spend.to_json(),
+        "vertex_share": total("clamp/vertex") / logged,
+        "solver_share": total("time/solver_share") / logged,
+    }

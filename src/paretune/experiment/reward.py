@@ -1,0 +1,203 @@
+"""Reward models trained on a recipe's own pairs, one an objective (TRL's RewardTrainer).
+
+`rewards/<objective>/` holds the adapter with its score head, ``log.jsonl`` and, written last,
+``reward.json``. A finished reward model is never trained again, and training that was cut short
+goes on from its newest complete checkpoint.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from datasets import Dataset
+from transformers import set_seed
+from transformers.trainer_callback import PrinterCallback
+from trl import RewardConfig, RewardTrainer  # type: ignore[attr-defined]  # all are lazy
+
+from paretune.data import PreferenceData
+from paretune.errors import InputError
+from paretune.evaluation.reward_models import RewardInput, RewardModelScorer
+from paretune.evaluation.scorers import normalise, pair_accuracy, text_of
+from paretune.experiment.keep import StepReport, free_memory, save_weights, wait_for_all
+from paretune.experiment.resume import Clock, train_to_end
+from paretune.experiment.setup import checked_arguments, lora_config
+from paretune.files import main_process, read_json, write_json, write_text
+from paretune.models import load_model_and_tokenizer
+from paretune.progress import Report
+from paretune.training.checkpoints import CompleteCheckpoints
+
+if TYPE_CHECKING:
+    from paretune.recipes.schema import Recipe
+
+logger = logging.getLogger(__name__)
+
+# Fields of RewardConfig that a recipe gives elsewhere, or that this module sets.
+_ELSEWHERE = {
+    "output_dir": "output_dir",
+    "seed": "reward.seed",
+    "max_length": "reward.max_length",
+    "model_init_kwargs": "model",
+    "trust_remote_code": "model.trust_remote_code",
+}
+
+
+def reward_arguments(recipe: "Recipe", folder: Path) -> RewardConfig:
+    """The trainer's arguments, checkpoints going to `folder`.
+
+    Raises:
+        InputError: a key of the recipe's reward.train section that does not exist, belongs
+            elsewhere, or has a value of the wrong type.
+    """
+    train = checked_arguments(recipe.reward.train, RewardConfig, "reward.train", _ELSEWHERE)
+    defaults: dict[str, Any] = {
+        "bf16": False,  # TRL's default fails where there is no GPU
+        "gradient_checkpointing": False,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is no GPU
+        "save_total_limit": 2,
+    }
+    own = {"seed": recipe.reward.seed, "max_length": None, "output_dir": str(folder)}
+    try:
+        return RewardConfig(**defaults | train | own)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"The recipe's reward.train section does not work here: {error}"
+        ) from error
+
+
+def train_reward(
+    recipe: "Recipe",
+    objective: str,
+    splits: Mapping[Any, PreferenceData],
+    folder: Path,
+    report: Report = lambda phase, done: None,
+) -> dict[str, Any]:
+    """Train the reward model of one objective, unless it is there, and measure it.
+
+    Minus the mean of log σ(r(chosen) − r(rejected)) is minimised (Bradley-Terry), at the score of
+    each answer's last token. Weights of pairs count in the accuracy, not in training.
+
+    Args:
+        splits: Train, validation and test data, split by prompt.
+        folder: The objective's own.
+
+    Returns:
+        What ``reward.json`` holds: how to load and feed the model (``model``, ``input``,
+        ``max_length``), ``pairs`` trained on and ``dropped`` for their length, ``steps``,
+        ``seconds`` and ``tokens`` of training, ``accuracy`` on validation and test, and
+        ``normalisation``: mean and std of its scores of the training answers.
+
+    Raises:
+        InputError: a model, data or settings that do not fit together.
+    """
+    done = folder / "reward.json"
+    if done.exists():
+        record: dict[str, Any] = read_json(done)
+        return record
+    report("prepare", 0.0)
+    args = reward_arguments(recipe, folder / "checkpoints")
+    source = _base(recipe)
+    set_seed(recipe.reward.seed)  # the score head is drawn on loading
+    model, tokenizer = load_model_and_tokenizer(**source, head="new_score")
+    train = splits["train"].pairs[objective]
+    if "weight" in train.column_names:
+        logger.warning("%s: the pairs' weights count in the accuracy, not in training", objective)
+    form = _form(train[0])
+    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
+    limit = recipe.reward.max_length
+    rows, dropped = _tokenize(train, objective, form, tokenizer, limit)
+    held_out = splits["validation"].pairs[objective] if evaluates else None
+    clock = Clock()
+    trainer = RewardTrainer(
+        model,
+        args,
+        train_dataset=rows,
+        eval_dataset=held_out and _tokenize(held_out, objective, form, tokenizer, limit)[0],
+        processing_class=tokenizer,
+        peft_config=lora_config(recipe, "SEQ_CLS"),
+        callbacks=[StepReport(report), CompleteCheckpoints(clock)],
+    )
+    trainer.remove_callback(PrinterCallback)  # prints every log entry
+    report("train", 0.0)
+    train_to_end(trainer, clock)
+    seconds = clock.seconds()
+    report("evaluate", 0.0)
+    scorer = RewardModelScorer(
+        trainer.model,
+        tokenizer,
+        name=objective,
+        input=form,
+        max_length=limit,
+        batch_size=args.per_device_eval_batch_size,
+    )
+    tokens = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
+    record = {
+        "objective": objective,
+        "model": source,
+        "input": {"kind": form.kind, "template": form.template},
+        "max_length": limit,
+        "pairs": len(rows),
+        "dropped": dropped,
+        "steps": trainer.state.global_step,
+        "seconds": seconds,
+        "tokens": round(tokens * (trainer.state.epoch or 0.0)),
+        "accuracy": {
+            name: pair_accuracy(scorer, splits[name].pairs[objective])
+            for name in ("validation", "test")
+        },
+        "normalisation": normalise(scorer, splits["train"]).constants(),
+    }
+    if main_process():
+        save_weights(trainer.model, tokenizer, folder)
+        history = trainer.state.log_history
+        write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        write_json(done, record)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    wait_for_all()
+    report("evaluate", 1.0)
+    del trainer, model, scorer
+    free_memory()
+    return record
+
+
+def _base(recipe: "Recipe") -> dict[str, Any]:
+    """How the base is loaded: arguments of `load_model_and_tokenizer`."""
+    model = recipe.model.model_dump()
+    if recipe.reward.model is None:
+        return model
+    return {**model, "name": recipe.reward.model, "template_variables": {}}
+
+
+def _form(row: Mapping[str, Any]) -> RewardInput:
+    """Conversations go through the chat template; of plain text, the end is marked."""
+    if isinstance(row["prompt"], str):
+        return RewardInput("text", "{prompt}{response}{eos}")
+    return RewardInput("chat")
+
+
+def _tokenize(
+    pairs: Sequence[Mapping[str, Any]],
+    objective: str,
+    form: RewardInput,
+    tokenizer: Any,
+    max_length: int,
+) -> tuple[Dataset, int]:
+    """The pairs as RewardTrainer takes them, and how many were too long."""
+    rows = [
+        {
+            f"{side}_ids": form.encode(tokenizer, row["prompt"], text_of(row[side]))["input_ids"]
+            for side in ("chosen", "rejected")
+        }
+        for row in pairs
+    ]
+    kept = [row for row in rows if max(map(len, row.values())) <= max_length]
+    if not kept:
+        raise InputError(
+            f"All {len(rows)} pairs of objective {objective!r} are longer than reward.max_length="
+            f"{max_length} tokens: raise it."
+        )
+    return Dataset.from_list(kept), len(rows) - len(kept)

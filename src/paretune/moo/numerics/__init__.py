@@ -1,0 +1,1 @@
+"""Quadratic programs, affine sets, KKT systems and quasi-Newton matrices."""

@@ -1,0 +1,1 @@
+"""Solvers of multi-objective problems, one file a method."""

@@ -1,0 +1,134 @@
+"""What CLAMP carries from step to step: the schedule of μ and the moving averages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from paretune.errors import InputError
+from paretune.moo.numerics.simplex_qp import read_floats
+from paretune.moo.weightings.base import Live, Weights
+from paretune.moo.weightings.clamp import Clamp
+
+MuSchedule = Literal["constant", "linear", "cosine", "exponential"]
+
+_MAGNITUDE_DECAY = 0.9  # of the scale-free magnitudes: an average over about ten steps
+
+
+@dataclass
+class ClampState:
+    """CLAMP over a training run: each `step` updates the averages and calls the pure `Clamp`.
+
+    Attributes:
+        mu: μ at the start, in units of gradient² / loss (a plain number if `scale_free`).
+        mu_final: μ at the end; needed by, and only by, a schedule other than "constant".
+        mu_schedule: how μ moves from `mu` to `mu_final` with progress t in [0, 1]: "linear",
+            "cosine" (half a cosine), or "exponential" (mu^(1-t) mu_final^t; both positive).
+        scale_free: multiply μ by A / B, where A is the moving average (decay 0.9) of
+            mean_m ‖d_m g_m‖² and B that of mean_m |d_m (f_m − z*_m)|, with d = p / (n − z*) or p.
+            Scaling every loss by c then leaves λ* as it is. μ is 0 while B is 0.
+        ideal, nadir: z* and n of `Clamp`.
+        loss_ema: decay in [0, 1) of a moving average of the losses, used in place of the
+            mini-batch's in the linear term; 0 turns it off.
+    """
+
+    mu: float = 100.0
+    mu_final: float | None = None
+    mu_schedule: MuSchedule = "constant"
+    scale_free: bool = False
+    ideal: Sequence[float] | None = None
+    nadir: Sequence[float] | None = None
+    loss_ema: float = 0.0
+
+    _losses: list[float] | None = field(default=None, init=False)
+    _gradient_size: float | None = field(default=None, init=False)
+    _loss_size: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        Clamp(self.mu, self.ideal, self.nadir)  # checks them
+        if not 0 <= self.loss_ema < 1:
+            raise InputError(f"loss_ema must be in [0, 1), got {self.loss_ema}.")
+        if self.mu_schedule not in ("constant", "linear", "cosine", "exponential"):
+            raise InputError(
+                f"Unknown mu_schedule {self.mu_schedule!r}; "
+                "there are constant, linear, cosine and exponential."
+            )
+        if (self.mu_final is None) != (self.mu_schedule == "constant"):
+            raise InputError("Give mu_final together with a mu_schedule other than 'constant'.")
+        if self.mu_final is not None:
+            Clamp(self.mu_final)
+            if self.mu_schedule == "exponential" and min(self.mu, self.mu_final) == 0:
+                raise InputError("An exponential mu_schedule needs mu and mu_final above 0.")
+
+    def step(
+        self,
+        gramian: Tensor,
+        losses: Tensor,
+        preference: Tensor | Sequence[float],
+        progress: float = 0.0,
+    ) -> Weights:
+        """Weights for this step; progress in [0, 1] is the part of training that is done.
+
+        Raises InputError as `Clamp` does; the state is then as it was before the call.
+        """
+        live = Live.read(gramian, losses, preference)
+        if self._losses is not None and len(self._losses) != live.size:
+            raise InputError(
+                f"ClampState has averaged {len(self._losses)} objectives, "
+                f"now there are {live.size}."
+            )
+        if not 0 <= progress <= 1:
+            raise InputError(f"progress must be in [0, 1], got {progress}.")
+        smoothed = read_floats(losses, "losses")
+        if self._losses is not None:
+            pairs = zip(self._losses, smoothed, strict=True)
+            smoothed = [_average(old, new, self.loss_ema) for old, new in pairs]
+        live = replace(live, losses=[smoothed[m] for m in live.indices])
+        mu = self.mu_at(progress)
+        gradient_size, loss_size = self._gradient_size, self._loss_size
+        if self.scale_free:
+            scale, linear = Clamp(mu, self.ideal, self.nadir).terms(live)
+            squares = [s * s * live.gramian[m][m] for m, s in enumerate(scale)]
+            gradient_size = _average(gradient_size, _mean(squares), _MAGNITUDE_DECAY)
+            loss_size = _average(loss_size, _mean([abs(t) for t in linear]), _MAGNITUDE_DECAY)
+            mu = mu * gradient_size / loss_size if loss_size > 0 else 0.0
+        weights = Clamp(mu, self.ideal, self.nadir).combine(live)
+        self._losses, self._gradient_size, self._loss_size = smoothed, gradient_size, loss_size
+        return weights
+
+    def mu_at(self, progress: float) -> float:
+        """μ of the schedule, before scaling, when `progress` in [0, 1] of training is done."""
+        start, end = self.mu, self.mu if self.mu_final is None else self.mu_final
+        if self.mu_schedule == "exponential":
+            return float(start ** (1 - progress) * end**progress)
+        if self.mu_schedule == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return start + (end - start) * progress
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moving averages, as plain numbers and lists (JSON keeps them bit for bit)."""
+        return {
+            "losses": None if self._losses is None else list(self._losses),
+            "gradient_size": self._gradient_size,
+            "loss_size": self._loss_size,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state_dict()` of a state with the same settings."""
+        losses = state["losses"]
+        self._losses = None if losses is None else [float(loss) for loss in losses]
+        self._gradient_size = state["gradient_size"]
+        self._loss_size = state["loss_size"]
+
+
+def _average(old: float | None, new: float, decay: float) -> float:
+    """Exponential moving average that starts at the first value."""
+    return new if old is None else decay * old + (1 - decay) * new
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)

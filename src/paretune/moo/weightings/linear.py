@@ -1,0 +1,22 @@
+"""Linear scalarisation, the preference-weighted gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from paretune.moo.weightings.base import Live, Weights
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Linear scalarisation, weights p: the papers' preference-weighted gradient (PWG)."""
+
+    def __call__(
+        self, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]
+    ) -> Weights:
+        live = Live.read(gramian, losses, preference)
+        p = live.preference
+        return live.weights(lam=p, weights=p, gap=0.0)

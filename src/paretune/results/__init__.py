@@ -1,0 +1,1 @@
+"""Results: what a run folder holds, as data. Nothing here imports torch."""

@@ -1,0 +1,52 @@
+"""Answers of a model, and their file: one JSON object a line. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from paretune.errors import InputError
+from paretune.files import write_text
+
+Prompt = str | list[dict[str, str]]
+"""A plain prompt, or a conversation as a list of {"role", "content"} messages."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer. `finished` is False when the answer was cut at `max_new_tokens`."""
+
+    prompt: Prompt
+    response: str
+    finished: bool
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def write_answers(path: str | os.PathLike[str], answers: Iterable[Answer]) -> None:
+    """Write one JSON object a line: prompt, response, finished, scores. Replaces `path` whole."""
+    lines = (json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
+    write_text(Path(path), "".join(lines))
+
+
+def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
+    """Read what `write_answers` wrote.
+
+    Raises:
+        InputError: naming the file and line that is not an answer.
+    """
+    answers = []
+    # Not `splitlines`: answers may hold other line separators, which JSON leaves as they are.
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            answers.append(Answer(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise InputError(
+                f"{path}, line {number}: not an answer ({error}); "
+                "expected a JSON object with prompt, response, finished and scores."
+            ) from error
+    return answers

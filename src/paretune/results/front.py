@@ -1,0 +1,226 @@
+"""A front as data: points, their preferences and metrics, and what can be said of them together."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Self
+
+from paretune.errors import InputError
+from paretune.files import read_json, write_json
+
+
+@dataclass(frozen=True)
+class ObjectiveMetrics:
+    """One objective on a split: mean loss, share of pairs ranked right, mean reward margin.
+
+    `perplexity` is of the tokens of the chosen responses; None where it was not measured.
+    """
+
+    loss: float
+    accuracy: float
+    margin: float
+    perplexity: float | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A scorer's mean over generated answers, with its standard error."""
+
+    mean: float
+    standard_error: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Self:
+        """Mean and standard error of at least one value; the error of one value is NaN."""
+        count, mean = len(values), math.fsum(values) / len(values)
+        if count == 1:
+            return cls(mean, math.nan, 1)
+        variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
+        return cls(mean, math.sqrt(variance / count), count)
+
+
+@dataclass(frozen=True)
+class TextStatistics:
+    """Generated answers as texts (see `paretune.results.text_statistics`).
+
+    Attributes:
+        refusals: share of answers that begin like a refusal.
+        repetition: share of an answer's 4-grams that are repeated in it, mean over the answers.
+        distinct_1: different words of all answers together, over all their words; falls as answers
+            get longer or more. None if there are no words.
+        distinct_2: likewise of pairs of neighbouring words.
+        empty: share of answers without a character.
+        unfinished: share of answers cut at the limit.
+        count: of answers.
+    """
+
+    refusals: float
+    repetition: float
+    distinct_1: float | None
+    distinct_2: float | None
+    empty: float
+    unfinished: float
+    count: int
+
+
+@dataclass(frozen=True)
+class FrontPoint:
+    """One trained model and how it does.
+
+    Attributes:
+        preference: weight of each objective.
+        metrics: per objective, on the front's split.
+        chebyshev: max_m p_m f^m on that split, over the objectives with p_m > 0.
+        seed: of the training run.
+        folder: where the adapter is, below the run folder.
+        scores: per scorer of generated answers, where the data has scorers.
+        answer_tokens: mean length of the generated answers; None where there are none.
+        text: statistics of the generated answers as texts; None where there are none.
+        training: what the run took (steps, seconds, tokens) and the share of steps with λ* at a
+            vertex.
+        nondominated: no other point of the front is as good in every loss and better in one;
+            set by `Front.of`.
+    """
+
+    preference: dict[str, float]
+    metrics: dict[str, ObjectiveMetrics]
+    chebyshev: float
+    seed: int = 0
+    folder: str = ""
+    scores: dict[str, Score] = field(default_factory=dict)
+    answer_tokens: float | None = None
+    text: TextStatistics | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    nondominated: bool = True
+
+    @property
+    def losses(self) -> dict[str, float]:
+        return {name: metrics.loss for name, metrics in self.metrics.items()}
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        metrics = {name: ObjectiveMetrics(**of) for name, of in value["metrics"].items()}
+        scores = {name: Score(**of) for name, of in value["scores"].items()}
+        text = value.get("text")  # measured before there were any, a point has none
+        return cls(
+            **{
+                **value,
+                "metrics": metrics,
+                "scores": scores,
+                "text": None if text is None else TextStatistics(**text),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Front:
+    """The points of one run, in the recipe's order.
+
+    Attributes:
+        name: of the recipe.
+        method: how the points were trained (``"clamp"``, ``"linear"``, ...).
+        split: the part of the data that the metrics are of.
+        objectives: names, in the order of the coordinates of `reference_point`.
+        points: in the recipe's order.
+        reference_point: corner that bounds the dominated region, one loss an objective.
+        hypervolume: volume of the losses that some point dominates and that dominate
+            `reference_point`; larger is better, and only volumes of one reference compare.
+    """
+
+    name: str
+    method: str
+    split: str
+    objectives: tuple[str, ...]
+    points: tuple[FrontPoint, ...]
+    reference_point: tuple[float, ...]
+    hypervolume: float
+
+    @classmethod
+    def of(
+        cls,
+        points: Iterable[FrontPoint],
+        *,
+        name: str,
+        method: str,
+        split: str = "test",
+        reference_point: Sequence[float] | None = None,
+    ) -> Self:
+        """The front of `points`: marks the non-dominated ones and computes the hypervolume.
+
+        Points with a loss that is not finite are kept, dominated, and count for nothing.
+
+        Args:
+            reference_point: one loss an objective; by default that of
+                `paretune.moo.indicators.default_reference`.
+
+        Raises:
+            InputError: no points, none with finite losses, points of different objectives, or a
+                reference point of the wrong length.
+        """
+        import numpy as np
+
+        from paretune.moo.indicators import hypervolume, nondominated
+
+        points = tuple(points)
+        if not points:
+            raise InputError("A front needs at least one point.")
+        objectives = tuple(points[0].metrics)
+        if any(tuple(point.metrics) != objectives for point in points):
+            raise InputError("All points of a front must have the same objectives.")
+        losses = np.array([list(point.losses.values()) for point in points], dtype=np.float64)
+        finite = np.isfinite(losses).all(axis=1)
+        if not finite.any():
+            raise InputError("No point of the front has finite losses: lower the learning rate.")
+        flags = np.zeros(len(points), dtype=bool)
+        flags[finite] = nondominated(losses[finite])
+        volume = hypervolume(losses[finite], reference_point)
+        return cls(
+            name=name,
+            method=method,
+            split=split,
+            objectives=objectives,
+            points=tuple(
+                replace(point, nondominated=bool(flag))
+                for point, flag in zip(points, flags, strict=True)
+            ),
+            reference_point=volume.reference,
+            hypervolume=volume.value,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "points": [point.to_json() for point in self.points]}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(
+            **{
+                **value,
+                "objectives": tuple(value["objectives"]),
+                "points": tuple(FrontPoint.from_json(point) for point in value["points"]),
+                "reference_point": tuple(value["reference_point"]),
+            }
+        )
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, whole or not at all."""
+        write_json(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read what `write` wrote.
+
+        Raises:
+            InputError: the file is not a front.
+        """
+        try:
+            return cls.from_json(read_json(path))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"'{path}' does not hold a front of this version ({error}): delete it and run "
+                "the command again."
+            ) from error

@@ -1,0 +1,133 @@
+"""Points of a run folder: those planned, and what was measured of them.
+
+Points from before there were statistics of texts get them from their answers: no model is needed,
+and nothing here imports torch.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from paretune.errors import InputError
+from paretune.files import read_json
+from paretune.moo.preference import Preference
+from paretune.results.comparison import Cell, Comparison
+from paretune.results.front import Front, FrontPoint
+from paretune.results.text_statistics import text_statistics
+from paretune.spend import Spend
+
+ANSWERS = "answers.jsonl"
+
+
+def read_point(folder: Path) -> FrontPoint:
+    """The finished point in `folder`, from its ``metrics.json``."""
+    return _complete(FrontPoint.from_json(read_json(folder / "metrics.json")), folder)
+
+
+def read_front(run: Path) -> Front:
+    """The front of a run folder, from its ``front.json``.
+
+    Raises:
+        InputError: the file is not a front.
+    """
+    front = Front.read(run / "front.json")
+    points = tuple(_complete(point, run / point.folder) for point in front.points)
+    return replace(front, points=points)
+
+
+def _complete(point: FrontPoint, folder: Path) -> FrontPoint:
+    path = folder / ANSWERS
+    if point.text is not None or not path.exists():
+        return point
+    try:
+        rows = [json.loads(row) for row in path.read_text(encoding="utf-8").split("\n") if row]
+        return replace(point, text=text_statistics((r["response"], r["finished"]) for r in rows))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"'{path}' is damaged ({error}): delete it and the metrics.json beside it, and run "
+            "the command again."
+        ) from error
+
+
+@dataclass(frozen=True)
+class PlannedPoint:
+    """A point to train: its preference and seed, and the name of its folder."""
+
+    preference: Preference
+    seed: int
+    name: str
+
+    def folder(self, run: Path) -> Path:
+        return run / "points" / self.name
+
+
+def measured_sweep(run: Path, recipe: Mapping[str, Any]) -> Front | None:
+    """The front of the points measured so far, in the recipe's order; None without any."""
+    order = [tuple(weights) for weights in recipe["sweep"]["preferences"]]
+    points = _measured(run, run / "points")
+    if not points:
+        return None
+    points.sort(key=lambda p: (p.seed, order.index(tuple(p.preference.values()))))
+    return Front.of(
+        points,
+        name=recipe["name"],
+        method=recipe["method"]["name"],
+        reference_point=_reference(recipe),
+    )
+
+
+def measured_comparison(run: Path, recipe: Mapping[str, Any]) -> Comparison | None:
+    """The comparison of the points measured so far; None without any."""
+    objectives = recipe["data"]["objectives"]
+    planned = [
+        Preference.of(dict(zip(objectives, weights, strict=True))).slug()
+        for weights in recipe["sweep"]["preferences"]
+    ]
+    cells = []
+    for method in recipe["methods"]:
+        title = method.get("label") or method["name"]
+        slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        for seed in method.get("seeds") or recipe["sweep"]["seeds"]:
+            cells.append(_cell(run, f"{slug}-seed{seed}", title, method, seed, planned))
+    base = run / "base" / "metrics.json"
+    if not base.is_file() and not any(cell.points for cell in cells):
+        return None
+    shared = sorted((run / "shared").glob("*/training.json"))
+    return Comparison.of(
+        cells,
+        name=recipe["name"],
+        objectives=objectives,
+        base=replace(read_point(base.parent), folder="base") if base.is_file() else None,
+        shared={p.parent.name: Spend.from_json(read_json(p)["spend"]) for p in shared},
+        reference_point=_reference(recipe),
+    )
+
+
+def _cell(
+    run: Path, name: str, title: str, method: Mapping[str, Any], seed: int, planned: Sequence[str]
+) -> Cell:
+    folder = run / "cells" / name
+    points = {Path(p.folder).name: p for p in _measured(run, folder / "points")}
+    settings = folder / "method.json"
+    return Cell(
+        title=title,
+        method=method["name"],
+        options=read_json(settings)["options"] if settings.is_file() else {},
+        seed=seed,
+        points=tuple(points[slug] for slug in planned if slug in points),
+        missing=tuple(slug for slug in planned if slug not in points),
+    )
+
+
+def _measured(run: Path, folder: Path) -> list[FrontPoint]:
+    """The finished points in a folder; their own folders are given below the run's."""
+    found = sorted(path.parent for path in folder.glob("*/metrics.json"))
+    return [replace(read_point(path), folder=str(path.relative_to(run))) for path in found]
+
+
+def _reference(recipe: Mapping[str, Any]) -> list[float] | None:
+    reference = (recipe.get("evaluation") or {}).get("reference_point")
+    return None if reference is None else [reference[n] for n in recipe["data"]["objectives"]]

@@ -1,0 +1,236 @@
+"""Run folders as a report needs them: read, checked, and not changed."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+
+from paretune.errors import InputError
+from paretune.files import read_json
+from paretune.results.comparison import Cell, Comparison
+from paretune.results.front import Front, FrontPoint
+from paretune.results.points import measured_comparison, measured_sweep, read_front, read_point
+from paretune.spend import Spend
+
+BASE_FOLDER = "base"
+"""Where a run keeps the base model's metrics and answers, if it measured them."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder, of a sweep or of a comparison.
+
+    Attributes:
+        path: the folder, as the user wrote it.
+        series: the points of every method, under its name; their `folder` is below `path`.
+        base: the untrained model's metrics, where the run measured them.
+        front: of a sweep.
+        comparison: of a comparison.
+        recipe: the whole recipe; a plain mapping, so that a folder of another version is read too.
+        recipe_text: the same as it stands in the file.
+        manifest: versions, data counts and constants; empty if the folder has none.
+    """
+
+    path: Path
+    name: str
+    split: str
+    objectives: tuple[str, ...]
+    series: dict[str, tuple[FrontPoint, ...]]
+    base: FrontPoint | None
+    front: Front | None
+    comparison: Comparison | None
+    recipe: dict[str, Any]
+    recipe_text: str
+    manifest: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a folder that `paretune sweep` or `paretune compare` made, or is making.
+
+        Raises:
+            InputError: it is no such folder, has no results yet, or a file of it is damaged.
+        """
+        saved = path / "recipe.yaml"
+        if not saved.is_file():
+            raise InputError(f"'{path}' is not a run folder: it has no recipe.yaml.")
+        text = saved.read_text(encoding="utf-8")
+        try:
+            recipe = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"'{saved}' is not YAML ({error}): restore it.") from error
+        if not isinstance(recipe, dict):
+            raise InputError(f"'{saved}' is not a recipe: restore it.")
+        manifest = path / "manifest.json"
+        front, comparison = _results(path, recipe)
+        if comparison is not None:
+            name, split = comparison.name, "test"
+            objectives, base = comparison.objectives, comparison.base
+            series = {
+                title: tuple(p for cell in comparison.of_title(title) for p in cell.points)
+                for title in comparison.titles
+            }
+        elif front is not None:
+            name, split, objectives = front.name, front.split, front.objectives
+            series, base = {front.method: front.points}, _measured_base(path)
+        else:
+            again = "compare" if "methods" in recipe else "sweep"
+            raise InputError(f"'{path}' has no results yet: run `paretune {again} {saved}`.")
+        return cls(
+            path=path,
+            name=name,
+            split=split,
+            objectives=objectives,
+            series=series,
+            base=base,
+            front=front,
+            comparison=comparison,
+            recipe=recipe,
+            recipe_text=text,
+            manifest=read_json(manifest) if manifest.is_file() else {},
+        )
+
+    @property
+    def points(self) -> Iterator[tuple[str, FrontPoint]]:
+        """Every trained point with its method."""
+        return ((title, point) for title, points in self.series.items() for point in points)
+
+    def log(self, point: FrontPoint) -> list[dict[str, Any]]:
+        """The training log of a point, one row a logged step; empty if there is none."""
+        return read_lines(self.path / point.folder / "log.jsonl")
+
+    def answers(self, point: FrontPoint) -> list[dict[str, Any]]:
+        """A point's answers: prompt, response, finished, scores; empty if there are none."""
+        rows = read_lines(self.path / point.folder / "answers.jsonl")
+        if any(not {"prompt", "response"} <= row.keys() for row in rows):
+            raise InputError(
+                f"'{self.path / point.folder / 'answers.jsonl'}' does not hold answers: delete it "
+                f"and run `paretune evaluate {self.path}` again."
+            )
+        return rows
+
+    def base_answers(self) -> list[dict[str, Any]]:
+        """The base model's answers; empty if there are none."""
+        return read_lines(self.path / BASE_FOLDER / "answers.jsonl")
+
+
+def read_runs(paths: Sequence[Path]) -> list[Run]:
+    """Read run folders that can be shown together.
+
+    Raises:
+        InputError: see `Run.read`; or the runs have different objectives or splits.
+    """
+    runs = [Run.read(path) for path in dict.fromkeys(paths)]
+    for run in runs[1:]:
+        for what in ("objectives", "split"):
+            ours, theirs = getattr(runs[0], what), getattr(run, what)
+            if ours != theirs:
+                raise InputError(
+                    f"'{runs[0].path}' and '{run.path}' have different {what} ({_words(ours)}; "
+                    f"{_words(theirs)}): report them one by one."
+                )
+    return runs
+
+
+def read_comparison(path: Path) -> Comparison:
+    """The comparison in a ``compare.json``.
+
+    Raises:
+        InputError: the file is not one of this version.
+    """
+    value = read_json(path)
+    try:
+        base = value["base"]
+        cells = [
+            Cell(
+                **{
+                    **cell,
+                    "points": tuple(FrontPoint.from_json(point) for point in cell["points"]),
+                    "missing": tuple(cell["missing"]),
+                }
+            )
+            for cell in value["cells"]
+        ]
+        return Comparison.of(
+            cells,
+            name=value["name"],
+            objectives=value["objectives"],
+            base=None if base is None else FrontPoint.from_json(base),
+            shared={key: Spend.from_json(spend) for key, spend in value["shared"].items()},
+            reference_point=value["reference_point"],
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"'{path}' does not hold a comparison of this version ({error}): run "
+            f"`paretune compare {path.parent / 'recipe.yaml'}` again."
+        ) from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; none if there is no such file.
+
+    Raises:
+        InputError: naming the line that is not a JSON object.
+    """
+    if not path.is_file():
+        return []
+    rows = []
+    # Not `splitlines`: texts may hold other line separators, which JSON leaves as they are.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise InputError(
+                f"'{path}', line {number}, is not a JSON object: remove the line or the file."
+            )
+        rows.append(row)
+    return rows
+
+
+def point_slug(point: FrontPoint) -> str:
+    """A point's folder as one file name: ``clamp-seed0_harmless0.80-helpful0.20``."""
+    parts = [part for part in Path(point.folder).parts if part not in ("cells", "points")]
+    return "_".join(parts)
+
+
+def _results(path: Path, recipe: dict[str, Any]) -> tuple[Front | None, Comparison | None]:
+    """What a run came to, or has come to by now; nothing if no point is measured."""
+    if (path / "compare.json").is_file():
+        return None, read_comparison(path / "compare.json")
+    if (path / "front.json").is_file():
+        return read_front(path), None
+    try:
+        if "methods" in recipe:
+            return None, measured_comparison(path, recipe)
+        return measured_sweep(path, recipe), None
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"'{path}' does not hold a run of this version ({error}): finish it with the version "
+            "that began it."
+        ) from error
+
+
+def _measured_base(path: Path) -> FrontPoint | None:
+    metrics = path / BASE_FOLDER / "metrics.json"
+    if not metrics.is_file():
+        return None
+    try:
+        base = read_point(path / BASE_FOLDER)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"'{metrics}' does not hold metrics of this version ({error}): delete it and run the "
+            "command that made it again."
+        ) from error
+    return replace(base, folder=BASE_FOLDER)
+
+
+def _words(value: str | Sequence[str] | Mapping[str, Any]) -> str:
+    return value if isinstance(value, str) else ", ".join(value)

@@ -1,1 +1,0 @@
-"""Reward models trained on a recipe's pairs, and the scorers a recipe asks for."""

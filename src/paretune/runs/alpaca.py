@@ -1,0 +1,158 @@
+"""AlpacaEval 2.0's instructions answered by a point of a run, in its form, and gone on with.
+
+A folder holds ``answers.json`` (settings, and the answers so far) and, once all are there,
+``outputs.json``, which is what ``alpaca_eval`` reads.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretune.errors import InputError
+from paretune.evaluation.alpaca_eval import (
+    DATASET,
+    Instruction,
+    read_instructions,
+    write_outputs,
+)
+from paretune.files import read_json, write_json
+from paretune.results.run_folder import point_slug
+
+if TYPE_CHECKING:
+    from paretune.serving.choose import Candidate, Choices
+
+FOLDER = "alpaca_eval"
+BASE = "base"
+_SETTINGS = ("max_new_tokens", "temperature", "top_p", "seed")
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What was generated: the file for `alpaca_eval`, how many answers, and how many were cut."""
+
+    path: Path
+    count: int
+    unfinished: int
+
+
+def hub_instructions() -> list[Instruction]:
+    """The 805 instructions from the hub.
+
+    Raises:
+        InputError: the hub cannot be reached, or no longer has the file.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        path = hf_hub_download(DATASET, "alpaca_eval.json", repo_type="dataset")
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise InputError(
+            f"The instructions could not be had from the hub's {DATASET}: give a file with "
+            "--instructions."
+        ) from error
+    return read_instructions(Path(path))
+
+
+def find_point(choices: "Choices", name: str) -> "Candidate | None":
+    """The point of this name; None is the base model, by the name ``base``.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name == BASE:
+        return None
+    for candidate in choices.candidates:
+        if candidate.name == name:
+            return candidate
+    known = ", ".join([*(candidate.name for candidate in choices.candidates), BASE])
+    raise InputError(f"'{choices.run}' has no point '{name}': it has {known}.")
+
+
+def generate_outputs(
+    choices: "Choices",
+    point: "Candidate | None",
+    instructions: Sequence[Instruction],
+    *,
+    generator: str | None = None,
+    fresh: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Outputs:
+    """Answer every instruction, as one user message, by the run's evaluation settings.
+
+    Every batch is kept when it is done; answers that are there are not generated again.
+
+    Args:
+        point: None is the base model.
+        generator: What the outputs say they are of; by default recipe and point.
+        fresh: Delete earlier answers.
+
+    Raises:
+        InputError: the folder has answers of other settings, or an instruction is too long.
+    """
+    # A comparison's methods have points of the same names.
+    folder = choices.run / FOLDER / (BASE if point is None else point_slug(point.point))
+    written = folder / "outputs.json"
+    kept = _Kept(folder / "answers.json", _settings(choices, point))
+    if fresh:
+        for path in (written, kept.path):
+            path.unlink(missing_ok=True)
+    kept.read()
+    texts = [instruction.text for instruction in instructions]
+    # The longest first, so that a batch has little padding.
+    missing = sorted((t for t in dict.fromkeys(texts) if t not in kept.answers), key=len)[::-1]
+    total = len(set(texts))
+    progress(total - len(missing), total)
+    if missing:
+        from paretune.serving.chat import Speaker
+
+        speaker = Speaker(choices.recipe)
+        size = choices.recipe.evaluation.batch_size
+        chat = speaker.tokenizer.chat_template is not None
+        for start in range(0, len(missing), size):
+            batch = missing[start : start + size]
+            prompts = [[{"role": "user", "content": text}] if chat else text for text in batch]
+            for text, answer in zip(batch, speaker.answers(prompts, point), strict=True):
+                kept.answers[text] = {"output": answer.response, "finished": answer.finished}
+            kept.write()
+            progress(total - max(len(missing) - start - size, 0), total)
+    answers = [kept.answers[text] for text in texts]
+    title = generator or f"{choices.recipe.name}-{folder.name}"
+    write_outputs(written, instructions, [answer["output"] for answer in answers], title)
+    return Outputs(written, len(answers), sum(not answer["finished"] for answer in answers))
+
+
+def _settings(choices: "Choices", point: "Candidate | None") -> dict[str, Any]:
+    """What answers depend on; of the point, how its training went, never twice the same."""
+    evaluation = choices.recipe.evaluation
+    trained = None if point is None else read_json(point.folder / "training.json")
+    return {
+        "model": choices.recipe.model.model_dump(mode="json"),
+        **{name: getattr(evaluation, name) for name in _SETTINGS},
+        "training": trained,
+    }
+
+
+class _Kept:
+    """Answers on the disk, by the instruction."""
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self.answers: dict[str, dict[str, Any]] = {}
+
+    def read(self) -> None:
+        if not self.path.exists():
+            return
+        saved = read_json(self.path)
+        theirs = saved["settings"]
+        changed = [key for key, value in self.settings.items() if theirs.get(key) != value]
+        if changed:
+            raise InputError(
+                f"'{self.path}' holds answers with another '{changed[0]}': give --fresh to delete "
+                "them."
+            )
+        self.answers = saved["answers"]
+
+    def write(self) -> None:
+        write_json(self.path, {"settings": self.settings, "answers": self.answers})

@@ -1,0 +1,151 @@
+"""The answers that are judged: a run's points', and the base model's to the same prompts."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretune.judging.session import BASE, Answered, Candidate
+from paretune.errors import InputError
+from paretune.files import read_json
+from paretune.moo.preference import Preference
+from paretune.results.points import PlannedPoint
+from paretune.runs.plan import plan
+from paretune.recipes.load import load_recipe
+from paretune.recipes.schema import Method, Recipe
+from paretune.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from paretune.results.answers import Prompt
+
+
+
+
+
+
+
+def load_run(run: Path) -> Recipe:
+    """The recipe of a sweep's or a comparison's run folder.
+
+    Raises:
+        InputError: it is not one.
+    """
+    saved = run / "recipe.yaml"
+    if not saved.is_file():
+        raise InputError(f"'{run}' is not a run folder: it has no recipe.yaml.")
+    if not _compares(run):
+        return load_recipe(saved)
+    from paretune.recipes.comparison import load_comparison  # imports torch
+
+    return load_comparison(saved)
+
+
+def read_candidates(recipe: Recipe, run: Path) -> list[Candidate]:
+    """All points of a run that have answers, in the recipe's order.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = []
+    for title, seed, point, folder in _points(recipe, run):
+        if (folder / "answers.jsonl").exists():
+            answers = _by_prompt(folder / "answers.jsonl")
+            name = str(folder.relative_to(run))
+            found.append(Candidate(title, dict(point.preference), seed, name, answers))
+    if not found:
+        raise InputError(
+            f"'{run}' has no answers to judge: run `paretune evaluate {run} "
+            "evaluation.generate=true` and judge the folder evaluation-test in it."
+        )
+    return found
+
+
+def base_answers(
+    recipe: Recipe, run: Path, progress: Progress | None = None
+) -> Mapping[str, Answered]:
+    """The base model's answers; if the run has none it is measured now."""
+    path = run / BASE / "answers.jsonl"
+    if not path.exists():
+        measure_base(recipe, run, progress)
+    return _by_prompt(path)
+
+
+def measure_base(recipe: Recipe, run: Path, progress: Progress | None = None) -> None:
+    """Measure the base model as a point would be, into ``base``, where a comparison has it.
+
+    There are answers if the recipe wants them of its points.
+    """
+    from paretune.data.splitting import split_by_prompt
+    from paretune.experiment.setup import load_data
+    from paretune.experiment.keep import free_memory
+    from paretune.runs.point import measure_point
+
+    progress = progress or Silent()
+    front = run / "front.json"  # a folder of `paretune evaluate` may be of another split
+    split: Any = read_json(front)["split"] if front.exists() else "test"
+    objectives = recipe.data.objectives
+    equal = Preference.of(dict.fromkeys(objectives, 1 / len(objectives)))
+    plain = recipe.model_copy(update={"method": Method(name="linear")})
+    progress.begin(["base model"], 0)
+    progress.point("base model")
+    data = split_by_prompt(load_data(recipe.data), recipe.data.split, recipe.data.seed)[split]
+    point = PlannedPoint(equal, recipe.evaluation.seed, BASE)
+    measure_point(plain, point, None, run / BASE, data, progress.phase)
+    free_memory()
+    progress.end()
+
+
+def common_prompts(candidates: Sequence[Candidate], base: Mapping[str, Answered]) -> list[str]:
+    """Prompts that the base model and at least one point answered, in the base model's order.
+
+    Raises:
+        InputError: there is none.
+    """
+    asked = {prompt for candidate in candidates for prompt in candidate.answers}
+    prompts = [prompt for prompt in base if prompt in asked]
+    if not prompts:
+        raise InputError(
+            "The base model answered other prompts than the points: delete the folder 'base' of "
+            "the run and judge again."
+        )
+    return prompts
+
+
+def _points(recipe: Recipe, run: Path) -> list[tuple[str, int, PlannedPoint, Path]]:
+    if not _compares(run):
+        title = recipe.method.name
+        return [(title, point.seed, point, point.folder(run)) for point in plan(recipe)]
+    from paretune.recipes.comparison import CompareRecipe
+
+    assert isinstance(recipe, CompareRecipe)
+    rows = []
+    for entry in recipe.methods:
+        for seed in entry.seeds or recipe.sweep.seeds:
+            cell = run / "cells" / f"{entry.slug}-seed{seed}"
+            one = recipe.sweep.model_copy(update={"seeds": [seed]})
+            planned = plan(recipe.model_copy(update={"sweep": one}))
+            rows += [(entry.title, seed, point, point.folder(cell)) for point in planned]
+    return rows
+
+
+def _compares(run: Path) -> bool:
+    return (run / "cells").is_dir()
+
+
+def _by_prompt(path: Path) -> dict[str, Answered]:
+    # Prompts of a run are distinct.
+    answers = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+            answer = Answered(value["prompt"], value["response"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}, line {number}: not an answer ({error}); "
+                "expected a JSON object with prompt and response."
+            ) from error
+        answers[json.dumps(answer.prompt, sort_keys=True)] = answer
+    return answers

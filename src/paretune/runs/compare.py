@@ -1,0 +1,334 @@
+"""Running a comparison: every method on the same model, data, budget and metrics.
+
+A run folder holds ``recipe.yaml``, ``manifest.json``, the base model's metrics in ``base/``, what
+several methods use in ``shared/``, and in ``cells/<method>-seed<n>/points/`` what each method left;
+``compare.json``, ``compare.md`` and pictures are made of these. What is finished is never done
+again; a method that fails is reported, and the others go on.
+"""
+
+import importlib
+import os
+import shutil
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretune.results.comparison import Cell, Comparison
+from paretune.errors import InputError
+from paretune.results.points import read_point
+from paretune.files import read_json, write_json, write_text
+from paretune.results.front import FrontPoint
+from paretune.moo.preference import Preference
+from paretune.progress import Phase, Report
+from paretune.results.points import PlannedPoint
+from paretune.runs.plan import plan
+from paretune.recipes.schema import Method, Recipe
+from paretune.spend import Spend
+from paretune.progress import Progress, Silent
+from paretune.runs.sweep import load_splits
+
+if TYPE_CHECKING:
+    from paretune.baselines.context import Job
+    from paretune.data import PreferenceData
+    from paretune.recipes.comparison import CompareRecipe, Entry
+
+_RESULTS = ("compare.json", "compare.md", "compare.png", "compare-scores.png")
+_FILES = ("manifest.json", "recipe.yaml", "report.html", *_RESULTS)
+_CONTENTS = ("cells", "shared", "base", "judge", "figures", *_FILES)
+_MAY_DIFFER = ("methods", "sweep.seeds", "sweep.preferences")  # what is there already stays
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One method with one seed, still to be done or not."""
+
+    entry: "Entry"
+    seed: int
+    recipe: Recipe
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.entry.title}, seed {self.seed}"
+
+    @property
+    def points(self) -> list[PlannedPoint]:
+        return plan(self.recipe)
+
+    @property
+    def own_training(self) -> bool:
+        """Whether the method trains by itself, not as a weighting of a sweep."""
+        return not isinstance(self.entry.parsed, Method)
+
+    @property
+    def pending(self) -> list[PlannedPoint]:
+        return [point for point in self.points if not _measured(point.folder(self.folder))]
+
+
+def run_compare(
+    recipe: "CompareRecipe", *, fresh: bool = False, progress: Progress | None = None
+) -> Comparison:
+    """Train and measure every method of a recipe at every point, as far as that is not done.
+
+    Args:
+        fresh: Delete what an earlier comparison left in the run folder.
+        progress: Is told how it gets on.
+
+    Returns:
+        The comparison, also in ``compare.json``, ``compare.md`` and ``compare.png``; its
+        `failures` say which methods could not be run, and why.
+
+    Raises:
+        InputError: the run folder belongs to another recipe, or recipe, model and data do not fit.
+    """
+    run, progress = Path(recipe.output_dir), progress or Silent()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("A comparison runs in one process: start it with plain `paretune`.")
+    _claim(recipe, run, fresh)
+    tasks = _tasks(recipe, run)
+    failures: dict[str, str] = {}
+    if not _measured(run / "base") or any(task.pending for task in tasks):
+        splits = load_splits(recipe, run)
+        names = [name for task in tasks for name in _steps(task)]
+        left = sum(len(_steps(task)) for task in tasks if task.pending)
+        progress.begin(["base model", *names], len(names) - left)
+        if not _measured(run / "base"):
+            _measure_base(recipe, run, splits, progress)
+        for task in tasks:
+            if task.pending:
+                failure = _run_task(task, run, splits, progress)
+                if failure is not None:
+                    failures[task.name] = failure
+        progress.end()
+    comparison = _collect(recipe, run, tasks, failures)
+    _publish(comparison, run)
+    return comparison
+
+
+def _tasks(recipe: "CompareRecipe", run: Path) -> list[_Task]:
+    tasks = []
+    for entry in recipe.methods:
+        parsed = entry.parsed
+        for seed in entry.seeds or recipe.sweep.seeds:
+            fields = {name: getattr(recipe, name) for name in Recipe.model_fields}
+            fields["sweep"] = recipe.sweep.model_copy(update={"seeds": [seed]})
+            fields["train"] = recipe.train | entry.train
+            fields["method"] = parsed if isinstance(parsed, Method) else Method(name="linear")
+            folder = run / "cells" / f"{entry.slug}-seed{seed}"
+            tasks.append(_Task(entry, seed, Recipe(**fields), folder))
+    return tasks
+
+
+def _steps(task: _Task) -> list[str]:
+    """What progress is told of, by name."""
+    training = [f"{task.name}: training"] if task.own_training else []
+    return training + [f"{task.name}, {point.name}" for point in task.points]
+
+
+def _run_task(
+    task: _Task, run: Path, splits: "Mapping[Any, PreferenceData]", progress: Progress
+) -> str | None:
+    """Do what is left of a method with one seed; why it failed, or None."""
+    from paretune.experiment.keep import free_memory
+
+    failure = None
+    shared: list[str] = []
+    try:
+        _claim_cell(task)
+        if task.own_training:
+            progress.point(f"{task.name}: training")
+            _train(task, _job(task, run, splits, progress))
+        elif task.entry.range_normalised:
+            task, shared = _with_ranges(task, _job(task, run, splits, progress))
+    except Exception as error:
+        failure = _describe(error, task.folder)
+    free_memory()
+    for point in task.pending:
+        folder = point.folder(task.folder)
+        if failure is not None and not (folder / "training.json").exists():
+            continue
+        progress.point(f"{task.name}, {point.name}")
+        try:
+            _run_point(task, point, folder, splits, progress.phase, shared)
+        except Exception as error:
+            failure = failure or _describe(error, task.folder)
+        free_memory()
+    if failure is None:
+        (task.folder / "failure.txt").unlink(missing_ok=True)
+    return failure
+
+
+def _job(
+    task: _Task, run: Path, splits: "Mapping[Any, PreferenceData]", progress: Progress
+) -> "Job":
+    from paretune.baselines.context import Job
+
+    def report(phase: Phase, done: float) -> None:
+        # A method may prepare several trainings; progress reckons with one preparation a step.
+        progress.phase("train" if phase == "prepare" else phase, done)
+
+    seen = {name: data for name, data in splits.items() if name != "test"}
+    return Job(task.recipe, seen, task.seed, task.folder, run / "shared", report)
+
+
+def _with_ranges(task: _Task, job: "Job") -> tuple[_Task, list[str]]:
+    """The task with the objectives' ranges as ideal and nadir point, and the keys of adapters."""
+    from paretune.baselines.single_objective import loss_range, single_objective
+
+    keys = {name: single_objective(job, name) for name in task.recipe.data.objectives}
+    ranges = {name: loss_range(job.shared / key, name) for name, key in keys.items()}
+    ideal, nadir = ({name: pair[i] for name, pair in ranges.items()} for i in (0, 1))
+    method = task.recipe.method.model_copy(update={"ideal": ideal, "nadir": nadir})
+    recipe = task.recipe.model_copy(update={"method": method})
+    return replace(task, recipe=recipe), list(keys.values())
+
+
+def _train(task: _Task, job: "Job") -> None:
+    job.report("train", 0.0)
+    method = importlib.import_module(f"paretune.baselines.{task.entry.name}")
+    method.train(job, [point.preference for point in task.points], task.entry.parsed)
+
+
+def _run_point(
+    task: _Task,
+    point: PlannedPoint,
+    folder: Path,
+    splits: "Mapping[Any, PreferenceData]",
+    report: Report,
+    shared: Sequence[str],
+) -> None:
+    from paretune.baselines.score_prompts import with_scores
+    from paretune.runs.point import measure_point, run_point
+
+    if not task.own_training:
+        run_point(task.recipe, point, folder, splits, report=report, shared=shared)
+        return
+    prompt = folder / "prompt.json"
+    scores = read_json(prompt) if prompt.exists() else None
+    measure_point(
+        task.recipe,
+        point,
+        folder,
+        folder,
+        splits["test"],
+        report,
+        rewrite=None if scores is None else lambda text: with_scores(text, scores),
+    )
+
+
+def _measure_base(
+    recipe: Recipe, run: Path, splits: "Mapping[Any, PreferenceData]", progress: Progress
+) -> None:
+    from paretune.experiment.keep import free_memory
+    from paretune.runs.point import measure_point
+
+    objectives = recipe.data.objectives
+    equal = Preference.of(dict.fromkeys(objectives, 1 / len(objectives)))
+    point = PlannedPoint(equal, recipe.evaluation.seed, "base")
+    progress.point("base model")
+    plain = recipe.model_copy(update={"method": Method(name="linear")})
+    measure_point(plain, point, None, run / "base", splits["test"], progress.phase)
+    free_memory()
+
+
+def _measured(folder: Path) -> bool:
+    return (folder / "metrics.json").exists()
+
+
+def _describe(error: Exception, folder: Path) -> str:
+    """The error in one line; its traceback goes to the folder."""
+    write_text(folder / "failure.txt", "".join(traceback.format_exception(error)))
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
+
+
+def _claim(recipe: "CompareRecipe", run: Path, fresh: bool) -> None:
+    """Make the folder this recipe's own, or see that it is.
+
+    Methods, seeds and points may be added to a comparison that was run.
+    """
+    saved = run / "recipe.yaml"
+    if fresh and saved.exists():
+        for path in [run / name for name in _CONTENTS]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    if saved.exists() and ((run / "cells").exists() or (run / "base").exists()):
+        other = type(recipe).from_yaml(saved.read_text(encoding="utf-8"), f"'{saved}'")
+        found = [d for d in recipe.differences(other) if not d.startswith(_MAY_DIFFER)]
+        if found:
+            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+            raise InputError(
+                f"'{run}' holds a comparison of another recipe ({'; '.join(found[:3])}{more}): "
+                "give output_dir=... for a new one, or --fresh to delete that one."
+            )
+    try:
+        write_text(saved, recipe.to_yaml())
+    except OSError as error:
+        raise InputError(f"The run folder '{run}' cannot be written: {error}.") from error
+
+
+def _claim_cell(task: _Task) -> None:
+    path = task.folder / "method.json"
+    settings = {
+        "method": task.entry.name,
+        "options": task.entry.parsed.model_dump(mode="json"),
+        "range_normalised": task.entry.range_normalised,
+        **({"train": task.entry.train} if task.entry.train else {}),
+    }
+    if path.exists() and read_json(path) != settings:
+        raise InputError(
+            f"'{task.folder}' holds results of '{task.entry.title}' with other options: give the "
+            "method another label, or delete that folder."
+        )
+    write_json(path, settings)
+
+
+def _collect(
+    recipe: "CompareRecipe", run: Path, tasks: Sequence[_Task], failures: Mapping[str, str]
+) -> Comparison:
+    def read(folder: Path) -> FrontPoint:
+        return replace(read_point(folder), folder=str(folder.relative_to(run)))
+
+    cells = []
+    for task in tasks:
+        missing = task.pending
+        done = [point for point in task.points if point not in missing]
+        cells.append(
+            Cell(
+                title=task.entry.title,
+                method=task.entry.name,
+                options=task.entry.parsed.model_dump(mode="json"),
+                seed=task.seed,
+                points=tuple(read(point.folder(task.folder)) for point in done),
+                missing=tuple(point.name for point in missing),
+                failure=failures.get(task.name),
+            )
+        )
+    built = sorted(path.parent for path in (run / "shared").glob("*/training.json"))
+    reference = recipe.evaluation.reference_point
+    objectives = recipe.data.objectives
+    return Comparison.of(
+        cells,
+        name=recipe.name,
+        objectives=objectives,
+        base=read(run / "base") if _measured(run / "base") else None,
+        shared={
+            path.name: Spend.from_json(read_json(path / "training.json")["spend"]) for path in built
+        },
+        reference_point=[reference[name] for name in objectives] if reference else None,
+    )
+
+
+def _publish(comparison: Comparison, run: Path) -> None:
+    from paretune.report.comparison import draw_comparison, markdown
+
+    # What rewards were normalised by, under the keys that points name as shared.
+    constants = sorted((run / "shared").glob("*/constants.json"))
+    if constants and (run / "manifest.json").exists():
+        manifest = read_json(run / "manifest.json")
+        found = {path.parent.name: read_json(path) for path in constants}
+        write_json(run / "manifest.json", {**manifest, "rewards": found})
+    write_json(run / "compare.json", comparison.to_json())
+    write_text(run / "compare.md", markdown(comparison))
+    draw_comparison(comparison, run / "compare.png", run / "compare-scores.png")

@@ -1,0 +1,249 @@
+"""One point of a run: trained, kept, and measured."""
+
+import gc
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from paretune.experiment.keep import StepReport, train_point, wait_for_all
+from paretune.data import PreferenceData
+from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
+from paretune.errors import InputError
+from paretune.results.answers import Answer, Prompt, write_answers
+from paretune.evaluation.generation import generate_answers
+from paretune.results.text_statistics import text_statistics
+from paretune.experiment.setup import build_trainer, load_weights
+from paretune.files import main_process, move, read_json, sync, write_json, write_text
+from paretune.results.front import FrontPoint, ObjectiveMetrics, Score
+from paretune.progress import Phase, Report
+from paretune.results.points import PlannedPoint
+from paretune.experiment.reward_sources import recipe_scorers
+from paretune.spend import Spend, Watch
+from paretune.training import MultiObjectiveTrainer
+
+if TYPE_CHECKING:
+    from paretune.recipes.schema import Recipe
+
+Rewrite = Callable[[Prompt], Prompt]
+_TRAINING_SHARE = 0.7  # of a point's preparation, guessed: the rest is the test split
+
+
+def run_point(
+    recipe: "Recipe",
+    point: PlannedPoint,
+    folder: Path,
+    splits: Mapping[Any, PreferenceData],
+    start_from: Path | None = None,
+    report: Report = lambda phase, done: None,
+    shared: Sequence[str] = (),
+) -> None:
+    """Train a point, unless it is trained already, and measure it on the test split.
+
+    Afterwards `folder` holds the adapter, ``log.jsonl``, ``training.json`` (written when training
+    is over), ``answers.jsonl`` and, written last, ``metrics.json``.
+
+    Args:
+        start_from: Folder of the point whose adapter to start from.
+        shared: As in `train_point`.
+    """
+    if (folder / "training.json").exists():
+        measure_point(recipe, point, folder, folder, splits["test"], report)
+        return
+    report("prepare", 0.0)
+    scoring = _Scoring(report, (0.0, _TRAINING_SHARE))
+    trainer = build_trainer(
+        recipe,
+        point.preference,
+        point.seed,
+        splits,
+        folder / "checkpoints",
+        [StepReport(report)],
+        scoring,
+    )
+    scoring.share = (_TRAINING_SHARE, 1.0)
+    test = trainer.prepare(splits["test"].pairs)  # after full fine-tuning there is no reference
+    if start_from is not None:
+        load_weights(trainer.model, start_from)
+    train_point(trainer, folder, report, shared)
+    scoring.phase, scoring.share = "evaluate", (0.0, 1.0)
+    _measure(recipe, point, trainer, test, splits["test"], folder, folder, report)
+
+
+
+
+def measure_point(
+    recipe: "Recipe",
+    point: PlannedPoint,
+    source: Path | None,
+    target: Path,
+    data: PreferenceData,
+    report: Report = lambda phase, done: None,
+    rewrite: Rewrite | None = None,
+) -> None:
+    """Measure the trained point in `source` on `data`; metrics and answers go to `target`.
+
+    Args:
+        source: The point's folder; None measures the base model.
+        rewrite: Makes of a prompt what the policy is asked. The reference sees the prompt itself.
+    """
+    report("prepare", 0.0)
+    recipe = _with_adapter(recipe, source)
+    # The trainer wants training data; what is measured will do, and is prepared once.
+    splits = {"train": data, "validation": data}
+    scoring = _Scoring(report, (0.0, 1.0))
+    trainer = build_trainer(
+        recipe, point.preference, point.seed, splits, target / "checkpoints", on_scored=scoring
+    )
+    pairs = trainer.prepare(data.pairs)
+    if rewrite is not None:
+        pairs = _rewritten(trainer, data, pairs, rewrite)
+    if source is not None:
+        load_weights(trainer.model, source)
+    scoring.phase = "evaluate"
+    _measure(recipe, point, trainer, pairs, data, source, target, report, rewrite)
+
+
+def _with_adapter(recipe: "Recipe", source: Path | None) -> "Recipe":
+    """The recipe with the rank and scale of the adapter in `source`: a soup has its own."""
+    config = None if source is None else source / "adapter_config.json"
+    if config is None or recipe.lora is None or not config.exists():
+        return recipe
+    saved = read_json(config)
+    lora = recipe.lora.model_copy(update={"r": saved["r"], "alpha": saved["lora_alpha"]})
+    return recipe.model_copy(update={"lora": lora})
+
+
+def _rewritten(
+    trainer: MultiObjectiveTrainer, data: PreferenceData, plain: TokenizedPairs, rewrite: Rewrite
+) -> TokenizedPairs:
+    """The pairs with other prompts, and the reference's log-probabilities under their own."""
+    kept = {
+        name: [
+            {**row, "prompt": rewrite(row["prompt"])} for row in data.pairs[name].select(index.row)
+        ]
+        for name, index in plain.pairs.items()
+    }
+    pairs = tokenize_pairs(kept, trainer.processing_class)  # in the same order
+    if len(pairs.sequences) != len(plain.sequences):
+        raise InputError("Prompts with scores make two test pairs the same: remove one of them.")
+    pairs.reference = plain.reference
+    return pairs
+
+
+
+
+
+
+@dataclass
+class _Scoring:
+    """Turns the share of a data set that is scored into the share of a phase."""
+
+    report: Report
+    share: tuple[float, float]
+    phase: Phase = "prepare"
+
+    def __call__(self, done: float) -> None:
+        start, end = self.share
+        self.report(self.phase, start + (end - start) * done)
+
+
+
+
+
+
+
+
+
+
+
+
+def _measure(
+    recipe: "Recipe",
+    point: PlannedPoint,
+    trainer: MultiObjectiveTrainer,
+    pairs: TokenizedPairs,
+    data: PreferenceData,
+    source: Path | None,
+    target: Path,
+    report: Report,
+    rewrite: Rewrite | None = None,
+) -> None:
+    report("evaluate", 0.0)
+    values = trainer.evaluate(pairs)
+    metrics = {
+        name: ObjectiveMetrics(
+            **{
+                column: values[f"eval_{name}_{column}"]
+                for column in ("loss", "accuracy", "margin", "perplexity")
+            }
+        )
+        for name in recipe.data.objectives
+    }
+    report("generate", 0.0)
+    if main_process():
+        asked = recipe.evaluation.generate
+        answers = _answers(recipe, trainer, data, report, rewrite) if asked else []
+        if answers:
+            write_answers(target / "answers.jsonl", answers)
+        names = answers[0].scores if answers else ()
+        tokenizer: Any = trainer.processing_class
+        lengths = [len(tokenizer(answer.response)["input_ids"]) for answer in answers]
+        result = FrontPoint(
+            preference=dict(point.preference),
+            metrics=metrics,
+            chebyshev=values["eval_chebyshev"],
+            seed=point.seed,
+            folder=f"points/{point.name}",
+            scores={name: Score.of([a.scores[name] for a in answers]) for name in names},
+            answer_tokens=sum(lengths) / len(lengths) if lengths else None,
+            text=text_statistics((answer.response, answer.finished) for answer in answers),
+            training=read_json(source / "training.json") if source is not None else {},
+        )
+        shutil.rmtree(target / "checkpoints", ignore_errors=True)
+        write_json(target / "metrics.json", result.to_json())
+    wait_for_all()
+    report("generate", 1.0)
+
+
+def _answers(
+    recipe: "Recipe",
+    trainer: MultiObjectiveTrainer,
+    data: PreferenceData,
+    report: Report,
+    rewrite: Rewrite | None,
+) -> list[Answer]:
+    """Answers to the first distinct prompts of the split, each with its scores."""
+    settings = recipe.evaluation
+    distinct = {json.dumps(p): p for pairs in data.pairs.values() for p in pairs["prompt"]}
+    prompts = list(distinct.values())[: settings.n_prompts]
+    answers = generate_answers(
+        trainer.model,
+        trainer.processing_class,
+        [rewrite(prompt) for prompt in prompts] if rewrite is not None else prompts,
+        max_new_tokens=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=settings.seed,
+        batch_size=settings.batch_size,
+        progress=lambda done, total: report("generate", done / total),
+    )
+    responses = [answer.response for answer in answers]
+    scores = {
+        name: scorer.score(prompts, responses) for name, scorer in recipe_scorers(recipe).items()
+    }
+    return [
+        Answer(
+            prompt,
+            answer.response,
+            answer.finished,
+            {name: values[row] for name, values in scores.items()},
+        )
+        for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True))
+    ]

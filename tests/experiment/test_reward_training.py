@@ -1,0 +1,333 @@
+"""Training reward models: what is learnt, what is kept, what a kill leaves behind."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from typer.testing import CliRunner
+
+from paretune.cli import app
+from paretune.data import PreferenceData, split_by_prompt
+from paretune.data.messages import user
+from paretune.errors import InputError
+from paretune.evaluation.scorers import pair_accuracy
+from paretune.experiment.reward import train_reward
+from paretune.experiment.reward_sources import build_scorers, load_trained
+from paretune.experiment.setup import load_data
+from paretune.recipes import Recipe, load_recipe
+from paretune.recipes.rewards import RewardSource
+from paretune.runs.reward import run_rewards
+
+WORDS = ["cat", "dog", "tea", "milk", "sun", "moon", "rain", "wind", "run", "walk"]
+
+
+def rows(chosen: str, rejected: str, conversational: bool) -> list[dict[str, Any]]:
+    """Pairs that one word tells apart, wherever it stands."""
+    generator = torch.Generator().manual_seed(0)
+
+    def text(word: str = "") -> str:
+        picks = [WORDS[i] for i in torch.randint(len(WORDS), (4,), generator=generator)]
+        place = int(torch.randint(5, (1,), generator=generator))
+        return " ".join([*picks[:place], word, *picks[place:]]).replace("  ", " ").strip()
+
+    made = []
+    for _ in range(60):
+        prompt, good, bad = text(), text(chosen), text(rejected)
+        if conversational:
+            made.append(
+                {
+                    "prompt": user(prompt),
+                    "chosen": [{"role": "assistant", "content": good}],
+                    "rejected": [{"role": "assistant", "content": bad}],
+                }
+            )
+        else:
+            made.append({"prompt": f"{prompt} ", "chosen": good, "rejected": bad})
+    return made
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """A folder with a random language model, two separable objectives and a recipe."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("toy")
+    torch.manual_seed(0)
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    ).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for kind in ("chat", "plain"):
+        for name, words in (("kind", ("good", "bad")), ("cruel", ("bad", "good"))):
+            lines = map(json.dumps, rows(*words, conversational=kind == "chat"))
+            (folder / f"{kind}_{name}.jsonl").write_text("\n".join(lines))
+    (folder / "toy.yaml").write_text(
+        f"""
+model: {{name: {folder / "model"}}}
+lora: {{r: 8, alpha: 16, dropout: 0.1}}
+data:
+  loader: pairs
+  path: {{kind: {folder / "chat_kind.jsonl"}, cruel: {folder / "chat_cruel.jsonl"}}}
+  objectives: [kind, cruel]
+  split: [0.6, 0.2, 0.2]
+sweep: {{preferences: [[0.5, 0.5]]}}
+reward:
+  max_length: 40
+  train:
+    max_steps: 40
+    per_device_train_batch_size: 12
+    learning_rate: 3e-2
+    lr_scheduler_type: constant
+    save_steps: 10
+    use_cpu: true
+"""
+    )
+    return folder
+
+
+@pytest.fixture
+def recipe(toy: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    def make(*overrides: str) -> Recipe:
+        return load_recipe(toy / "toy.yaml", [f"output_dir={tmp_path / 'run'}", *overrides])
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(toy: Path) -> Path:
+    """The folder of reward models that nothing disturbed."""
+    run_rewards(load_recipe(toy / "toy.yaml", [f"output_dir={toy / 'finished'}"]))
+    return toy / "finished" / "rewards"
+
+
+@pytest.fixture(scope="session")
+def splits(toy: Path) -> Any:
+    loaded = load_recipe(toy / "toy.yaml")
+    return split_by_prompt(load_data(loaded.data), loaded.data.split)
+
+
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+
+
+def test_it_learns_what_separates_and_keeps_it(finished: Path, toy: Path) -> None:
+    data = load_data(load_recipe(toy / "toy.yaml").data)
+    scorers = build_scorers(
+        {name: RewardSource(scorer="trained") for name in ("kind", "cruel")}, finished
+    )
+    for name in ("kind", "cruel"):
+        assert sorted(path.name for path in (finished / name).iterdir()) == [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "log.jsonl",
+            "reward.json",
+        ]
+        record = json.loads((finished / name / "reward.json").read_text())
+        assert record["accuracy"]["test"] >= 0.9, record
+        assert (record["pairs"], record["dropped"], record["steps"]) == (36, 0, 40)
+        assert record["tokens"] > 40 * 12 * 2 * 10
+        assert record["normalisation"]["std"] > 0
+        assert pair_accuracy(scorers[name], data.pairs[name]) >= 0.9
+    # One model's taste is the other's distaste: what is scored is the word.
+    assert pair_accuracy(scorers["kind"], data.pairs["cruel"]) <= 0.1
+    assert scorers["kind"].name == "kind"
+
+
+def test_finished_ones_are_left_alone(finished: Path, toy: Path, recipe: Any) -> None:
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    run_rewards(load_recipe(toy / "toy.yaml", [f"output_dir={finished.parent}"]))
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    # One of two is missing: the other stays, and the missing one comes out the same.
+    copy = Path(recipe().output_dir) / "rewards"
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / "cruel")
+    stamp = (copy / "kind" / "reward.json").stat().st_mtime_ns
+    run_rewards(recipe())
+    assert (copy / "kind" / "reward.json").stat().st_mtime_ns == stamp
+    assert weights(copy / "cruel") == weights(finished / "cruel")
+    assert weights(copy / "kind") != weights(copy / "cruel")
+
+
+@pytest.mark.parametrize("step", [10, 25, 40])
+def test_a_killed_training_goes_on(
+    finished: Path,
+    toy: Path,
+    splits: Any,
+    step: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from paretune.experiment.keep import StepReport
+
+    class Killed(BaseException):
+        pass
+
+    def kill(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == step:
+            raise Killed
+
+    # At the last step the checkpoint is there already: the kill comes before the weights are kept.
+    event = "on_train_end" if step == 40 else "on_step_end"
+    loaded = load_recipe(toy / "toy.yaml")
+    with monkeypatch.context() as patch:
+        patch.setattr(StepReport, event, kill)
+        with pytest.raises(Killed):
+            train_reward(loaded, "kind", splits, tmp_path)
+    assert not (tmp_path / "reward.json").exists()
+    record = train_reward(loaded, "kind", splits, tmp_path)
+    assert weights(tmp_path) == weights(finished / "kind")
+    whole = json.loads((finished / "kind" / "reward.json").read_text())
+    assert record.pop("seconds") > 0
+    whole.pop("seconds")
+    assert record == whole
+
+
+def test_another_seed_is_another_model(toy: Path, splits: Any, tmp_path: Path) -> None:
+    for seed in (0, 1):
+        few = "reward.train={max_steps: 1, learning_rate: 0.0, use_cpu: true}"
+        loaded = load_recipe(toy / "toy.yaml", [few, f"reward.seed={seed}"])
+        record = train_reward(loaded, "kind", splits, tmp_path / str(seed))
+        assert record["accuracy"]["test"] < 0.9  # nothing was learnt
+    assert weights(tmp_path / "0") != weights(tmp_path / "1")
+
+
+def test_plain_text_and_all_weights(recipe: Callable[..., Recipe], toy: Path) -> None:
+    loaded = recipe(
+        f"data.path={{kind: {toy / 'plain_kind.jsonl'}, cruel: {toy / 'plain_cruel.jsonl'}}}",
+        "lora=null",
+        "reward.train.learning_rate=1e-2",
+        "reward.train.eval_strategy=steps",
+        "reward.train.eval_steps=20",
+    )
+    records = run_rewards(loaded)
+    assert records["kind"]["accuracy"]["test"] >= 0.9
+    assert records["kind"]["input"]["kind"] == "text"
+    folder = Path(loaded.output_dir) / "rewards" / "kind"
+    assert (folder / "model.safetensors").exists()
+    assert "eval_loss" in (folder / "log.jsonl").read_text()
+    data = load_data(loaded.data)
+    assert pair_accuracy(load_trained(folder), data.pairs["kind"]) >= 0.9
+
+
+def test_overlong_pairs_are_dropped_and_counted(toy: Path, splits: Any, tmp_path: Path) -> None:
+    few = "reward.train={max_steps: 1, use_cpu: true}"
+    train = splits["train"].pairs["kind"]
+    longer = {**train[0], "chosen": [{"role": "assistant", "content": "cat " * 60}]}
+    changed = PreferenceData({"kind": Dataset.from_list([*train, longer])}, {})
+    loaded = load_recipe(toy / "toy.yaml", [few])
+    record = train_reward(loaded, "kind", {**splits, "train": changed}, tmp_path)
+    assert (record["pairs"], record["dropped"]) == (36, 1)
+    with pytest.raises(InputError, match="All 36 pairs of objective 'kind' are longer than"):
+        train_reward(load_recipe(toy / "toy.yaml", ["reward.max_length=8"]), "kind", splits, toy)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("reward.train={max_stepz: 4}", "'reward.train.max_stepz'.*'reward.train.max_steps'"),
+        ("reward.train={max_length: 4}", "'reward.max_length'"),
+        ("reward.train={seed: 4}", "'reward.seed'"),
+        ("reward.train={max_steps: many}", "'reward.train.max_steps' is 'many'"),
+        ("reward.train={lr_scheduler_type: wavy}", "reward.train"),
+        ("reward.model=/absent/model", "'/absent/model' does not exist"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    recipe: Callable[..., Recipe], override: str, words: str
+) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        run_rewards(recipe(override))
+    assert "\n" not in str(caught.value)
+
+
+def test_other_settings_are_refused(finished: Path, recipe: Callable[..., Recipe]) -> None:
+    folder = Path(recipe().output_dir) / "rewards"
+    shutil.copytree(finished, folder)
+    with pytest.raises(InputError, match=r"other settings \(reward\).*--fresh"):
+        run_rewards(recipe("reward.seed=3"))
+    assert (folder / "kind").exists()
+    with pytest.raises(InputError, match="does not exist"):
+        run_rewards(recipe("reward.model=/absent/model"), fresh=True)
+    assert not (folder / "kind" / "reward.json").exists()
+
+
+def test_sources(finished: Path, tmp_path: Path) -> None:
+    scorer = build_scorers({"short": RewardSource(scorer="demo", name="concise")})["short"]
+    assert scorer.score(["why"], ["a b c"]) == [-3.0]
+    named = RewardSource(scorer="trained", name=str(finished))
+    assert build_scorers({"kind": named})["kind"].score(["cat"], ["good"])
+    with pytest.raises(InputError, match="needs name"):
+        build_scorers({"kind": RewardSource(scorer="trained")})
+    with pytest.raises(InputError, match="no finished reward model"):
+        build_scorers({"kind": RewardSource(scorer="trained")}, tmp_path)
+
+
+def test_objectives_share_a_model(tokenizer: Any, tmp_path: Path) -> None:
+    from transformers import LlamaConfig, LlamaForSequenceClassification
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=3,
+        num_labels=3,
+    )
+    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model: Any = {"scorer": "model", "name": str(tmp_path)}
+    made: Any = build_scorers(
+        {"a": RewardSource(label=0, **model), "b": RewardSource(label=2, **model)}
+    )
+    assert made["a"].model is made["b"].model
+    assert made["a"].score(["cat"], ["dog"]) != made["b"].score(["cat"], ["dog"])
+
+
+def test_a_source_has_the_options_of_its_kind() -> None:
+    with pytest.raises(ValueError, match="needs name"):
+        RewardSource(scorer="model")
+    with pytest.raises(ValueError, match="'demo' has no option 'label'"):
+        RewardSource(scorer="demo", label=1)
+    RewardSource(scorer="trained", batch_size=4)
+    source = RewardSource(scorer="demo")
+    assert RewardSource(**source.model_dump()) == source
+
+
+def test_the_command(finished: Path, toy: Path) -> None:
+    command = ["reward", "train", str(toy / "toy.yaml"), f"output_dir={finished.parent}"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    accuracy = json.loads((finished / "kind" / "reward.json").read_text())["accuracy"]["test"]
+    assert f"{accuracy:.1%}" in done.output
+    with pytest.raises(InputError, match=r"did you mean 'reward\.seed'"):
+        CliRunner().invoke(app, [*command, "reward.sed=1"], catch_exceptions=False)
+
+
+def test_trl_is_imported_when_it_is_needed() -> None:
+    code = (
+        "import sys; import paretune.runs.reward, paretune.cli; "
+        "assert not {'torch', 'trl', 'transformers'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
