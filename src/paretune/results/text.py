@@ -1,0 +1,54 @@
+"""Text as it leaves the program: names and words escaped for each format, numbers, preferences.
+
+Names are a user's and words a model's: both are material. Every place that writes them out goes
+through the function of its format; HTML is escaped by Jinja2.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+# Controls but tab and line feed, and what turns the direction of writing.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+# An underscore within a word means nothing to Markdown.
+_MARKS = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")
+_ENTITY = re.compile(r"&(?=#?\w+;)")
+
+
+def terminal_text(text: str) -> str:
+    """Text without what a terminal would obey; tabs and line feeds stay."""
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def markdown_text(text: str) -> str:
+    """Text on one line, as Markdown that shows it as it is: in a cell, a heading, a sentence."""
+    flat = " ".join(terminal_text(text).split())
+    marked = _MARKS.sub(r"\\\g<0>", _ENTITY.sub("&amp;", flat))
+    return marked.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def markdown_code(text: str) -> str:
+    """Text on one line, as a code span, whatever backticks it has."""
+    flat = " ".join(terminal_text(text).split())
+    longest = max(map(len, re.findall("`+", flat)), default=0)
+    marks = "`" * (longest + 1)
+    space = " " if flat.startswith("`") or flat.endswith("`") else ""
+    return f"{marks}{space}{flat}{space}{marks}"
+
+
+def plot_text(text: str) -> str:
+    """Text for matplotlib, which takes what stands between dollars for a formula."""
+    return terminal_text(text).replace("$", r"\$")
+
+
+def number(value: float | None, spec: str = ".3f") -> str:
+    """The number, or nothing where there is none."""
+    return "" if value is None or math.isnan(value) else format(value, spec)
+
+
+def preference_text(preference: Mapping[str, float], *, names: bool = True) -> str:
+    """``"concise 0.8, informative 0.2"``, or, without names and shorter, ``"(0.8, 0.2)"``."""
+    if names:
+        return ", ".join(f"{name} {weight:.4g}" for name, weight in preference.items())
+    weights = (f"{weight:.2f}".rstrip("0").rstrip(".") for weight in preference.values())
+    return f"({', '.join(weights)})"
