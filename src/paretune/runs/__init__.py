@@ -1,0 +1,1 @@
+"""Runs: what fills a run folder, and goes on with it."""
