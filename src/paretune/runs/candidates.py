@@ -2,27 +2,21 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.judging.session import BASE, Answered, Candidate
 from paretune.errors import InputError
 from paretune.files import read_json
+from paretune.judging.session import BASE, Answered, Candidate
 from paretune.moo.preference import Preference
-from paretune.results.points import PlannedPoint
-from paretune.runs.plan import plan
+from paretune.progress import Progress, Silent
 from paretune.recipes.load import load_recipe
 from paretune.recipes.schema import Method, Recipe
-from paretune.progress import Progress, Silent
+from paretune.results.points import PlannedPoint
+from paretune.runs.plan import plan
 
 if TYPE_CHECKING:
-    from paretune.results.answers import Prompt
-
-
-
-
-
+    pass
 
 
 def load_run(run: Path) -> Recipe:
@@ -77,8 +71,8 @@ def measure_base(recipe: Recipe, run: Path, progress: Progress | None = None) ->
     There are answers if the recipe wants them of its points.
     """
     from paretune.data.splitting import split_by_prompt
-    from paretune.experiment.setup import load_data
     from paretune.experiment.keep import free_memory
+    from paretune.experiment.setup import load_data
     from paretune.runs.point import measure_point
 
     progress = progress or Silent()

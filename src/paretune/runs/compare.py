@@ -15,19 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.results.comparison import Cell, Comparison
 from paretune.errors import InputError
-from paretune.results.points import read_point
 from paretune.files import read_json, write_json, write_text
-from paretune.results.front import FrontPoint
 from paretune.moo.preference import Preference
-from paretune.progress import Phase, Report
-from paretune.results.points import PlannedPoint
-from paretune.runs.plan import plan
+from paretune.progress import Phase, Progress, Report, Silent
 from paretune.recipes.schema import Method, Recipe
-from paretune.spend import Spend
-from paretune.progress import Progress, Silent
+from paretune.results.comparison import Cell, Comparison
+from paretune.results.front import FrontPoint
+from paretune.results.points import PlannedPoint, read_point
+from paretune.runs.plan import plan
 from paretune.runs.sweep import load_splits
+from paretune.spend import Spend
 
 if TYPE_CHECKING:
     from paretune.baselines.context import Job

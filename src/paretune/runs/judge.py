@@ -13,13 +13,13 @@ from pathlib import Path
 
 from paretune.errors import InputError
 from paretune.files import read_json, write_json, write_text
-from paretune.runs.candidates import base_answers, common_prompts, load_run, read_candidates
-from paretune.judging.session import Case, Wanted
 from paretune.judging.endpoint import EndpointJudge
 from paretune.judging.questions import Cache, Judge, Question, keep_replies
+from paretune.judging.session import Case, Wanted
 from paretune.judging.summary import Summary, base_summary, most_frequent
 from paretune.judging.templates import rough_tokens
 from paretune.judging.worker import ask_detached
+from paretune.runs.candidates import base_answers, common_prompts, load_run, read_candidates
 
 FOLDER = "judge"
 _PATIENCE = 150.0  # for replies that a killed run has left to come in

@@ -1,19 +1,12 @@
 """Which points a recipe asks for, and the phases in which each is worked on."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from paretune.results.points import PlannedPoint
-from paretune.moo.preference import Preference
 
 if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
-
-
-
-
 
 
 def plan(recipe: "Recipe") -> list[PlannedPoint]:

@@ -1,31 +1,25 @@
 """One point of a run: trained, kept, and measured."""
 
-import gc
 import json
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState
-
-from paretune.experiment.keep import StepReport, train_point, wait_for_all
 from paretune.data import PreferenceData
 from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
 from paretune.errors import InputError
-from paretune.results.answers import Answer, Prompt, write_answers
 from paretune.evaluation.generation import generate_answers
-from paretune.results.text_statistics import text_statistics
-from paretune.experiment.setup import build_trainer, load_weights
-from paretune.files import main_process, move, read_json, sync, write_json, write_text
-from paretune.results.front import FrontPoint, ObjectiveMetrics, Score
-from paretune.progress import Phase, Report
-from paretune.results.points import PlannedPoint
+from paretune.experiment.keep import StepReport, train_point, wait_for_all
 from paretune.experiment.reward_sources import recipe_scorers
-from paretune.spend import Spend, Watch
+from paretune.experiment.setup import build_trainer, load_weights
+from paretune.files import main_process, read_json, write_json
+from paretune.progress import Phase, Report
+from paretune.results.answers import Answer, Prompt, write_answers
+from paretune.results.front import FrontPoint, ObjectiveMetrics, Score
+from paretune.results.points import PlannedPoint
+from paretune.results.text_statistics import text_statistics
 from paretune.training import MultiObjectiveTrainer
 
 if TYPE_CHECKING:
@@ -74,8 +68,6 @@ def run_point(
     train_point(trainer, folder, report, shared)
     scoring.phase, scoring.share = "evaluate", (0.0, 1.0)
     _measure(recipe, point, trainer, test, splits["test"], folder, folder, report)
-
-
 
 
 def measure_point(
@@ -137,10 +129,6 @@ def _rewritten(
     return pairs
 
 
-
-
-
-
 @dataclass
 class _Scoring:
     """Turns the share of a data set that is scored into the share of a phase."""
@@ -152,16 +140,6 @@ class _Scoring:
     def __call__(self, done: float) -> None:
         start, end = self.share
         self.report(self.phase, start + (end - start) * done)
-
-
-
-
-
-
-
-
-
-
 
 
 def _measure(

@@ -39,8 +39,8 @@ def run_rewards(
         return {name: read_json(folder / name / "reward.json") for name in objectives}
 
     from paretune.data.splitting import split_by_prompt
-    from paretune.experiment.setup import load_data
     from paretune.experiment.reward import reward_arguments, train_reward
+    from paretune.experiment.setup import load_data
 
     reward_arguments(recipe, folder)  # may complain
     splits = split_by_prompt(load_data(recipe.data), recipe.data.split, recipe.data.seed)

@@ -14,16 +14,14 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from paretune.progress import Progress, Silent
 from paretune.data.splitting import Split, split_by_prompt
 from paretune.errors import InputError
-from paretune.results.points import read_front, read_point
 from paretune.files import main_process, read_json, write_json, write_text
+from paretune.progress import Progress, Silent
 from paretune.results.front import Front
-from paretune.progress import Phase
-from paretune.results.points import PlannedPoint
+from paretune.results.points import PlannedPoint, read_front, read_point
 from paretune.runs.plan import plan, warm_start
 
 if TYPE_CHECKING:
@@ -34,10 +32,6 @@ if TYPE_CHECKING:
 _VERSIONS = ("paretune", "torch", "transformers", "peft", "accelerate", "datasets")
 _FILES = ("front.json", "front.png", "report.html", "manifest.json", "recipe.yaml")
 _CONTENTS = ("points", "base", "judge", "figures", *_FILES)
-
-
-
-
 
 
 def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | None = None) -> Front:
@@ -59,10 +53,10 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
     planned = plan(recipe)
     pending = [point for point in planned if not _finished(point.folder(run))]
     if pending:
-        from paretune.experiment.setup import training_arguments
         from paretune.experiment.keep import free_memory
-        from paretune.runs.point import run_point
         from paretune.experiment.reward_sources import check_sources
+        from paretune.experiment.setup import training_arguments
+        from paretune.runs.point import run_point
 
         training_arguments(recipe, pending[0].preference, pending[0].seed, run)  # may complain
         check_sources(recipe)
@@ -146,8 +140,8 @@ def _claim(recipe: "Recipe", run: Path, fresh: bool) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         _claim_alone(recipe, run, fresh)
         return
-    from paretune.experiment.setup import training_arguments
     from paretune.experiment.keep import wait_for_all
+    from paretune.experiment.setup import training_arguments
 
     first = plan(recipe)[0]
     training_arguments(recipe, first.preference, first.seed, run)  # joins the processes
