@@ -152,7 +152,7 @@ def scipy_solver(
         point = problem.at(torch.tensor(v[:-1]))
         rows = np.zeros((n_constraints + len(p), size + 1))
         for i, unit in enumerate(torch.eye(n_constraints, dtype=torch.float64)):
-            rows[i, :-1] = point.pull(unit)
+            rows[i, :-1] = point.vjp(unit)
         rows[n_constraints:, :-1] = -(weights[:, None] * point.gradients()).numpy()
         rows[n_constraints:, -1] = 1
         return rows

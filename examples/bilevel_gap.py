@@ -1,7 +1,7 @@
 """How good is a bilevel solution really? Each method's own losses, and the re-solved ones.
 
     python examples/bilevel_gap.py                                  # wc_augmented and WC-Penalty
-    python examples/bilevel_gap.py --methods soba wc_soba forum     # rivals, with their defaults
+    python examples/bilevel_gap.py --methods soba wc_soba forum     # others, with their defaults
 
 On two problems whose true optimum is known: which of three training sets should weigh how much (C8
 of the tests, 3 validation sets), and a lower level with a line of solutions (C3). The losses depend

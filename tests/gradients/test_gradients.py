@@ -13,7 +13,7 @@ from paretune.data.tokenization import tokenize_pairs
 from paretune.gradients import ObjectiveGradients, per_objective
 from paretune.gradients.bank import GradientBank
 from paretune.gradients.objectives import loss_sums
-from paretune.gradients.one_pass import why_not
+from paretune.gradients.one_pass import unsupported_reason
 from paretune.logprobs import score_sequences, sequence_logps
 from paretune.losses import PreferenceLoss
 
@@ -209,12 +209,14 @@ def test_one_pass_is_refused_where_it_is_not_exact(
 ) -> None:
     losses = dict.fromkeys(("one", "two"), PreferenceLoss())
     dora = tiny_lora(use_dora=True)
-    assert "magnitude" in str(why_not(dora))
+    assert "magnitude" in str(unsupported_reason(dora))
     with pytest.raises(InputError, match="not exact"):
         ObjectiveGradients(dora, losses, "one_pass")
     assert ObjectiveGradients(dora, losses).method == "per_objective"
-    assert "embed_tokens" in str(why_not(tiny_lora(modules_to_save=["embed_tokens"])))
-    assert "output embeddings" in str(why_not(tiny_lora(target_modules=["q_proj", "lm_head"])))
+    assert "embed_tokens" in str(unsupported_reason(tiny_lora(modules_to_save=["embed_tokens"])))
+    assert "output embeddings" in str(
+        unsupported_reason(tiny_lora(target_modules=["q_proj", "lm_head"]))
+    )
     assert ObjectiveGradients(tiny_llama(), losses).method == "per_objective"
     frozen = tiny_llama().requires_grad_(False)
     with pytest.raises(InputError, match="no trainable"):

@@ -231,5 +231,5 @@ def test_given_products_and_their_transpose():
     z = torch.linspace(-1, 1, 5, dtype=torch.float64)
     d, m = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), z.cos()
     for problem in (automatic, given):
-        assert torch.allclose(problem.at(z).pull(d), d @ A)
-        assert torch.allclose(problem.at(z).push(m), A @ m)
+        assert torch.allclose(problem.at(z).vjp(d), d @ A)
+        assert torch.allclose(problem.at(z).jvp(m), A @ m)

@@ -16,9 +16,9 @@ def test_combined_gradient_is_the_sum_of_single_ones():
     constraints = torch.autograd.functional.jacobian(known.problem.constrain, known.x0)
     assert torch.allclose(point.combine(w, d), w @ single + d @ constraints)
     assert torch.allclose(point.gradients(), single)
-    assert torch.allclose(point.pull(d), d @ constraints)
+    assert torch.allclose(point.vjp(d), d @ constraints)
     moved = torch.ones(8, dtype=torch.float64)
-    assert torch.allclose(point.push(moved), constraints @ moved)
+    assert torch.allclose(point.jvp(moved), constraints @ moved)
 
 
 @pytest.mark.parametrize("given", [(True, False), (False, True), (True, True)])
@@ -39,7 +39,7 @@ def test_given_derivatives_equal_automatic_ones(given):
     automatic = Problem(objectives, constraints=constraints).at(z)
     w, d = [0.3, 0.7], torch.tensor([0.5, 2.0])
     assert torch.allclose(problem.at(z).combine(w, d), automatic.combine(w, d))
-    assert torch.allclose(problem.at(z).push(z.flatten()), automatic.push(z.flatten()), rtol=1e-3)
+    assert torch.allclose(problem.at(z).jvp(z.flatten()), automatic.jvp(z.flatten()), rtol=1e-3)
 
 
 def test_one_forward_and_one_backward_whatever_the_number_of_functions():

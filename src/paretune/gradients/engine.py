@@ -11,7 +11,7 @@ from paretune.errors import InputError
 from paretune.gradients import per_objective
 from paretune.gradients.bank import GradientBank
 from paretune.gradients.objectives import Batch, loss_sums
-from paretune.gradients.one_pass import NotPerSampleError, OnePass, why_not
+from paretune.gradients.one_pass import NotPerSampleError, OnePass, unsupported_reason
 from paretune.logprobs import sequence_logps
 from paretune.losses import PreferenceLoss
 
@@ -48,7 +48,7 @@ class ObjectiveGradients:
             raise InputError("The model has no trainable parameters: every one of them is frozen.")
         self.model, self.losses = model, dict(losses)
         self.bank = GradientBank(parameters, len(losses))
-        obstacle = None if method == "per_objective" else why_not(model)
+        obstacle = None if method == "per_objective" else unsupported_reason(model)
         if method == "one_pass" and obstacle is not None:
             raise InputError(
                 f"gradients='one_pass' is not exact here: {obstacle}. Use gradients='auto'."

@@ -30,7 +30,7 @@ class OnePass:
 
     Args:
         model: Its trainable parameters must all belong to ``nn.Linear`` layers; see
-            :func:`why_not`.
+            :func:`unsupported_reason`.
         bank: Receives the gradients; its parameters are the model's trainable ones.
     """
 
@@ -153,7 +153,7 @@ class _CapturedLinear(torch.autograd.Function):
         return (signal @ weight if ctx.needs_input_grad[0] else None), None, None, None
 
 
-def why_not(model: nn.Module) -> str | None:
+def unsupported_reason(model: nn.Module) -> str | None:
     """Why :class:`OnePass` is not exact for a model's trainable parameters; None if it is.
 
     It needs every trainable parameter to be the weight or bias of an ``nn.Linear`` that is called

@@ -92,8 +92,8 @@ def minimize(
     `AffineConstraints` (its Algorithm 2) or bounds.
 
     Bilevel problems: "wc_augmented" and "wc_penalty" on z = (x, y) with h = ∇_y g (for mini-batches
-    the former is `StochasticWCAugmented`), and the rivals "moml", "moco", "forum", "gmoba", "itd",
-    "soba", "wc_soba". x0 is then the pair (x, y); lr, mu, optimizer and restarts do not apply.
+    the former is `StochasticWCAugmented`), and "moml", "moco", "forum", "gmoba", "itd", "soba",
+    "wc_soba". x0 is then the pair (x, y); lr, mu, optimizer and restarts do not apply.
 
     Args:
         problem: what to minimise.

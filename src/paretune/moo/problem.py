@@ -143,22 +143,22 @@ class Point:
                 cotangents.append(weights)
         if direction is not None and problem.constraints is not None:
             if problem.constraint_vjp is not None:
-                pulled = problem.constraint_vjp(z, direction)
-                if pulled.shape != z.shape:
+                product = problem.constraint_vjp(z, direction)
+                if product.shape != z.shape:
                     raise InputError(
                         f"constraint_vjp(z, d) must have the shape of z, {tuple(z.shape)}, "
-                        f"got {tuple(pulled.shape)}."
+                        f"got {tuple(product.shape)}."
                     )
-                total = pulled if total is None else total + pulled
+                total = product if total is None else total + product
             else:
                 outputs.append(self._residuals)
                 cotangents.append(direction.to(self._residuals))
         if outputs:
-            (pulled,) = torch.autograd.grad(
+            (product,) = torch.autograd.grad(
                 outputs, self._leaf, cotangents, retain_graph=True, allow_unused=True
             )
-            if pulled is not None:
-                total = pulled if total is None else total + pulled
+            if product is not None:
+                total = product if total is None else total + product
         return torch.zeros_like(z) if total is None else total
 
     def gradients(self, wanted: Sequence[bool] | None = None) -> Tensor:
@@ -177,11 +177,11 @@ class Point:
                 rows[m] = gradient.flatten()
         return rows
 
-    def pull(self, direction: Tensor) -> Tensor:
+    def vjp(self, direction: Tensor) -> Tensor:
         """Σ d_i ∇h_i, flattened, shape (z.numel(),)."""
         return self.combine(None, direction).flatten()
 
-    def push(self, moved: Tensor) -> Tensor:
+    def jvp(self, moved: Tensor) -> Tensor:
         """∇hᵀ m = (∇h_iᵀ m)_i, shape (q,), for m of shape (z.numel(),).
 
         The derivative of the product Σ d_i ∇h_i with respect to d, where it is automatic;
@@ -190,11 +190,11 @@ class Point:
         tangent = moved.to(self.z).reshape(self.z.shape)
         if self._problem.constraint_vjp is None:
             dual = torch.zeros_like(self._residuals, requires_grad=True)
-            (pulled,) = torch.autograd.grad(
+            (product,) = torch.autograd.grad(
                 self._residuals, self._leaf, dual, create_graph=True, materialize_grads=True
             )
-            (pushed,) = torch.autograd.grad(pulled, dual, tangent, materialize_grads=True)
-            return pushed
+            (jvp,) = torch.autograd.grad(product, dual, tangent, materialize_grads=True)
+            return jvp
         size = float(tangent.norm())
         if size == 0:
             return torch.zeros_like(self.constraints)

@@ -30,7 +30,7 @@ BilevelName = Literal[
     "wc_augmented", "wc_penalty", "moml", "moco", "forum", "gmoba", "itd", "soba", "wc_soba"
 ]
 
-_RIVALS: dict[str, Callable[[], BilevelSolver]] = {
+_METHODS: dict[str, Callable[[], BilevelSolver]] = {
     "moml": MOML,
     "moco": MoCo,
     "forum": FORUM,
@@ -89,12 +89,12 @@ def choose_bilevel(
         return EqualityConstrained(WCAugmented(shift=shift))
     if method == "wc_penalty":
         return EqualityConstrained(WCPenalty(shift=shift))
-    if method not in _RIVALS:
-        names = ", ".join(["wc_augmented", "wc_penalty", *_RIVALS])
+    if method not in _METHODS:
+        names = ", ".join(["wc_augmented", "wc_penalty", *_METHODS])
         raise InputError(f"Unknown bilevel method {method!r}; there are {names}.")
     if shift is not None:
         raise InputError(f"Method {method!r} has no shift; it belongs to the 'wc' methods.")
-    return _RIVALS[method]()
+    return _METHODS[method]()
 
 
 def read_start(x0: object) -> tuple[Tensor, Tensor]:

@@ -40,7 +40,7 @@ class FlatProblem(Problem):
         def rows(z: Tensor) -> Tensor:
             return torch.cat(oracle.upper_rows(*split(z)), dim=1)
 
-        def pull(z: Tensor, d: Tensor) -> Tensor:
+        def vjp(z: Tensor, d: Tensor) -> Tensor:
             parts = oracle.products(*split(z), d.to(z).reshape(y))
             return torch.cat([part.flatten() for part in parts])
 
@@ -48,7 +48,7 @@ class FlatProblem(Problem):
             objectives=lambda z: oracle.values(*split(z)),
             jacobian=rows,
             constraints=lambda z: oracle.lower_y(*split(z)).flatten(),
-            constraint_vjp=pull,
+            constraint_vjp=vjp,
             oracle=oracle,
             shapes=(x, y),
             on_visit=on_visit,

@@ -79,9 +79,9 @@ class FORUM(BilevelMethod):
             best = constrained_weights(torch.stack(gramians).sum(0), along, self.rho * size)
             weights = best if weights is None else weights + step**-0.75 * (best - weights)
             # Along ∇q the weighted gradients and ν ∇q add up to the larger of both demands.
-            push = max(self.rho * size, float(weights @ along))
+            along_constraint = max(self.rho * size, float(weights @ along))
             directions = [
-                weights.to(part) @ part + push * unit
+                weights.to(part) @ part + along_constraint * unit
                 for part, unit in zip(rows, units, strict=True)
             ]
             x, y = (move(direction) for move, direction in zip(moves, directions, strict=True))

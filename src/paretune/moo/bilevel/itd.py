@@ -11,7 +11,7 @@ from torch import Tensor
 from paretune.moo.bilevel.method import BilevelMethod, Iterate
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.steps import Optimizer, Stepper, as_multipliers, check_options, norm
-from paretune.moo.bilevel.unrolled import inner_steps, pull_back
+from paretune.moo.bilevel.unrolled import inner_steps, unrolled_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class ITD(BilevelMethod):
     Per step D + 1 gradients and D products. Defaults are those of the authors' code; the WC-Penalty
     paper runs D = 50 (40 on language models), α = 1e-3, β = 1e-8.
 
-    Departures: the way of y is kept in place of the graph (see `unrolled`); y starts where it was,
+    Departures: the path of y is kept in place of the graph (see `unrolled`); y starts where it was,
     where the authors' code starts each task anew.
 
     Attributes:
@@ -50,8 +50,9 @@ class ITD(BilevelMethod):
         weights = torch.tensor(lam, dtype=torch.float64)
         omega, _ = as_multipliers(weights, lam)
         while True:
-            way = inner_steps(oracle, x, y, self.inner_steps, self.beta)
-            y, slope = way[-1], (way[-2] - way[-1]) / self.beta
-            direction = pull_back(oracle, x, way, *oracle.upper(x, y, weights), self.beta)
+            path = inner_steps(oracle, x, y, self.inner_steps, self.beta)
+            y, slope = path[-1], (path[-2] - path[-1]) / self.beta
+            slopes = oracle.upper(x, y, weights)
+            direction = unrolled_gradient(oracle, x, path, *slopes, self.beta)
             x = move(direction)
             yield Iterate(x, y, omega, residual=norm(direction, slope))

@@ -18,7 +18,7 @@ from paretune.moo.bilevel.steps import (
     min_norm_weights,
     norm,
 )
-from paretune.moo.bilevel.unrolled import inner_steps, pull_back
+from paretune.moo.bilevel.unrolled import inner_steps, unrolled_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class MOML(BilevelMethod):
     Per step D + S gradients and S·D products. Defaults are those of the authors' code for learning
     task weights; the WC-Penalty paper runs D = 50, α = 1e-3, β = 1e-8.
 
-    Departures: the way of y is kept in place of the graph (same numbers, memory D + 1 vectors; see
+    Departures: the path of y is kept in place of the graph (same numbers, memory D + 1 vectors; see
     `unrolled`); the authors' code normalises each d_s before it chooses λ, the paper and this do
     not; their code moves y by a separate Adam step on training and validation data, here y is y^D.
 
@@ -60,9 +60,9 @@ class MOML(BilevelMethod):
         """See `BilevelMethod`; the residual is ‖(Σ λ_s d_s, ∇_y g(x, y^{D−1}))‖."""
         move = Stepper(x, self.alpha, self.optimizer)
         while True:
-            way = inner_steps(oracle, x, y, self.inner_steps, self.beta)
-            y, slope = way[-1], (way[-2] - way[-1]) / self.beta
-            rows = unrolled_rows(oracle, x, way, self.beta)
+            path = inner_steps(oracle, x, y, self.inner_steps, self.beta)
+            y, slope = path[-1], (path[-2] - path[-1]) / self.beta
+            rows = unrolled_rows(oracle, x, path, self.beta)
             weights = min_norm_weights(rows)
             direction = weights @ rows
             x = move(direction)
@@ -70,12 +70,14 @@ class MOML(BilevelMethod):
             yield Iterate(x, y, omega, residual=norm(direction, slope))
 
 
-def unrolled_rows(oracle: Oracle, x: Tensor, way: list[Tensor], beta: float) -> Tensor:
+def unrolled_rows(oracle: Oracle, x: Tensor, path: list[Tensor], beta: float) -> Tensor:
     """d/dx f_s(x, y^D(x)) of each objective, shape (S, p)."""
-    rows_x, rows_y = oracle.upper_rows(x, way[-1])
+    rows_x, rows_y = oracle.upper_rows(x, path[-1])
     return torch.stack(
         [
-            pull_back(oracle, x, way, gx.reshape(x.shape), gy.reshape(way[-1].shape), beta)
+            unrolled_gradient(
+                oracle, x, path, gx.reshape(x.shape), gy.reshape(path[-1].shape), beta
+            )
             for gx, gy in zip(rows_x, rows_y, strict=True)
         ]
     ).flatten(1)

@@ -1,4 +1,4 @@
-"""What several of the rival methods need: weights of smallest norm, steps on x, their residual."""
+"""What several bilevel methods need: weights of smallest norm, steps on x, their residual."""
 
 from __future__ import annotations
 

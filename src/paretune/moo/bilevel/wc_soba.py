@@ -24,7 +24,7 @@ class WCSOBA(BilevelMethod):
         ω  = proj_simplex(ω̄ + v λ∘F(x, y)),   ω̄ ← ω̄ + τ (ω − ω̄),   ω̄ from 1/S
         then a step of SOBA on Σ ω_s λ_s f_s
 
-    It is the fair rival of the weighted-Chebyshev methods here: the preference decides where it
+    It is the fair baseline for the weighted-Chebyshev methods: the preference decides where it
     ends. ω is the exact maximiser of ωᵀ(λ∘F) − ‖ω − ω̄‖² / 2v, so with ω̄ = 0 and no averaging it
     would be a penalty method; the averaging removes the bias. SOBA's adjoint is, up to its sign,
     the multiplier of ∇_y g = 0. There is no penalty on ∇_y g, and no safeguard: with large steps

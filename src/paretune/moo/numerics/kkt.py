@@ -209,10 +209,10 @@ class _DualSolver:
             self._basis = torch.linalg.svd(self._jacobian, full_matrices=False)
 
     def _multiply(self, direction: Tensor) -> Tensor:
-        return self._point.pull(direction).double().cpu() * self._free
+        return self._point.vjp(direction).double().cpu() * self._free
 
     def _multiply_transposed(self, moved: Tensor) -> Tensor:
-        return self._point.push(moved * self._free).double().cpu()
+        return self._point.jvp(moved * self._free).double().cpu()
 
     def __call__(self, target: Tensor) -> tuple[Tensor, Tensor]:
         if self._size == 0:

@@ -170,7 +170,7 @@ class AugmentedLagrangian:
         if len(start.constraints):
             h = start.constraints if float(start.constraints.norm()) > 0 else self.nu + 1
             self.n_gradients += 1
-            steepness = float(start.pull(h).norm()) / float(h.norm())
+            steepness = float(start.vjp(h).norm()) / float(h.norm())
             if steepness > 0:
                 self._dual_limit = _DUAL_LIMIT * max(size, curvature * length) / steepness
             self._u = _U_SCALE * (curvature or 1.0) / (steepness or 1.0) ** 2

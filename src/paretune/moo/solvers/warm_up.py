@@ -100,5 +100,5 @@ def _constraint_rows(point: Point) -> Tensor:
     """∇hᵀ, shape (q, n), one product a row."""
     q = len(point.constraints)
     eye = torch.eye(q, dtype=point.constraints.dtype, device=point.z.device)
-    rows = [point.pull(unit).double().cpu() for unit in eye]
+    rows = [point.vjp(unit).double().cpu() for unit in eye]
     return torch.stack(rows) if rows else torch.zeros(0, point.z.numel(), dtype=torch.float64)

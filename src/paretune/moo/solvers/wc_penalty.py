@@ -113,7 +113,7 @@ class _State(NamedTuple):
 
 
 class _Force(NamedTuple):
-    """What pushes a state: ω, and ∇_z P."""
+    """ω, and ∇_z P."""
 
     omega: list[float]
     gradient: Tensor

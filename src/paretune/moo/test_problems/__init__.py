@@ -19,7 +19,7 @@ from paretune.moo.test_problems.constrained import (
     toy,
 )
 from paretune.moo.test_problems.eq_dtlz import eq_dtlz
-from paretune.moo.test_problems.known import KnownProblem
+from paretune.moo.test_problems.reference import KnownProblem
 from paretune.moo.test_problems.unconstrained import (
     convex_pair,
     fonseca_fleming,

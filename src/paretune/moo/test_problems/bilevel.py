@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from paretune.moo.bilevel.problem import BilevelProblem
 from paretune.moo.test_problems.constrained import rank_deficient
-from paretune.moo.test_problems.known import Array, Weights, positive
+from paretune.moo.test_problems.reference import Array, Weights, positive
 
 
 @dataclass(frozen=True)

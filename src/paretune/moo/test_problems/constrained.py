@@ -11,7 +11,7 @@ from torch import Tensor
 from paretune.errors import InputError
 from paretune.moo.numerics.affine import AffineConstraints
 from paretune.moo.problem import Problem
-from paretune.moo.test_problems.known import Array, KnownProblem, Weights, balance, positive
+from paretune.moo.test_problems.reference import Array, KnownProblem, Weights, balance, positive
 
 
 def toy() -> KnownProblem:
@@ -156,12 +156,12 @@ def dd1(shift: float = 20.0) -> KnownProblem:
     def constraints(z: Tensor) -> Tensor:
         return linear.to(z) @ z + bend.to(z) @ z**2 - offset.to(z)
 
-    def pull(z: Tensor, d: Tensor) -> Tensor:
+    def vjp(z: Tensor, d: Tensor) -> Tensor:
         return d @ linear.to(z) + 2 * (d @ bend.to(z)) * z
 
     side = math.sqrt(10)
     return KnownProblem(
-        problem=Problem(objectives, jacobian, constraints, pull, bounds=(-side, side)),
+        problem=Problem(objectives, jacobian, constraints, vjp, bounds=(-side, side)),
         n_objectives=2,
         x0=torch.ones(5, dtype=torch.float64),
     )

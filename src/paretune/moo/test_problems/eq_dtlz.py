@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paretune.errors import InputError
 from paretune.moo.problem import Problem
-from paretune.moo.test_problems.known import Array, KnownProblem, Weights, lowest, positive
+from paretune.moo.test_problems.reference import Array, KnownProblem, Weights, lowest, positive
 
 
 def eq_dtlz(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paretune.moo.preference import das_dennis
 from paretune.moo.problem import Problem
-from paretune.moo.test_problems.known import Array, KnownProblem, Weights, balance, positive
+from paretune.moo.test_problems.reference import Array, KnownProblem, Weights, balance, positive
 
 
 def fonseca_fleming(n: int = 3) -> KnownProblem:

@@ -65,8 +65,8 @@ class Weighting(Protocol):
 
 
 @dataclass(frozen=True)
-class Live:
-    """The checked inputs of a weighting, without the objectives of preference 0."""
+class ActiveObjectives:
+    """The checked inputs of a weighting, for the objectives of positive preference."""
 
     size: int
     indices: list[int]
@@ -75,7 +75,9 @@ class Live:
     preference: Vector
 
     @classmethod
-    def read(cls, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]) -> Live:
+    def read(
+        cls, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]
+    ) -> ActiveObjectives:
         rows, values = read_floats(gramian, "gramian"), read_floats(losses, "losses")
         check_qp(rows, values, names=("gramian", "losses"))
         wanted = read_floats(preference, "preference")
@@ -86,15 +88,15 @@ class Live:
         for m, p in enumerate(wanted):
             if not (math.isfinite(p) and p >= 0):
                 raise InputError(f"preference[{m}] is {p}; weights must be finite and at least 0.")
-        live = [m for m, p in enumerate(wanted) if p > 0]
-        if not live:
+        active = [m for m, p in enumerate(wanted) if p > 0]
+        if not active:
             raise InputError("No objective has a positive preference weight.")
         return cls(
             size=len(wanted),
-            indices=live,
-            gramian=[[rows[i][j] for j in live] for i in live],
-            losses=[values[m] for m in live],
-            preference=[wanted[m] for m in live],
+            indices=active,
+            gramian=[[rows[i][j] for j in active] for i in active],
+            losses=[values[m] for m in active],
+            preference=[wanted[m] for m in active],
         )
 
     def weights(
@@ -106,7 +108,7 @@ class Live:
         chebyshev_term: float = 0.0,
         complementarity: float = 0.0,
     ) -> Weights:
-        """`Weights` of full length from a result on the live objectives."""
+        """`Weights` of full length from a result on the active objectives."""
         nearest, _, _ = solve_simplex_qp(self.gramian, [0.0] * len(self.indices))
         return Weights(
             weights=self._spread(weights),
@@ -125,7 +127,7 @@ class Live:
         return torch.tensor(full, dtype=torch.float64)
 
     def square_norm(self, weights: Vector) -> float:
-        """‖G w‖² for weights of the live objectives."""
+        """‖G w‖² for weights of the active objectives."""
         total = sum(
             wi * entry * wj
             for row, wi in zip(self.gramian, weights, strict=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paretune.errors import InputError
 from paretune.moo.numerics.simplex_qp import Vector, solve_simplex_qp
-from paretune.moo.weightings.base import Live, Weights
+from paretune.moo.weightings.base import ActiveObjectives, Weights
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class Clamp:
     def __call__(
         self, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]
     ) -> Weights:
-        return self.combine(Live.read(gramian, losses, preference))
+        return self.combine(ActiveObjectives.read(gramian, losses, preference))
 
-    def combine(self, live: Live) -> Weights:
+    def combine(self, active: ActiveObjectives) -> Weights:
         """The same from checked inputs."""
-        scale, linear = self.terms(live)
+        scale, linear = self.terms(active)
         quadratic = [
             [si * entry * sj for entry, sj in zip(row, scale, strict=True)]
-            for row, si in zip(live.gramian, scale, strict=True)
+            for row, si in zip(active.gramian, scale, strict=True)
         ]
         lam, gap, _ = solve_simplex_qp(quadratic, [-self.mu * term for term in linear])
-        return live.weights(
+        return active.weights(
             lam=lam,
             weights=[s * x for s, x in zip(scale, lam, strict=True)],
             gap=gap,
@@ -68,16 +68,16 @@ class Clamp:
             ),
         )
 
-    def terms(self, live: Live) -> tuple[Vector, Vector]:
-        """The diagonal of D, and D(F − z*), for the live objectives."""
+    def terms(self, active: ActiveObjectives) -> tuple[Vector, Vector]:
+        """The diagonal of D, and D(F − z*), for the active objectives."""
         if self.ideal is None:
-            ideal = [0.0] * len(live.indices)
-        elif len(self.ideal) == live.size:
-            ideal = [self.ideal[m] for m in live.indices]
+            ideal = [0.0] * len(active.indices)
+        elif len(self.ideal) == active.size:
+            ideal = [self.ideal[m] for m in active.indices]
         else:
-            raise InputError(f"ideal has {len(self.ideal)} values for {live.size} objectives.")
-        scale = live.preference
+            raise InputError(f"ideal has {len(self.ideal)} values for {active.size} objectives.")
+        scale = active.preference
         if self.nadir is not None:
-            ranges = [self.nadir[m] - z for m, z in zip(live.indices, ideal, strict=True)]
+            ranges = [self.nadir[m] - z for m, z in zip(active.indices, ideal, strict=True)]
             scale = [p / width for p, width in zip(scale, ranges, strict=True)]
-        return scale, [s * (f - z) for s, f, z in zip(scale, live.losses, ideal, strict=True)]
+        return scale, [s * (f - z) for s, f, z in zip(scale, active.losses, ideal, strict=True)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from paretune.errors import InputError
 from paretune.moo.numerics.simplex_qp import read_floats
-from paretune.moo.weightings.base import Live, Weights
+from paretune.moo.weightings.base import ActiveObjectives, Weights
 from paretune.moo.weightings.clamp import Clamp
 
 MuSchedule = Literal["constant", "linear", "cosine", "exponential"]
@@ -75,11 +75,11 @@ class ClampState:
 
         Raises InputError as `Clamp` does; the state is then as it was before the call.
         """
-        live = Live.read(gramian, losses, preference)
-        if self._losses is not None and len(self._losses) != live.size:
+        active = ActiveObjectives.read(gramian, losses, preference)
+        if self._losses is not None and len(self._losses) != active.size:
             raise InputError(
                 f"ClampState has averaged {len(self._losses)} objectives, "
-                f"now there are {live.size}."
+                f"now there are {active.size}."
             )
         if not 0 <= progress <= 1:
             raise InputError(f"progress must be in [0, 1], got {progress}.")
@@ -87,16 +87,16 @@ class ClampState:
         if self._losses is not None:
             pairs = zip(self._losses, smoothed, strict=True)
             smoothed = [_average(old, new, self.loss_ema) for old, new in pairs]
-        live = replace(live, losses=[smoothed[m] for m in live.indices])
+        active = replace(active, losses=[smoothed[m] for m in active.indices])
         mu = self.mu_at(progress)
         gradient_size, loss_size = self._gradient_size, self._loss_size
         if self.scale_free:
-            scale, linear = Clamp(mu, self.ideal, self.nadir).terms(live)
-            squares = [s * s * live.gramian[m][m] for m, s in enumerate(scale)]
+            scale, linear = Clamp(mu, self.ideal, self.nadir).terms(active)
+            squares = [s * s * active.gramian[m][m] for m, s in enumerate(scale)]
             gradient_size = _average(gradient_size, _mean(squares), _MAGNITUDE_DECAY)
             loss_size = _average(loss_size, _mean([abs(t) for t in linear]), _MAGNITUDE_DECAY)
             mu = mu * gradient_size / loss_size if loss_size > 0 else 0.0
-        weights = Clamp(mu, self.ideal, self.nadir).combine(live)
+        weights = Clamp(mu, self.ideal, self.nadir).combine(active)
         self._losses, self._gradient_size, self._loss_size = smoothed, gradient_size, loss_size
         return weights
 

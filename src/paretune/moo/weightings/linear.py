@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from paretune.moo.weightings.base import Live, Weights
+from paretune.moo.weightings.base import ActiveObjectives, Weights
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,6 @@ class Linear:
     def __call__(
         self, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]
     ) -> Weights:
-        live = Live.read(gramian, losses, preference)
-        p = live.preference
-        return live.weights(lam=p, weights=p, gap=0.0)
+        active = ActiveObjectives.read(gramian, losses, preference)
+        p = active.preference
+        return active.weights(lam=p, weights=p, gap=0.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from paretune.moo.numerics.simplex_qp import solve_simplex_qp
-from paretune.moo.weightings.base import Live, Weights
+from paretune.moo.weightings.base import ActiveObjectives, Weights
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,6 @@ class MGDA:
     def __call__(
         self, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]
     ) -> Weights:
-        live = Live.read(gramian, losses, preference)
-        lam, gap, _ = solve_simplex_qp(live.gramian, [0.0] * len(live.indices))
-        return live.weights(lam=lam, weights=lam, gap=gap)
+        active = ActiveObjectives.read(gramian, losses, preference)
+        lam, gap, _ = solve_simplex_qp(active.gramian, [0.0] * len(active.indices))
+        return active.weights(lam=lam, weights=lam, gap=gap)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paretune.errors import InputError
 from paretune.moo.numerics.simplex_qp import Vector, solve_simplex_qp
-from paretune.moo.weightings.base import Live, Weights
+from paretune.moo.weightings.base import ActiveObjectives, Weights
 
 
 @dataclass(frozen=True)
@@ -37,37 +37,37 @@ class RACO:
     def __call__(
         self, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]
     ) -> Weights:
-        live = Live.read(gramian, losses, preference)
-        p = live.preference
-        radius = self.c * math.sqrt(live.square_norm(p))
-        q, gap = self._dual(live, radius)
+        active = ActiveObjectives.read(gramian, losses, preference)
+        p = active.preference
+        radius = self.c * math.sqrt(active.square_norm(p))
+        q, gap = self._dual(active, radius)
         clipped = [min(qm, pm) for qm, pm in zip(q, p, strict=True)] if self.clip else q
-        square = live.square_norm(clipped)
+        square = active.square_norm(clipped)
         # Below the Gramian's rounding the direction of G q is noise.
-        rounding = 1e-14 * max(row[m] for m, row in enumerate(live.gramian))
+        rounding = 1e-14 * max(row[m] for m, row in enumerate(active.gramian))
         length = radius / math.sqrt(square) if square > rounding else 0.0
         weights = [pm + length * qm for pm, qm in zip(p, clipped, strict=True)]
-        return live.weights(lam=q, weights=weights, gap=gap)
+        return active.weights(lam=q, weights=weights, gap=gap)
 
     @staticmethod
-    def _dual(live: Live, radius: float) -> tuple[Vector, float]:
+    def _dual(active: ActiveObjectives, radius: float) -> tuple[Vector, float]:
         """q* and its relative optimality gap.
 
         ‖G q‖ is the least of (‖G q‖² / t + t) / 2 over t > 0, which is convex in q and t together:
         t is bisected, and each t is a quadratic program.
         """
-        linear = [_dot(row, live.preference) for row in live.gramian]
-        quadratic = [[radius * entry for entry in row] for row in live.gramian]
-        low, high = 0.0, math.sqrt(max(row[m] for m, row in enumerate(live.gramian)))
-        q, norm = live.preference, 0.0
+        linear = [_dot(row, active.preference) for row in active.gramian]
+        quadratic = [[radius * entry for entry in row] for row in active.gramian]
+        low, high = 0.0, math.sqrt(max(row[m] for m, row in enumerate(active.gramian)))
+        q, norm = active.preference, 0.0
         for _ in range(60):
             t = (low + high) / 2
             q, _, _ = solve_simplex_qp(quadratic, [2 * t * a for a in linear])
-            norm = math.sqrt(live.square_norm(q))
+            norm = math.sqrt(active.square_norm(q))
             low, high = (t, high) if norm > t else (low, t)
         slopes = [
             a + (radius / norm * _dot(row, q) if norm > 0 else 0.0)
-            for a, row in zip(linear, live.gramian, strict=True)
+            for a, row in zip(linear, active.gramian, strict=True)
         ]
         scale = max(map(abs, slopes))
         return q, max(0.0, _dot(slopes, q) - min(slopes)) / scale if scale > 0 else 0.0
