@@ -34,10 +34,15 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"'{path}' is damaged ({error}): delete it and run the command again."
         ) from error
+
+
+def user_path(text: str | os.PathLike[str]) -> Path:
+    """The path with ``~`` as the user's home; of a home that is not there, as it is written."""
+    return Path(os.path.expanduser(text))
 
 
 def move(source: Path, target: Path) -> None:

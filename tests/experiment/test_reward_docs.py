@@ -5,7 +5,7 @@ import pytest
 
 from paretune.evaluation.reward_models import RewardInput
 from paretune.recipes.rewards import RewardSource
-from paretune.recipes.syntax import parse
+from paretune.yaml_syntax import parse
 
 TEXT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
 BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)

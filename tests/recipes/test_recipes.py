@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from paretune.errors import InputError
 from paretune.moo.preference import named_preferences
 from paretune.recipes import Recipe, load_recipe, recipe_from_text, shipped_recipes, with_preference
-from paretune.recipes.syntax import dump, parse
+from paretune.yaml_syntax import dump, parse
 
 TEXT = """
 data: {loader: demo, objectives: [concise, informative]}

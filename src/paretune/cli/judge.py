@@ -184,7 +184,7 @@ def _confirmed(forecast: "Forecast", judge: "Judge", yes: bool) -> bool:
 
 
 def _options(given: Sequence[str]) -> dict[str, Any]:
-    from paretune.recipes.syntax import parse
+    from paretune.yaml_syntax import parse
 
     options = {}
     for item in given:

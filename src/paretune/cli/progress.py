@@ -6,13 +6,12 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
-from paretune.files import main_process
+from paretune.files import main_process, user_path
 from paretune.models import EMBEDDED
 from paretune.progress import PHASES, Phase, Silent
 from paretune.progress import Progress as SweepProgress
@@ -159,7 +158,7 @@ def quiet_libraries(model: str) -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    if model == EMBEDDED or Path(model).expanduser().is_dir():
+    if model == EMBEDDED or user_path(model).is_dir():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 

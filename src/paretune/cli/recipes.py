@@ -11,8 +11,9 @@ def recipes(
     ] = None,
 ) -> None:
     """List the recipes that ship with paretune, or print one."""
+    from paretune import yaml_syntax
     from paretune.errors import InputError
-    from paretune.recipes import shipped_recipes, syntax
+    from paretune.recipes import shipped_recipes
 
     shipped = shipped_recipes("sweep") | shipped_recipes("compare") | shipped_recipes("weigh")
     if name is not None:
@@ -24,5 +25,5 @@ def recipes(
         return
     width = max(len(each) for each in shipped)
     for each, text in shipped.items():
-        description = syntax.parse(text, f"recipe '{each}'").get("description", "")
+        description = yaml_syntax.parse(text, f"recipe '{each}'").get("description", "")
         typer.echo(f"{each:{width}}  {description}")

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from paretune.data.rows import BadRowError, Row
 from paretune.errors import InputError
+from paretune.files import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,7 @@ def _open(source: Source) -> tuple[str, Iterable[tuple[int, Any]]]:
         return f"hub data set {source.path}", enumerate(_load_hub(source), start=1)
     if not isinstance(source, str | os.PathLike):
         return "the given rows", enumerate(source, start=1)
-    path = Path(source).expanduser()
+    path = user_path(source)
     read = _READERS.get(path.suffix.lower())
     if read is None:
         if isinstance(source, str) and not path.exists() and not source.startswith((".", "/", "~")):

@@ -95,7 +95,7 @@ def _claim(recipe: WeighRecipe, run: Path, fresh: bool) -> None:
         for path in (*run.glob("weigh*"), saved, run / "manifest.json"):
             path.unlink(missing_ok=True)
     if (run / "cells").exists() and saved.exists():
-        other = WeighRecipe.from_yaml(saved.read_text(encoding="utf-8"), f"'{saved}'")
+        other = WeighRecipe.from_file(saved)
         found = [d for d in recipe.differences(other) if not d.startswith(_FREE)]
         if found:
             raise InputError(

@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from paretune.data.messages import Messages, Text, assistant, user
 from paretune.errors import InputError
-from paretune.files import read_json
+from paretune.files import read_json, user_path
 from paretune.models import Dtype, Quantization, load_model_and_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -258,7 +258,7 @@ def load_reward_model(
     Raises:
         InputError: there is no such model, or it has no score head.
     """
-    adapter = Path(name).expanduser() / "adapter_config.json"
+    adapter = user_path(name) / "adapter_config.json"
     base = read_json(adapter)["base_model_name_or_path"] if adapter.exists() else str(name)
     model: Any
     model, tokenizer = load_model_and_tokenizer(

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from paretune.errors import InputError
 from paretune.evaluation.reward_models import RewardInput, RewardModelScorer, load_reward_model
 from paretune.evaluation.scorers import Scorer, demo_scorer
-from paretune.files import read_json
+from paretune.files import read_json, user_path
 from paretune.models import load_model_and_tokenizer
 from paretune.recipes.rewards import RewardSource
 
@@ -116,7 +116,7 @@ def _scorer(
 
 
 def _trained_folder(objective: str, source: RewardSource, trained: Path | None) -> Path:
-    folder = Path(source.name).expanduser() if source.name else trained
+    folder = user_path(source.name) if source.name else trained
     if folder is None:
         raise InputError(
             f"The scorer 'trained' of objective {objective!r} needs name, the folder that "

@@ -22,9 +22,11 @@ from paretune.data import (
     ultrafeedback,
 )
 from paretune.errors import InputError
+from paretune.experiment.train_keys import key_fault
 from paretune.models import cache_folder, load_model_and_tokenizer
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import MGDA, RACO, Linear, Weighting
+from paretune.names import shown
 from paretune.training import (
     ClampConfig,
     ClampTrainer,
@@ -154,12 +156,14 @@ def checked_arguments(
             raise InputError(f"Unknown key '{key}' in the recipe; {hint}")
         adapter = TypeAdapter(types[name], config=ConfigDict(arbitrary_types_allowed=True))
         try:
-            checked[name] = adapter.validate_python(value)
+            checked[name] = adapter.validate_python(value, strict=True)
         except ValidationError as error:
             problem = error.errors()[0]["msg"]
             raise InputError(
-                f"'{key}' is {value!r}, but {problem[0].lower()}{problem[1:]}."
+                f"'{key}' is {shown(value)}, but {problem[0].lower()}{problem[1:]}."
             ) from None
+        if fault := key_fault(name, value):
+            raise InputError(f"'{key}': {fault}.")
     return checked
 
 

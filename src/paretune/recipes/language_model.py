@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from paretune.recipes.schema import Lora, Model, Positive, Section
+from paretune.recipes.schema import Lora, Model
+from paretune.recipes.section import Location, Name, Positive, Section, Seed
 
 
 class LanguageModelTask(Section):
@@ -23,9 +24,9 @@ class LanguageModelTask(Section):
     """The adapter whose parameters are y."""
     loader: Literal["demo", "helpsteer", "topicalchat", "summeval", "ratings"]
     """Which reader: the shipped answers, a published data set, or `ratings` for a file of yours."""
-    path: str | None = None
+    path: Location | None = None
     """A file (.jsonl, .json, .csv, .parquet) or a hub id; null is the published data set."""
-    criteria: list[str] = Field(min_length=2)
+    criteria: list[Name] = Field(min_length=2)
     """Validation criteria: the objectives, in the order of the preferences' weights."""
     high: float = 2.5
     """Responses with at least this mean rating are the training set `high`."""
@@ -54,7 +55,7 @@ class LanguageModelTask(Section):
         default=[0.6, 0.2, 0.2], min_length=3, max_length=3
     )
     """Shares of training, validation and test prompts."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Of the split, and of which responses are used."""
 
     @field_validator("criteria")

@@ -1,11 +1,15 @@
 """The points of a front as a recipe gives them: lists of weights, a named set, or a grid."""
 
+import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from paretune.errors import InputError
 from paretune.moo.preference import Preference, das_dennis, named_preferences
+from paretune.names import shown
+
+MAX_POINTS = 10_000
 
 
 def resolve_points(given: Any, objectives: Sequence[str]) -> list[Preference]:
@@ -23,14 +27,21 @@ def resolve_points(given: Any, objectives: Sequence[str]) -> list[Preference]:
     if isinstance(given, str):
         points = named_preferences(given)
     elif isinstance(given, dict) and list(given) == ["das_dennis"]:
-        if type(given["das_dennis"]) is not int:
-            raise InputError(f"das_dennis must be a whole number, not {given['das_dennis']!r}")
-        points = das_dennis(len(objectives), given["das_dennis"])
+        divisions = given["das_dennis"]
+        if type(divisions) is not int or divisions < 1:
+            raise InputError(f"das_dennis must be a whole number above 0, not {shown(divisions)}")
+        others = len(objectives) - 1
+        if divisions > MAX_POINTS or math.comb(divisions + others, others) > MAX_POINTS:
+            raise InputError(
+                f"das_dennis: {divisions} makes more than {MAX_POINTS:,} points of {others + 1} "
+                "objectives: take a smaller number"
+            )
+        points = das_dennis(len(objectives), divisions)
     elif isinstance(given, list) and given:
         points = given
     else:
         raise InputError(
-            f"must be a list of points, the name of a set, or {{das_dennis: n}}, not {given!r}"
+            f"must be a list of points, the name of a set, or {{das_dennis: n}}, not {shown(given)}"
         )
     resolved: dict[str, int] = {}
     preferences = []
@@ -50,24 +61,29 @@ def as_preference(point: Any, objectives: Sequence[str], where: str) -> Preferen
         InputError: see `resolve_points`; `where` begins the message.
     """
     if isinstance(point, Mapping):
-        for name in point:
+        for name in map(str, point):
             if name not in objectives:
                 nearest = get_close_matches(name, objectives, n=1)
                 hint = f"did you mean '{nearest[0]}'?" if nearest else "name one of these."
                 raise InputError(
-                    f"{where}: the recipe has no objective '{name}' but {', '.join(objectives)}; "
-                    f"{hint}"
+                    f"{where}: the recipe has no objective {shown(name)} but "
+                    f"{', '.join(objectives)}; {hint}"
                 )
         weights = [point.get(name, 0.0) for name in objectives]
     elif isinstance(point, Sequence) and not isinstance(point, str):
         weights = list(point)
     else:
-        raise InputError(f"{where} must be a list of weights, not {point!r}")
+        raise InputError(f"{where} must be a list of weights, not {shown(point)}")
     if len(weights) != len(objectives):
         raise InputError(
             f"{where}: {len(weights)} weights for {len(objectives)} objectives "
             f"({', '.join(objectives)})"
         )
+    for name, weight in zip(objectives, weights, strict=True):
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            raise InputError(
+                f"{where}: the weight of {name!r} must be a number, not {shown(weight)}"
+            )
     try:
         return Preference.of(dict(zip(objectives, weights, strict=True)))
     except InputError as error:

@@ -12,11 +12,14 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from paretune import yaml_syntax
 from paretune.errors import InputError
-from paretune.recipes import syntax
+from paretune.files import user_path
+from paretune.names import shown
 
 Command = Literal["sweep", "compare", "weigh"]
 Keys = tuple[str, ...]
+_TOLD = 5  # complaints in one message
 R = TypeVar("R", bound=BaseModel)
 
 
@@ -49,15 +52,20 @@ def find_recipe(name: str | Path, shipped: Mapping[str, str]) -> tuple[str, str,
     Raises:
         InputError: there is none.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if str(name) in shipped:
         return f"recipe '{name}'", shipped[str(name)], str(name)
-    if path.is_file():
-        return f"'{name}'", path.read_text(encoding="utf-8"), path.stem
-    nearest = get_close_matches(path.stem, shipped, n=1)
+    try:
+        there = path.is_file()
+    except OSError:  # too long a name, say
+        there = False
+    if there:
+        return f"'{name}'", yaml_syntax.read(path, f"'{name}'"), path.stem
+    nearest = get_close_matches(path.stem[:100], shipped, n=1)
     hint = f"did you mean '{nearest[0]}'?" if nearest else "`paretune recipes` lists them."
     raise InputError(
-        f"There is no recipe '{name}', neither a file nor one that ships with paretune; {hint}"
+        f"There is no recipe {shown(str(name))}, neither a file nor one that ships with paretune; "
+        f"{hint}"
     )
 
 
@@ -69,7 +77,7 @@ def read_recipe(
     Raises:
         InputError: not YAML, an unknown key, or a value that does not fit.
     """
-    raw = syntax.parse(text, source)
+    raw = yaml_syntax.parse(text, source)
     if not isinstance(raw, dict):
         raise InputError(f"{source} must hold the sections of a recipe, not {type(raw).__name__}.")
     changed = [_override(root, raw, item) for item in overrides]
@@ -86,7 +94,7 @@ def _override(root: type[BaseModel], raw: dict[str, Any], item: str) -> Keys:
     dotted, equals, text = item.partition("=")
     if not equals or not dotted:
         raise InputError(
-            f"'{item}' is not an override: write key=value, for example train.max_steps=200."
+            f"{shown(item)} is not an override: write key=value, for example train.max_steps=200."
         )
     keys = tuple(dotted.strip().split("."))
     sections: list[Place] = [root]
@@ -94,14 +102,19 @@ def _override(root: type[BaseModel], raw: dict[str, Any], item: str) -> Keys:
         if not sections:
             break
         if not _knows(sections, key):
-            raise InputError(_unknown(root, keys[: depth + 1], f"the override '{item}'"))
+            raise InputError(_unknown(root, keys[: depth + 1], f"the override {shown(item)}"))
         sections = _inside(sections, key)
-    value = syntax.parse(text, f"the override '{item}'")
+    value = yaml_syntax.parse(text, f"the override {shown(item)}")
     place = raw
-    for key in keys[:-1]:
-        if not isinstance(place.get(key), dict):
+    for depth, key in enumerate(keys[:-1], start=1):
+        if place.get(key) is None:
             place[key] = {}
         place = place[key]
+        if not isinstance(place, dict):
+            raise InputError(
+                f"The override {shown(item)} cannot be applied: '{'.'.join(keys[:depth])}' of the "
+                f"recipe is {shown(place)}, which has no keys."
+            )
     place[keys[-1]] = value
     return keys
 
@@ -157,14 +170,30 @@ def _unknown(root: type[BaseModel], keys: Keys, source: str) -> str:
         hint = f"did you mean '{homes[0]}.{keys[-1]}'?"
     else:
         hint = f"known there: {', '.join(known)}."
-    return f"Unknown key '{'.'.join(keys)}' in {source}; {hint}"
+    return f"Unknown key {shown('.'.join(keys))} in {source}; {hint}"
 
 
 def _sentence(
     root: type[BaseModel], error: ValidationError, source: str, changed: Sequence[Keys]
 ) -> str:
-    """The first complaint, with its key, where it was given, and what to do."""
-    first = error.errors()[0]
+    """All complaints, unknown keys first, missing ones last: a slip of the pen makes both."""
+    order = {"extra_forbidden": 0, "missing": 2}
+    found = sorted(error.errors(), key=lambda each: order.get(each["type"], 1))
+    complaints: dict[Keys, str] = {}  # the members of a union complain each about the same key
+    for each in found:
+        keys = _known_part(root, tuple(str(key) for key in each["loc"]))
+        if each["type"] == "extra_forbidden":
+            keys = (*keys, str(each["loc"][-1]))
+        complaints.setdefault(keys, _complaint(root, each, source, changed))
+    told = list(complaints.values())
+    more = f" And {len(told) - _TOLD} more." if len(told) > _TOLD else ""
+    return " ".join(told[:_TOLD]) + more
+
+
+def _complaint(
+    root: type[BaseModel], first: Mapping[str, Any], source: str, changed: Sequence[Keys]
+) -> str:
+    """One complaint, with its key, where it was given, and what to do."""
     keys = _known_part(root, tuple(str(key) for key in first["loc"]))
     key = ".".join(keys)
     if keys and any(keys[: len(given)] == given for given in changed):
@@ -179,7 +208,7 @@ def _sentence(
         problem = str(first["ctx"]["error"]).rstrip(".")
         return f"{source}: {f'{key}: ' if key else ''}{problem}."
     problem = first["msg"][0].lower() + first["msg"][1:]
-    return f"{source}: '{key}' is {first['input']!r}, but {problem}."
+    return f"{source}: '{key}' is {shown(first['input'])}, but {problem}."
 
 
 def _known_part(root: type[BaseModel], location: Keys) -> Keys:
@@ -198,6 +227,6 @@ def _known_part(root: type[BaseModel], location: Keys) -> Keys:
 
 def absolute(path: str | None) -> str | None:
     """The absolute path, if there is such a file or folder."""
-    if path is not None and Path(path).expanduser().exists():
-        return str(Path(path).expanduser().resolve())
+    if path is not None and user_path(path).exists():
+        return str(user_path(path).resolve())
     return path

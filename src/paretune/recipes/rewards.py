@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from paretune.recipes.section import Positive, Section
+from paretune.recipes.section import Location, Positive, Section, Seed
 
 
 class RewardTraining(Section):
@@ -13,13 +13,13 @@ class RewardTraining(Section):
     The adapter is that of the recipe's `lora` section, with a score head.
     """
 
-    model: str | None = None
+    model: Location | None = None
     """The base, any language model or classifier; null is the recipe's `model.name`."""
     max_length: Positive = 1024
     """Longest prompt plus response in tokens; pairs with a longer one are left out and counted."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Any field of `trl.RewardConfig`, which has those of `transformers.TrainingArguments`."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the score head, the adapter and the order of the pairs."""
 
 
@@ -32,7 +32,7 @@ class RewardSource(Section):
     scorer: Literal["demo", "model", "trained"]
     """`demo` (a plain scorer of the demo data), `model` (any reward model) or `trained` (by
     `paretune reward train`)."""
-    name: str | None = None
+    name: Location | None = None
     """`demo`: which scorer, null is the objective's own; `model`: a folder or a hub id; `trained`:
     the folder with one reward model an objective, null is the run's own."""
     input: Literal["chat", "text", "pair"] = "chat"

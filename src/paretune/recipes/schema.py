@@ -6,21 +6,25 @@ The classes check types and ranges of single keys and what can be checked withou
 
 import math
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from paretune import yaml_syntax
 from paretune.errors import InputError
 from paretune.models import EMBEDDED
 from paretune.moo.preference import Preference
-from paretune.recipes import syntax
+from paretune.names import name_fault, shown
 from paretune.recipes.points import resolve_points
 from paretune.recipes.rewards import RewardSource, RewardTraining
-from paretune.recipes.section import Positive as Positive
-from paretune.recipes.section import Section as Section
+from paretune.recipes.section import FolderName, Location, Positive, Section, Seed
 
 RATING_OPTIONS = ("ties", "pairing", "min_difference", "lower_is_better")
 """Keys of the data section that say how ratings become pairs."""
+
+MAX_SLUG = 200
+"""Of a point, in letters: what a folder's name may have, with room for a seed and a suffix."""
 
 _ASIDE = ("name", "description", "output_dir", "reward")
 _NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -40,7 +44,7 @@ class Written(Section):
 
     def to_yaml(self) -> str:
         """The recipe with every key written out."""
-        return syntax.dump(self.model_dump(mode="json"))
+        return yaml_syntax.dump(self.model_dump(mode="json"))
 
     @classmethod
     def from_yaml(cls, text: str, source: str) -> Self:
@@ -50,13 +54,22 @@ class Written(Section):
             InputError: not a whole recipe of this version.
         """
         try:
-            return cls.model_validate(syntax.parse(text, source))
+            return cls.model_validate(yaml_syntax.parse(text, source))
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise InputError(
                 f"{source} is not a recipe of this version ('{key}': {first['msg']})."
             ) from None
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """`from_yaml` of a file.
+
+        Raises:
+            InputError: see there, or the file cannot be read.
+        """
+        return cls.from_yaml(yaml_syntax.read(path, f"'{path}'"), f"'{path}'")
 
     def differences(self, other: "Written") -> list[str]:
         """Keys in which this recipe computes something else, each as ``key: ours, not theirs``.
@@ -74,7 +87,7 @@ class Written(Section):
 class Model(Section):
     """The model to align."""
 
-    name: str = EMBEDDED
+    name: Location = EMBEDDED
     """`smollm2-135m-instruct` (embedded), a folder, or an id on the Hugging Face hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the weights; `auto`: bfloat16 on a GPU that has it, else float32."""
@@ -95,8 +108,24 @@ class Lora(Section):
     """Scale; updates are multiplied by alpha / r."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input."""
-    target_modules: str | list[str] = "all-linear"
-    """Layers that get one; `all-linear` is every linear layer except the head."""
+    target_modules: str | Annotated[list[str], Field(min_length=1)] = "all-linear"
+    """Layers that get one, by name, or a regular expression for their whole paths; `all-linear` is
+    every linear layer except the head."""
+
+    @field_validator("target_modules")
+    @classmethod
+    def _expression(cls, modules: str | list[str]) -> str | list[str]:
+        if isinstance(modules, str):
+            try:
+                re.compile(modules)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(
+                    f"{shown(modules)} is no regular expression ({error}): give one, or a list of "
+                    "layers' names"
+                ) from None
+        if not all(modules) or not modules:
+            raise ValueError("a layer's name must not be empty")
+        return modules
 
 
 class Data(Section):
@@ -108,7 +137,7 @@ class Data(Section):
     """Which reader: a published data set, `pairs` or `ratings` for files of your own."""
     objectives: list[str] = Field(min_length=1)
     """The objectives, in the order in which preferences list their weights."""
-    path: str | dict[str, str] | None = None
+    path: Location | dict[str, Location] | None = None
     """A file (.jsonl, .json, .csv, .parquet) or a hub id, or one for each objective; null is the
     published data set."""
     revision: str | None = None
@@ -130,7 +159,7 @@ class Data(Section):
         default=[0.8, 0.1, 0.1], min_length=3, max_length=3
     )
     """Shares of training, validation and test data; all pairs of a prompt fall on one side."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the split."""
 
     @field_validator("objectives")
@@ -138,7 +167,9 @@ class Data(Section):
     def _names(cls, names: list[str]) -> list[str]:
         for name in names:
             if not _NAME.fullmatch(name):
-                raise ValueError(f"{name!r} must consist of letters, digits and underscores")
+                raise ValueError(f"{shown(name)} must consist of letters, digits and underscores")
+            if fault := name_fault(name):
+                raise ValueError(fault)
         if len(set(names)) < len(names):
             raise ValueError("an objective is named twice")
         return names
@@ -211,14 +242,14 @@ class Sweep(Section):
     preferences: Any
     """A list of points, each the objectives' weights; or a set by name (`clamp_task1`,
     `clamp_task2`, ...); or `{das_dennis: n}`, all multiples of 1/n."""
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Seed] = Field(default=[0], min_length=1)
     """Each point is trained once with each seed."""
     warm_start: bool = False
     """Start each point from the nearest one before it in the list, not from a fresh adapter."""
 
     @field_validator("seeds")
     @classmethod
-    def _distinct(cls, seeds: list[int]) -> list[int]:
+    def _distinct(cls, seeds: list[Seed]) -> list[int]:
         if len(set(seeds)) < len(seeds):
             raise ValueError("a seed is given twice")
         return seeds
@@ -239,7 +270,7 @@ class Evaluation(Section):
     """Nucleus."""
     batch_size: Positive = 16
     """Prompts answered at a time."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the sampling."""
     reference_point: dict[str, float] | None = None
     """Corner of the hypervolume, one loss an objective; by default a tenth of their range beyond
@@ -249,7 +280,7 @@ class Evaluation(Section):
 class Recipe(Written):
     """One experiment, complete."""
 
-    name: str
+    name: FolderName
     """By default the file's name."""
     description: str = ""
     """One line for `paretune recipes`."""
@@ -267,7 +298,7 @@ class Recipe(Written):
     rewards: dict[str, RewardSource] | None = None
     """What scores the answers for each objective, or for some; null is the demo data's own scorers,
     and none where the data is other."""
-    output_dir: str
+    output_dir: Location
     """The run folder; by default `runs/` and the recipe's name."""
 
     @model_validator(mode="after")
@@ -288,9 +319,14 @@ class Recipe(Written):
             if name not in self.data.objectives:
                 raise ValueError(f"rewards.{name}: there is no objective {name!r}")
         try:
-            self.points  # noqa: B018  (raises)
+            longest = max(len(point.slug()) for point in self.points)
         except InputError as error:
             raise ValueError(f"sweep.preferences: {error}") from None
+        if longest > MAX_SLUG:
+            raise ValueError(
+                f"data.objectives: a point's folder would have a name of {longest} letters, more "
+                f"than {MAX_SLUG}: give shorter names"
+            )
         return self
 
     @property

@@ -1,15 +1,86 @@
-"""What every section of a recipe is."""
+"""What every section of a recipe is, and the checks that hold for all of them."""
 
-from typing import Annotated
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
+from paretune.names import folder_fault, name_fault, shown, text_fault
+
+FLOAT32_MAX = 3.4028234663852886e38
+"""Larger numbers are infinite in a model's arithmetic."""
 
 
 class Section(BaseModel):
-    """Unknown keys and wrong types are errors; values never change after loading."""
+    """Unknown keys, wrong types, and numbers that are not finite are errors; values never change.
+
+    So are control characters in texts, in free mappings such as `train` too.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="after")
+    def _usable(self) -> Self:
+        for key, value in self:
+            for inner, leaf in _leaves(value, key):
+                if fault := leaf_fault(leaf):
+                    raise ValueError(f"{inner}: {fault}")
+        return self
+
+
+def leaf_fault(value: Any) -> str | None:
+    """What makes a text or a number unusable anywhere in a recipe; None if nothing does."""
+    if isinstance(value, str):
+        return text_fault(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"it must be a finite number, not {value}"
+    if isinstance(value, float) and abs(value) > FLOAT32_MAX:
+        return f"{value:g} is infinite in float32"
+    return None
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Texts and numbers in a value, with their dotted keys; sections have seen to their own."""
+    if isinstance(value, dict):
+        for name, each in value.items():
+            yield f"{key}, a name in it", name
+            yield from _leaves(each, f"{key}.{name}")
+    elif isinstance(value, list):
+        for each in value:
+            yield from _leaves(each, key)
+    else:
+        yield key, value
+
+
+def _named(name: str) -> str:
+    if fault := name_fault(name):
+        raise ValueError(fault)
+    return name
+
+
+def _folder(name: str) -> str:
+    if fault := folder_fault(name):
+        raise ValueError(fault)
+    return name
+
+
+def _location(path: str) -> str:
+    if not path.strip() or "\n" in path:
+        raise ValueError(f"{shown(path)} is no path")
+    if any(len(part.encode("utf-8", "replace")) > 255 for part in path.split("/")):
+        raise ValueError(f"{shown(path)} has a part that is too long for a folder's name")
+    return path
+
+
+Positive = Annotated[int, Field(gt=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What numpy and torch both take."""
+Name = Annotated[str, AfterValidator(_named)]
+"""Fit for tables and figures: one line, no control characters, at most 100 bytes."""
+FolderName = Annotated[str, AfterValidator(_folder)]
+"""A `Name` without slashes that does not begin with a dot, a dash or a tilde."""
+Location = Annotated[str, AfterValidator(_location)]
+"""A path, or an id on the hub."""

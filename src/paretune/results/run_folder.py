@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
+from paretune import yaml_syntax
 from paretune.errors import InputError
 from paretune.files import read_json
 from paretune.results.comparison import Cell, Comparison
@@ -56,11 +55,8 @@ class Run:
         saved = path / "recipe.yaml"
         if not saved.is_file():
             raise InputError(f"'{path}' is not a run folder: it has no recipe.yaml.")
-        text = saved.read_text(encoding="utf-8")
-        try:
-            recipe = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"'{saved}' is not YAML ({error}): restore it.") from error
+        text = yaml_syntax.read(saved, f"'{saved}'")
+        recipe = yaml_syntax.parse(text, f"'{saved}'")
         if not isinstance(recipe, dict):
             raise InputError(f"'{saved}' is not a recipe: restore it.")
         manifest = path / "manifest.json"

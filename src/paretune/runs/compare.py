@@ -252,7 +252,7 @@ def _claim(recipe: "CompareRecipe", run: Path, fresh: bool) -> None:
         for path in [run / name for name in _CONTENTS]:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if saved.exists() and ((run / "cells").exists() or (run / "base").exists()):
-        other = type(recipe).from_yaml(saved.read_text(encoding="utf-8"), f"'{saved}'")
+        other = type(recipe).from_file(saved)
         found = [d for d in recipe.differences(other) if not d.startswith(_MAY_DIFFER)]
         if found:
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""

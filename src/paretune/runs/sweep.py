@@ -154,7 +154,7 @@ def _claim_alone(recipe: "Recipe", run: Path, fresh: bool) -> None:
     saved = run / "recipe.yaml"
     if saved.exists() and not (run / "manifest.json").exists():  # a user's own, or a killed start
         try:
-            type(recipe).from_yaml(saved.read_text(encoding="utf-8"), f"'{saved}'")
+            type(recipe).from_file(saved)
         except InputError as error:
             raise InputError(
                 f"'{run}' is not a run folder, and its recipe.yaml would be lost: give another "
@@ -164,7 +164,7 @@ def _claim_alone(recipe: "Recipe", run: Path, fresh: bool) -> None:
         for path in [run / name for name in _CONTENTS] + list(run.glob("evaluation-*")):
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     if (run / "points").exists() and saved.exists():  # else no point was begun
-        other = type(recipe).from_yaml(saved.read_text(encoding="utf-8"), f"'{saved}'")
+        other = type(recipe).from_file(saved)
         if found := recipe.differences(other):
             more = f" and {len(found) - 3} more" if len(found) > 3 else ""
             raise InputError(

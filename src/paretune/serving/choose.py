@@ -175,9 +175,7 @@ def _validated(
     measured = folder / "evaluation-validation"
     if not (measured / "front.json").exists():
         return None
-    theirs = Recipe.from_yaml(
-        (measured / "recipe.yaml").read_text(encoding="utf-8"), f"'{measured / 'recipe.yaml'}'"
-    )
+    theirs = Recipe.from_file(measured / "recipe.yaml")
     changed = [d.split(":")[0].split(".")[0] for d in recipe.differences(theirs)]
     if not set(changed) <= {"evaluation", "model", "train"}:
         return None

@@ -14,7 +14,7 @@ from typing import Any
 
 from paretune._version import __version__
 from paretune.errors import InputError
-from paretune.files import move, read_json, write_json, write_text
+from paretune.files import move, read_json, user_path, write_json, write_text
 from paretune.models import EMBEDDED
 from paretune.serving.choose import Candidate, Choices
 
@@ -78,7 +78,7 @@ def export_run(
     if target.exists() and not _replaceable(target):
         raise InputError(f"'{target}' holds something else: give another folder with --to.")
     name = choices.recipe.model.name
-    on_hub = name != EMBEDDED and not Path(name).expanduser().is_dir()
+    on_hub = name != EMBEDDED and not user_path(name).is_dir()
     adapters = [candidate for candidate in choices.candidates if not candidate.whole]
     with_base = bool(adapters) and (not on_hub if base is None else base)
     layout = Layout(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from paretune.data_weighting.tasks.task import Task, network
 from paretune.errors import InputError
+from paretune.files import user_path
 from paretune.moo.bilevel.problem import AnyBilevel, BilevelProblem, StochasticBilevelProblem
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def load_digits(path: str | None) -> dict[str, Digits]:
     """
     if path is not None and Path(path).is_dir():
         return _read_idx(Path(path))
-    return split_digits(_read_csv(_packaged() if path is None else Path(path).expanduser()))
+    return split_digits(_read_csv(_packaged() if path is None else user_path(path)))
 
 
 def split_digits(digits: Digits) -> dict[str, Digits]:
