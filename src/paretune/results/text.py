@@ -8,8 +8,8 @@ import math
 import re
 from collections.abc import Mapping
 
-# Controls but tab and line feed, and what turns the direction of writing.
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+from paretune.names import printable
+
 # An underscore within a word means nothing to Markdown.
 _MARKS = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
@@ -17,7 +17,7 @@ _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 def terminal_text(text: str) -> str:
     """Text without what a terminal would obey; tabs and line feeds stay."""
-    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", text)
+    return printable(text)
 
 
 def markdown_text(text: str) -> str:
