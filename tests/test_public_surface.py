@@ -30,8 +30,8 @@ from typer.testing import CliRunner
 from paretune import cli, moo
 from paretune.moo import bilevel
 from paretune.recipes import Recipe, shipped_recipes
-from paretune.recipes.compare import CompareRecipe
-from paretune.recipes.weighing import WeighRecipe
+from paretune.recipes.comparison import CompareRecipe
+from paretune.recipes.data_weighting import WeighRecipe
 from paretune.training import ClampConfig
 
 GOLDEN = Path(__file__).parent / "golden"
