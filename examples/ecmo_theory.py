@@ -1,4 +1,4 @@
-"""The numbers in docs/theory.md: what the second paper's statements give on small examples.
+"""The numbers in docs/methods/theory.md: what the second paper's statements give on small examples.
 
 python examples/ecmo_theory.py              # all of them
 python examples/ecmo_theory.py licq cone    # some

@@ -3,7 +3,7 @@
     python scripts/make_demo_preferences.py            # rewrites the shipped file, about 10 minutes
     python scripts/make_demo_preferences.py --output answers.jsonl --seed 1
 
-Same seed, same machine type, same package versions: same file. See docs/demo-data.md.
+Same seed, same machine type, same package versions: same file. See docs/results/demo-data.md.
 """
 
 import argparse

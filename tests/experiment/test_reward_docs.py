@@ -7,13 +7,13 @@ from paretune.evaluation.reward_models import RewardInput
 from paretune.recipes.rewards import RewardSource
 from paretune.yaml_syntax import parse
 
-TEXT = (Path(__file__).parents[2] / "docs" / "rewards.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "guides" / "rewards.md").read_text()
 BLOCKS = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_sources_in_the_documentation_are_valid(block: str) -> None:
-    for source in parse(block, "docs/rewards.md").values():
+    for source in parse(block, "docs/guides/rewards.md").values():
         read = RewardSource.model_validate(source)
         RewardInput(read.input, read.template, read.turns)
         if "DPA" in str(read.name):

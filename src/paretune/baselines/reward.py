@@ -37,7 +37,7 @@ def normalised_scorers(
         if name not in sources:
             raise InputError(
                 f"Nothing scores the objective {name!r}: name a scorer or a reward model under "
-                "'rewards', in the recipe or in the method's options (docs/morlhf.md)."
+                "'rewards', in the recipe or in the method's options (docs/methods/morlhf.md)."
             )
     sources = {name: source for name, source in sources.items() if name in objectives}
     if rewards is None:

@@ -1,6 +1,6 @@
 """The demo preferences: answers of the embedded model to everyday questions, and their scorers.
 
-Each answer is stored once with its scores; pairs are made here. ``docs/demo-data.md`` says how the
+Each answer is stored once with its scores; pairs are made here. ``docs/results/demo-data.md`` says how the
 answers were made and what the labels do and do not mean.
 """
 

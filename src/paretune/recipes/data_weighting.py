@@ -59,7 +59,7 @@ class RewardModelTask(Section):
     random_set: bool = True
     """One more training set, whose scores are drawn at random."""
     encoder: Location = "minilm"
-    """`minilm` (from a package), a folder, or a hub id; see docs/weigh.md."""
+    """`minilm` (from a package), a folder, or a hub id; see docs/guides/weigh.md."""
     max_length: Positive = 256
     """Tokens of a text that the encoder reads."""
     components: Positive | None = 32
