@@ -1,7 +1,7 @@
 """CLAMP and linear weighting on a concave front (Fonseca-Fleming), one run for each preference.
 
 python examples/fonseca_fleming.py                      # a table
-python examples/fonseca_fleming.py --figure front.png   # and the picture of docs/methods/weightings.md
+python examples/fonseca_fleming.py --figure front.png   # picture of docs/methods/weightings.md
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The demo preferences: answers of the embedded model to everyday questions, and their scorers.
 
-Each answer is stored once with its scores; pairs are made here. ``docs/results/demo-data.md`` says how the
-answers were made and what the labels do and do not mean.
+Each answer is stored once with its scores; pairs are made here. How the answers were made
+and what the labels do and do not mean: ``docs/results/demo-data.md``.
 """
 
 import json

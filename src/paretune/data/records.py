@@ -29,7 +29,7 @@ class PreferenceData:
         pairs: Per objective, a data set with the columns ``prompt``, ``chosen``, ``rejected`` and,
             where the source gives weights, ``weight``; rows in the source's order. Texts are
             strings, or lists of ``{"role", "content"}`` messages (a response is one message).
-        counts: What was read, dropped and kept; can be written as JSON. See ``docs/guides/data.md``.
+        counts: What was read, dropped and kept; fit for JSON; see ``docs/guides/data.md``.
         ratings: If the pairs were made from ratings: ``prompt``, ``response`` and a column for
             each objective (None where a response was not rated).
     """

@@ -152,7 +152,8 @@ def checked_arguments(
             raise InputError(f"'{key}' has its own place in a recipe: '{elsewhere[name]}'.")
         if name not in known:
             nearest = get_close_matches(name, known, n=1)
-            hint = f"did you mean '{section}.{nearest[0]}'?" if nearest else "see docs/guides/recipes.md."
+            page = "see docs/guides/recipes.md."
+            hint = f"did you mean '{section}.{nearest[0]}'?" if nearest else page
             raise InputError(f"Unknown key '{key}' in the recipe; {hint}")
         adapter = TypeAdapter(types[name], config=ConfigDict(arbitrary_types_allowed=True))
         try:

@@ -22,7 +22,7 @@ _PPO_ONLY = (
 
 
 class Morlhf(Section):
-    """MORLHF. Table 8 of the CLAMP paper, and where it says nothing RiC's (docs/methods/morlhf.md)."""
+    """MORLHF. Table 8 of the CLAMP paper, else RiC's (docs/methods/morlhf.md)."""
 
     backend: Literal["ppo", "rloo"] = "ppo"
     """`ppo` (our own) or `rloo` (TRL's RLOOTrainer, which has no value function)."""
