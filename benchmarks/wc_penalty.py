@@ -309,8 +309,6 @@ def front() -> str:
     for name, warm, method in [
         ("`explore`", True, WCAugmented()),
         ("each from x0", False, WCAugmented()),
-        ("each from x0, heavy ball", False, WCAugmented(inner="heavy_ball")),
-        ("each from x0, Adam", False, WCAugmented(inner="adam")),
     ]:
         start = time.process_time()
         found = explore(problem, preferences, method, x0=x0, warm_start=warm, steps=30_000)

@@ -140,7 +140,7 @@ def test_stops_at_the_tolerance_and_at_overflow():
     assert found.kkt_residual <= 0.1
     assert found.message.startswith("Converged after")
     wild = minimize(TOY, (0.25, 0.75), WCPenalty(u=50, v=50, eta=1.0), x0=START, steps=9999)
-    assert "no longer finite; give a smaller eta" in wild.message
+    assert "no longer finite; try a smaller eta" in wild.message
     assert bool(torch.isfinite(wild.x).all())
 
 

@@ -233,7 +233,7 @@ def choose_method(
         if (lr, optimizer) != (None, None):
             raise InputError(
                 f"Method {method!r} has no lr or optimizer; give its options inside the method, as "
-                "in WCPenalty(eta=0.001) or WCAugmented(inner='adam')."
+                "in WCPenalty(eta=0.001) or WCAugmented(memory=10)."
             )
         return WCAugmented(shift=shift) if method == "wc_augmented" else WCPenalty(shift=shift)
     if shift is not None:

@@ -89,16 +89,11 @@ class Problem:
         lower, upper = (torch.as_tensor(b, dtype=z.dtype, device=z.device) for b in self.bounds)
         return torch.clamp(z, lower, upper)
 
-    def linearise(self, z: Tensor, wanted: Sequence[bool]) -> tuple[Tensor, Tensor]:
-        """F(z), shape (M,), and the flattened gradients, shape (M, z.numel()).
-
-        The gradients of objectives that are not wanted are zero, and not computed. Raises
-        InputError for wrong shapes, for another number of objectives than len(wanted), and for
-        objectives that do not depend on z through differentiable operations.
-        """
-        point = self.at(z)
-        check_count(point.objectives, len(wanted))
-        return point.objectives, point.gradients(wanted)
+    def projected(self, z: Tensor, gradient: Tensor) -> Tensor:
+        """z − project(z − g) in the shape of z: the gradient, but for what the bounds hold back."""
+        if self.bounds is None:
+            return gradient
+        return z - self.project(z - gradient)
 
 
 class Point:
@@ -253,6 +248,12 @@ def check_count(values: Tensor, size: int) -> None:
         raise InputError(
             f"The problem has {len(values)} objectives, the preference {size} weights."
         )
+
+
+def check_finite_constraints(start: Point) -> None:
+    """Raise InputError unless h is finite at the start point."""
+    if not bool(torch.isfinite(start.constraints).all()):
+        raise InputError("The constraints are not finite at x0.")
 
 
 def _check_differentiable(values: Tensor, name: str, remedy: str) -> None:

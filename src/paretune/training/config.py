@@ -12,9 +12,9 @@ from paretune.data.tokenization import Overlong
 from paretune.errors import InputError
 from paretune.gradients import Method
 from paretune.losses import LossName, PreferenceLoss
-from paretune.moo.bilevel.multipliers import StepwiseMultipliers
 from paretune.moo.bilevel.problem import HVP
 from paretune.moo.preference import Preference
+from paretune.moo.solvers.multipliers import StepwiseMultipliers
 from paretune.moo.weightings.clamp_state import ClampState, MuSchedule
 
 

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from paretune.data.tokenization import TokenSequence, tokenize_responses
 from paretune.errors import InputError
-from paretune.moo.bilevel.multipliers import StepwiseMultipliers
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.polish import polish_lower
 from paretune.moo.bilevel.problem import StochasticBilevelProblem
 from paretune.moo.bilevel.stochastic_wc_augmented import StochasticWCAugmented
+from paretune.moo.solvers.multipliers import StepwiseMultipliers
 from paretune.training.base import BaseTrainer, check_launch, load_trainable
 from paretune.training.config import DataWeightingConfig
 from paretune.training.levels import LanguageModelLevels

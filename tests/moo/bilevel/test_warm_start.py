@@ -7,10 +7,7 @@ from paretune.moo import minimize
 from paretune.moo.bilevel import EqualityConstrained
 from paretune.moo.bilevel.oracle import NonConvexLowerLevelWarning, Oracle
 from paretune.moo.bilevel.warm_start import warm_adjoint, warm_lower
-from paretune.moo.problem import Problem
-from paretune.moo.solvers.augmented import AugmentedLagrangian
 from paretune.moo.solvers.wc_augmented import WCAugmented
-from paretune.moo.solvers.wc_track import Track
 from paretune.moo.test_problems import data_weighting, quadratic_bilevel
 
 
@@ -45,14 +42,3 @@ def test_it_keeps_the_run_beside_the_feasible_set():
         return float(result.history.lower_gradient_norm[late].max())
 
     assert furthest(True) < 0.7 * furthest(False)
-
-
-def test_the_reported_point_is_a_late_one():
-    """A start that is feasible, with good multipliers, has a small residual and poor objectives."""
-    problem = Problem(lambda z: torch.stack([z[0] ** 2 + 1, z[0] ** 2 + 1]))
-    points = [problem.at(torch.full((1,), float(k), dtype=torch.float64)) for k in range(8)]
-    lagrangian = AugmentedLagrangian(problem, [0.5, 0.5], [0.0, 0.0], points[0])
-    track = Track(lagrangian, tol=0.0)
-    for k, point in enumerate(points):
-        track.look(lagrangian.view(point), torch.tensor([0.1 + k]))
-    assert track.result("").x.tolist() == [3.0]  # visited fourth of eight: windows 4-7 and 8

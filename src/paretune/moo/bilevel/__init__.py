@@ -8,7 +8,6 @@ from paretune.moo.bilevel.method import BilevelMethod, Iterate
 from paretune.moo.bilevel.moco import MoCo
 from paretune.moo.bilevel.module import ModuleVector
 from paretune.moo.bilevel.moml import MOML
-from paretune.moo.bilevel.multipliers import StepwiseMultipliers
 from paretune.moo.bilevel.oracle import NonConvexLowerLevelWarning, Oracle
 from paretune.moo.bilevel.polish import Polished, polish_lower
 from paretune.moo.bilevel.problem import BilevelProblem, StochasticBilevelProblem
@@ -16,6 +15,7 @@ from paretune.moo.bilevel.result import BilevelHistory, BilevelResult, Record
 from paretune.moo.bilevel.soba import SOBA
 from paretune.moo.bilevel.stochastic_wc_augmented import StochasticWCAugmented
 from paretune.moo.bilevel.wc_soba import WCSOBA
+from paretune.moo.solvers.multipliers import StepwiseMultipliers
 
 __all__ = [
     "FORUM",

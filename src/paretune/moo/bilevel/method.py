@@ -28,6 +28,7 @@ from paretune.moo.numerics.kkt import (
 )
 from paretune.moo.preference import Preference
 from paretune.moo.problem import check_count
+from paretune.moo.solvers.loop import run_loop
 
 # For methods without an adjoint the best one is solved for when y has at most so many numbers.
 _SOLVE_UP_TO = 500
@@ -53,6 +54,14 @@ class Iterate(NamedTuple):
     weights: Tensor | None = None
     adjoint: Tensor | None = None
     residual: float = math.inf
+
+    @property
+    def steps(self) -> int:
+        return 1
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.x.isfinite().all()) and bool(self.y.isfinite().all())
 
 
 class Certificate(NamedTuple):
@@ -113,25 +122,30 @@ class BilevelMethod(ABC):
         recorder = Recorder(problem, oracle, self.record_every, self.on_record)
         now = Iterate(start[0].detach().clone(), start[1].detach().clone())
         recorder.start(now, lam)
-        oracle.resample()
-        moves = self.iterate(oracle, lam, now.x, now.y)
-        converged, message = False, f"Stopped after all {steps} steps."
-        for step in range(1, steps + 1):
-            reached = next(moves)
-            if not (bool(reached.x.isfinite().all()) and bool(reached.y.isfinite().all())):
-                message = (
-                    f"Stopped at step {step}: x or y was no longer finite; give smaller steps. "
-                    "x is the last finite point."
-                )
-                recorder.add(step - 1, now)
-                break
-            now, converged = reached, reached.residual <= tol
-            recorder.visit(step, now, last=converged or step == steps)
-            if converged:
-                message = f"Converged after {step} steps: the method's residual is at most tol."
-                break
-            oracle.resample()
-        return recorder.result(now, recorder.certify(now, lam), converged, message)
+        run = _Steps(self, oracle, lam, now)
+        outcome = run_loop(run, steps, tol, recorder.visit)
+        recorder.add(outcome.steps, outcome.last)
+        certificate = recorder.certify(outcome.last, lam)
+        return recorder.result(outcome.last, certificate, outcome.converged, outcome.message)
+
+
+class _Steps:
+    """A method's generator as the loop wants it, with fresh batches before each step."""
+
+    smaller = "step"
+
+    def __init__(
+        self, method: BilevelMethod, oracle: Oracle, lam: tuple[float, ...], start: Iterate
+    ) -> None:
+        self._oracle, self._start = oracle, start
+        self._moves = method.iterate(oracle, lam, start.x, start.y)
+
+    def start(self) -> Iterate:
+        return self._start
+
+    def step(self) -> Iterate:
+        self._oracle.resample()
+        return next(self._moves)
 
 
 class Recorder:
@@ -161,9 +175,9 @@ class Recorder:
         if not math.isfinite(first.lower_gradient_norm):
             raise InputError("The lower level's gradient is not finite at the start (x0, y0).")
 
-    def visit(self, step: int, now: Iterate, last: bool = False) -> None:
+    def visit(self, step: int, now: Iterate) -> None:
         """Record the point if it is its turn."""
-        if last or step % self._every == 0:
+        if step % self._every == 0:
             self.add(step, now)
 
     def add(self, step: int, now: Iterate) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from paretune.moo.bilevel.method import BilevelMethod, Iterate
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.steps import Optimizer, Stepper, as_multipliers, check_options, norm
-from paretune.moo.solvers.augmented import project_simplex
+from paretune.moo.solvers.multipliers import project_simplex
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,11 +12,12 @@ from torch import Tensor
 from paretune.errors import InputError
 from paretune.moo.bilevel.flat import FlatProblem
 from paretune.moo.bilevel.method import BilevelMethod, Iterate
-from paretune.moo.bilevel.multipliers import StepwiseMultipliers
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.numerics.kkt import best_rho
 from paretune.moo.shift import Shift, check_positive, read_shift
 from paretune.moo.solvers.augmented import AugmentedLagrangian
+from paretune.moo.solvers.loop import CountedProblem
+from paretune.moo.solvers.multipliers import StepwiseMultipliers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,6 @@ class StochasticWCAugmented(BilevelMethod):
             "at the start point",
         )
         if u is None or v is None:
-            guess = AugmentedLagrangian(flat, lam, shift, point)
+            guess = AugmentedLagrangian(CountedProblem(flat), lam, shift, point)
             u, v = u or guess.penalties[0], v or guess.penalties[1]
         return StepwiseMultipliers(len(lam), u, v, self.sigma or u / 20, self.tau)

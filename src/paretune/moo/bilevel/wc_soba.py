@@ -14,7 +14,7 @@ from paretune.moo.bilevel.method import BilevelMethod, Iterate
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.soba import directions
 from paretune.moo.bilevel.steps import check_options, norm
-from paretune.moo.solvers.augmented import project_simplex
+from paretune.moo.solvers.multipliers import project_simplex
 
 
 @dataclass(frozen=True, kw_only=True)

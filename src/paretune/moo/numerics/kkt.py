@@ -117,10 +117,9 @@ def kkt_system(
         )
     scaled = torch.tensor(lam, dtype=torch.float64)
     gradient = point.combine(weights * scaled, duals)
-    moved = point.z - problem.project(point.z - gradient) if problem.bounds else gradient
     return KKTSystem(
         multiplier_sum=float(weights.sum()) - 1,
-        stationarity=moved.flatten().double().cpu(),
+        stationarity=problem.projected(point.z, gradient).flatten().double().cpu(),
         constraints=point.constraints.double().cpu(),
         complementarity=torch.minimum(weights, rho - scaled * point.objectives.double().cpu()),
     )

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from paretune.errors import InputError
 from paretune.moo.numerics.kkt import KKTParts, best_rho
-from paretune.moo.problem import Point, Problem
+from paretune.moo.problem import Point
+from paretune.moo.solvers.loop import CountedProblem, Visit
+from paretune.moo.solvers.multipliers import DampedMultipliers
 
 # Curvature that the penalty on h adds, in multiples of the objectives' own, and the size of
 # v times the spread of λ∘F at the start: the same for all problems.
@@ -29,20 +31,6 @@ _U_SCALE, _V_SCALE = 3.0, 1.0
 _GROWTH, _WANTED_CONTRACTION = 4.0, 0.5
 # ‖ν‖ may reach this many times the ratio of the gradients of objectives and constraints.
 _DUAL_LIMIT = 1e8
-
-
-def project_simplex(values: Sequence[float]) -> list[float]:
-    """The nearest point of the probability simplex.
-
-    >>> project_simplex([0.7, 0.5, -1.0])
-    [0.6, 0.4, 0.0]
-    """
-    total = threshold = 0.0
-    for k, value in enumerate(sorted(values, reverse=True), start=1):
-        total += value
-        if value * k > total - 1:
-            threshold = (total - 1) / k
-    return [max(0.0, value - threshold) for value in values]
 
 
 @dataclass(frozen=True)
@@ -65,16 +53,14 @@ class View:
 
 
 class AugmentedLagrangian:
-    """A(z) with its current multipliers and penalties, counting what is evaluated."""
+    """A(z) with its current multipliers and penalties."""
 
     def __init__(
-        self, problem: Problem, lam: Sequence[float], shift: Sequence[float], start: Point
+        self, problem: CountedProblem, lam: Sequence[float], shift: Sequence[float], start: Point
     ) -> None:
         self.problem, self.lam, self.shift = problem, lam, shift
-        self.n_gradients, self.n_functions = 0, 1
-        self.size = start.z.numel()
-        self.nu = torch.zeros_like(start.constraints)
-        self.w0 = [1 / len(lam)] * len(lam)
+        self.multipliers = DampedMultipliers(len(lam))
+        self.multipliers.nu = torch.zeros_like(start.constraints)
         self.damping = 1.0  # σ / u: the part of a full multiplier update that is taken
         self._u = self._v = 1.0
         self._last = (math.inf, math.inf)
@@ -87,7 +73,6 @@ class AugmentedLagrangian:
 
     def at(self, z: Tensor) -> View:
         """Evaluate F and h at z."""
-        self.n_functions += 1
         return self.view(self.problem.at(z))
 
     def view(self, point: Point) -> View:
@@ -96,32 +81,40 @@ class AugmentedLagrangian:
             p * (f + c)
             for p, f, c in zip(self.lam, point.objectives.tolist(), self.shift, strict=True)
         ]
-        # Near the end all active a agree in many digits; w and A are computed from differences.
+        omega, w0 = self.multipliers.omega(values, self._v), self.multipliers.w0
         top = max(values)
-        gaps = [a - top for a in values]
-        omega = project_simplex([w + self._v * g for w, g in zip(self.w0, gaps, strict=True)])
-        value = top + sum(w * g for w, g in zip(omega, gaps, strict=True))
-        value -= sum((w - b) * (w - b) for w, b in zip(omega, self.w0, strict=True)) / (2 * self._v)
-        nu = self.nu
+        value = top + sum(w * (a - top) for w, a in zip(omega, values, strict=True))
+        value -= sum((w - b) * (w - b) for w, b in zip(omega, w0, strict=True)) / (2 * self._v)
+        nu = self.multipliers.nu
+        assert nu is not None
         if nu.numel():
-            h = point.constraints
-            nu = torch.add(self.nu, h, alpha=self._u)
-            value += float((self.nu + nu) @ h) / 2
+            raised = self.multipliers.raised(point.constraints, self._u)
+            value += float((nu + raised) @ point.constraints) / 2
+            nu = raised
         return View(point, value, values, omega, nu)
 
     def gradient(self, view: View) -> Tensor:
         """∇A, flattened."""
-        self.n_gradients += 1
         weights = [w * p for w, p in zip(view.omega, self.lam, strict=True)]
-        return view.point.combine(weights, view.nu).flatten()
+        return self.problem.gradient(view.point, weights, view.nu).flatten()
 
-    def certify(self, view: View, stationarity: float) -> tuple[float, KKTParts]:
-        """ρ and the parts of K, given ‖∇A‖ (of its projected form under bounds)."""
+    def visit(self, view: View, stationarity: float, steps: int, opens: bool) -> Visit:
+        """The view with ρ and K, given ‖∇A‖ (of its projected form under bounds)."""
         rho = best_rho(view.chebyshev, view.omega)
         slack = [min(w, rho - a) for w, a in zip(view.omega, view.chebyshev, strict=True)]
-        feasibility = float(torch.linalg.vector_norm(view.point.constraints))
-        return rho, KKTParts(
-            abs(sum(view.omega) - 1), stationarity, feasibility, math.hypot(*slack)
+        point = view.point
+        feasibility = float(torch.linalg.vector_norm(point.constraints))
+        parts = KKTParts(abs(sum(view.omega) - 1), stationarity, feasibility, math.hypot(*slack))
+        return Visit(
+            x=point.z,
+            objectives=point.objectives,
+            constraints=point.constraints,
+            rho=rho,
+            omega=view.omega,
+            nu=view.nu,
+            parts=parts,
+            steps=steps,
+            opens=opens,
         )
 
     def update(self, view: View, parts: KKTParts) -> None:
@@ -132,7 +125,7 @@ class AugmentedLagrangian:
         of K shrank too little and stands above the stationarity that the inner solve reached.
         """
         self._damp(parts)
-        self.step(view, self.damping)
+        self.step(view)
         last_feasibility, last_slack = self._last
         if parts.feasibility > max(_WANTED_CONTRACTION * last_feasibility, parts.stationarity):
             self._u *= _GROWTH
@@ -140,12 +133,12 @@ class AugmentedLagrangian:
             self._v *= _GROWTH
         self._last = (parts.feasibility, parts.complementarity)
 
-    def step(self, view: View, damping: float) -> None:
+    def step(self, view: View) -> None:
         """ν += damping · u h, clipped, and w0 += damping (w − w0)."""
-        nu = self.nu + damping * (view.nu - self.nu)
-        size = float(torch.linalg.vector_norm(nu))
-        self.nu = nu * (self._dual_limit / size) if size > self._dual_limit else nu
-        self.w0 = [b + damping * (w - b) for b, w in zip(self.w0, view.omega, strict=True)]
+        nu = self.multipliers.nu
+        assert nu is not None
+        nu = nu + self.damping * (view.nu - nu)
+        self.multipliers.move(nu, self._dual_limit, view.omega, self.damping)
 
     def _damp(self, parts: KKTParts) -> None:
         if parts.feasibility > self._last[0]:
@@ -157,9 +150,8 @@ class AugmentedLagrangian:
         """u from the curvature of the mean of λ∘F and the size of ∇h, v from the spread of λ∘F."""
         view = self.view(start)
         mean = [p / len(self.lam) for p in self.lam]
-        slope = start.combine(mean)
+        slope = self.problem.gradient(start, mean)
         size, length = float(slope.norm()), max(1.0, float(start.z.norm()))
-        self.n_gradients += 1
         if not math.isfinite(size):
             raise InputError("The gradients of the objectives are not finite at x0.")
         curvature = self._curvature(start, mean, slope, 1e-3 * length)
@@ -168,9 +160,9 @@ class AugmentedLagrangian:
         self._v = _V_SCALE / max(spread, 0.1 * max(view.chebyshev))
         self._dual_limit = math.inf
         if len(start.constraints):
-            h = start.constraints if float(start.constraints.norm()) > 0 else self.nu + 1
-            self.n_gradients += 1
-            steepness = float(start.vjp(h).norm()) / float(h.norm())
+            h = start.constraints
+            h = h if float(h.norm()) > 0 else torch.ones_like(h)
+            steepness = float(self.problem.vjp(start, h).norm()) / float(h.norm())
             if steepness > 0:
                 self._dual_limit = _DUAL_LIMIT * max(size, curvature * length) / steepness
             self._u = _U_SCALE * (curvature or 1.0) / (steepness or 1.0) ** 2
@@ -179,10 +171,8 @@ class AugmentedLagrangian:
         """‖∇(z) − ∇(z − e)‖ / ‖e‖ of the mean of λ∘F, for e along its gradient."""
         size = float(slope.norm())
         step = slope * (length / size) if size > 0 else torch.full_like(slope, length)
-        other = self.problem.at(self.problem.project(start.z - step))
-        self.n_functions += 1
+        other = self.problem.at(self.problem.problem.project(start.z - step))
         moved = float((other.z - start.z).norm())
         if moved == 0:
             return 0.0
-        self.n_gradients += 1
-        return float((other.combine(mean) - slope).norm()) / moved
+        return float((self.problem.gradient(other, mean) - slope).norm()) / moved

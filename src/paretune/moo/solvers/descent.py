@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from torch import Tensor
 from paretune.errors import InputError
 from paretune.moo.numerics.kkt import KKTParts
 from paretune.moo.preference import Preference
-from paretune.moo.problem import Problem
-from paretune.moo.solvers.result import History, Result
+from paretune.moo.problem import Point, Problem
+from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
+from paretune.moo.solvers.result import Result
 from paretune.moo.weightings import Clamp, Weighting, Weights
 from paretune.moo.weightings.clamp_state import ClampState
 
@@ -60,94 +61,69 @@ class Descent:
                 "This method handles neither constraints nor bounds; use method='wc_augmented' or "
                 "'wc_penalty', or 'linear' with constraints=AffineConstraints(A, b)."
             )
-        wanted = [p > 0 for p in preference.weights]
-        weigh = self._weigher(preference, steps)
-        z = previous = x0.detach().clone()
-        optimizer = self._make_optimizer(z)
-        trail: list[_Visit] = []
-        message = f"Stopped after all {steps} steps."
-        for step in range(steps + 1):
-            values, rows = (part.double().cpu() for part in problem.linearise(z, wanted))
-            gramian = rows @ rows.T
-            if not (torch.isfinite(values).all() and torch.isfinite(gramian).all()):
-                if not trail:
-                    raise InputError("The objectives or their gradients are not finite at x0.")
-                z = previous
-                message = (
-                    f"Stopped at step {step}: the objectives or their gradients were no longer "
-                    "finite; try a smaller lr. x is the last finite point."
-                )
-                break
-            weights = weigh(gramian, values, step)
-            direction = weights.weights @ rows
-            # From the direction itself: the square root of mgda_term would keep half the digits.
-            residual = math.hypot(float(direction.norm()), weights.complementarity)
-            trail.append(_Visit(values, weights, residual, float(direction.norm())))
-            if residual <= tol:
-                message = f"Converged after {step} steps: kkt_residual is at most tol."
-                break
-            if step < steps:
-                previous, move = z.clone(), direction.reshape(z.shape).to(z)
-                if optimizer is None:
-                    z = z - self.lr * move
-                else:
-                    z.grad = move
-                    optimizer.step()
-        return _result(z, trail, preference, step + 1, tol, message)
+        return _Steps(self, CountedProblem(problem), preference, x0, steps).solve(steps, tol)
 
-    def _weigher(
-        self, preference: Preference, steps: int
-    ) -> Callable[[Tensor, Tensor, int], Weights]:
-        weighting = copy.deepcopy(self.weighting)
-        p = preference.weights
-        if isinstance(weighting, ClampState):
-            return lambda gramian, losses, step: weighting.step(
-                gramian, losses, p, progress=step / max(steps, 1)
-            )
-        return lambda gramian, losses, step: weighting(gramian, losses, p)
 
-    def _make_optimizer(self, z: Tensor) -> torch.optim.Optimizer | None:
+class _Steps(Solver):
+    def __init__(
+        self,
+        method: Descent,
+        problem: CountedProblem,
+        preference: Preference,
+        x0: Tensor,
+        steps: int,
+    ) -> None:
+        super().__init__(problem)
+        self.lr, self.total, self.taken = method.lr, max(steps, 1), 0
+        self.preference = torch.tensor(preference.weights, dtype=torch.float64)
+        self.wanted = [p > 0 for p in preference.weights]
+        self.weighting = copy.deepcopy(method.weighting)
+        self.z = x0.detach().clone()
+        self.optimizer = self._make_optimizer(method.optimizer)
+        self.direction = torch.zeros(0)
+
+    def start(self) -> Visit:
+        return self._visit(self.first(self.z, len(self.wanted)))
+
+    def step(self) -> Visit:
+        move = self.direction.reshape(self.z.shape).to(self.z)
         if self.optimizer is None:
+            self.z = self.z - self.lr * move
+        else:
+            self.z.grad = move
+            self.optimizer.step()
+        self.taken += 1
+        return self._visit(self.problem.at(self.z))
+
+    def _visit(self, point: Point) -> Visit:
+        values = point.objectives.double().cpu()
+        rows = self.problem.rows(point, self.wanted).double().cpu()
+        gramian, none = rows @ rows.T, values.new_zeros(0)
+        # Copied, as an optimizer of torch moves z in place.
+        x = self.z.clone()
+        if not (bool(values.isfinite().all()) and bool(gramian.isfinite().all())):
+            lost = KKTParts(math.nan, math.nan, 0.0, math.nan)
+            return Visit(x, values, none, math.nan, [math.nan] * len(values), none, lost)
+        weights = self._weigh(gramian, values)
+        self.direction = weights.weights @ rows
+        # From the direction itself: the square root of mgda_term would keep half the digits.
+        parts = KKTParts(0.0, float(self.direction.norm()), 0.0, weights.complementarity)
+        rho = float((self.preference * values)[self.preference > 0].max())
+        return Visit(
+            x, values, none, rho, weights.lam.tolist(), none, parts, min_norm=weights.min_norm
+        )
+
+    def _weigh(self, gramian: Tensor, values: Tensor) -> Weights:
+        if isinstance(self.weighting, ClampState):
+            progress = self.taken / self.total
+            return self.weighting.step(gramian, values, self.preference, progress)
+        return self.weighting(gramian, values, self.preference)
+
+    def _make_optimizer(
+        self, optimizer: Literal["adam"] | OptimizerFactory | None
+    ) -> torch.optim.Optimizer | None:
+        if optimizer is None:
             return None
-        if self.optimizer == "adam":
-            return torch.optim.Adam([z], lr=self.lr)
-        return self.optimizer([z], self.lr)
-
-
-class _Visit(NamedTuple):
-    objectives: Tensor
-    weights: Weights
-    residual: float
-    stationarity: float
-
-
-def _result(
-    x: Tensor,
-    trail: list[_Visit],
-    preference: Preference,
-    visited: int,
-    tol: float,
-    message: str,
-) -> Result:
-    last = trail[-1]
-    p = torch.tensor(preference.weights, dtype=torch.float64)
-    return Result(
-        x=x.detach(),
-        objectives=last.objectives,
-        constraints=torch.zeros(0, dtype=torch.float64),
-        rho=float((p * last.objectives)[p > 0].max()),
-        multipliers=last.weights.lam,
-        constraint_multipliers=torch.zeros(0, dtype=torch.float64),
-        kkt_residual=last.residual,
-        kkt_parts=KKTParts(0.0, last.stationarity, 0.0, last.weights.complementarity),
-        n_gradient_evaluations=visited * len(preference.live),
-        n_function_evaluations=visited,
-        converged=last.residual <= tol,
-        message=message,
-        history=History(
-            objectives=torch.stack([visit.objectives for visit in trail]),
-            multipliers=torch.stack([visit.weights.lam for visit in trail]),
-            kkt_residual=torch.tensor([visit.residual for visit in trail], dtype=torch.float64),
-            min_norm=torch.tensor([v.weights.min_norm for v in trail], dtype=torch.float64),
-        ),
-    )
+        if optimizer == "adam":
+            return torch.optim.Adam([self.z], lr=self.lr)
+        return optimizer([self.z], self.lr)

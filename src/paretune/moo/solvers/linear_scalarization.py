@@ -12,8 +12,9 @@ from paretune.errors import InputError
 from paretune.moo.numerics.affine import AffineConstraints
 from paretune.moo.numerics.kkt import KKTParts
 from paretune.moo.preference import Preference
-from paretune.moo.problem import Point, Problem, check_count
-from paretune.moo.solvers.result import History, Result
+from paretune.moo.problem import Point, Problem
+from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
+from paretune.moo.solvers.result import Result
 
 
 @dataclass(frozen=True)
@@ -57,134 +58,84 @@ class LinearScalarization:
                     "method 'linear' takes affine constraints or bounds, not both; use "
                     "'wc_augmented'."
                 )
-        return _Run(problem, preference, steps, tol, self.lr).go(x0)
+        return _Steps(self.lr, CountedProblem(problem), preference, x0).solve(steps, tol)
 
 
-class _Run:
+class _Steps(Solver):
     def __init__(
-        self, problem: Problem, preference: Preference, steps: int, tol: float, lr: float | None
+        self, lr: float | None, problem: CountedProblem, preference: Preference, x0: Tensor
     ) -> None:
-        self.problem, self.steps, self.tol, self.lr = problem, steps, tol, lr
-        self.weights = preference.weights
-        self.affine = problem.constraints
-        self.n_gradients = self.n_functions = 0
-        self.objectives: list[Tensor] = []
-        self.parts: list[KKTParts] = []
+        super().__init__(problem)
+        self.lr, self.weights, self.x0 = lr, preference.weights, x0
+        self.affine = problem.problem.constraints
 
-    def go(self, x0: Tensor) -> Result:
-        point = self.visit(self.project(x0))
-        check_count(point.objectives, len(self.weights))
-        value, gradient = self.value(point), self.gradient(point)
-        if not (math.isfinite(value) and bool(torch.isfinite(gradient).all())):
-            raise InputError("The objectives or their gradients are not finite at x0.")
-        duals = self.record(point, gradient)
-        smoothness = 1 / self.lr if self.lr else self.first_smoothness(point, gradient)
-        message = f"Stopped after all {self.steps} steps."
-        for step in range(self.steps + 1):
-            if self.residual <= self.tol:
-                message = f"Converged after {step} steps: kkt_residual is at most tol."
-                break
-            if step == self.steps:
-                break
-            moved = self.step(point, value, gradient, smoothness)
-            if moved is None:
-                message = (
-                    f"Stopped at step {step}: the objectives were no longer finite, or rounding "
-                    "left no step that lowers them; x is the last good point."
-                )
-                break
-            point, smoothness = moved
-            value, gradient = self.value(point), self.gradient(point)
-            duals = self.record(point, gradient)
-        return self.result(point, duals, message)
+    def start(self) -> Visit:
+        self.move_to(self.first(self.project(self.x0), len(self.weights)))
+        self.smoothness = 1 / self.lr if self.lr else self.first_smoothness()
+        return self.visit()
 
-    def step(
-        self, point: Point, value: float, gradient: Tensor, smoothness: float
-    ) -> tuple[Point, float] | None:
-        """The next point and the L that its step was checked with."""
+    def move_to(self, point: Point) -> None:
+        self.point, self.value = point, self.value_at(point)
+        self.gradient = self.problem.gradient(point, self.weights)
+
+    def step(self) -> Visit | str:
         for _ in range(60):
-            trial = self.visit(self.project(point.z - gradient / smoothness))
-            move = trial.z - point.z
-            bound = float((gradient * move).sum() + smoothness / 2 * (move**2).sum())
-            reached = self.value(trial)
+            trial = self.problem.at(self.project(self.point.z - self.gradient / self.smoothness))
+            reached = self.value_at(trial)
             if self.lr is not None:
-                return (trial, smoothness) if math.isfinite(reached) else None
-            slack = 4 * torch.finfo(trial.objectives.dtype).eps * abs(value)
-            if reached <= value + bound + slack:
-                return trial, smoothness
-            smoothness *= 2
-        return None
+                accepted = math.isfinite(reached)
+            else:
+                move = trial.z - self.point.z
+                bound = float((self.gradient * move).sum() + self.smoothness / 2 * (move**2).sum())
+                slack = 4 * torch.finfo(trial.objectives.dtype).eps * abs(self.value)
+                accepted = reached <= self.value + bound + slack
+            if accepted:
+                self.move_to(trial)
+                return self.visit()
+            if self.lr is not None:
+                break
+            self.smoothness *= 2
+        return (
+            "the objectives were no longer finite, or rounding left no step that lowers them; "
+            "x is the last good point."
+        )
 
-    def first_smoothness(self, point: Point, gradient: Tensor) -> float:
+    def first_smoothness(self) -> float:
         """‖∇(z) − ∇(z − e)‖ / ‖e‖ for a small move e along the gradient."""
-        size = float(gradient.norm())
+        size = float(self.gradient.norm())
         if size == 0:
             return 1.0
-        scale = 1e-3 * max(1.0, float(point.z.norm())) / size
-        other = self.visit(self.project(point.z - scale * gradient))
-        length = float((other.z - point.z).norm())
-        change = float((self.gradient(other) - gradient).norm())
+        scale = 1e-3 * max(1.0, float(self.point.z.norm())) / size
+        other = self.problem.at(self.project(self.point.z - scale * self.gradient))
+        length = float((other.z - self.point.z).norm())
+        change = float((self.problem.gradient(other, self.weights) - self.gradient).norm())
         return change / length if length > 0 and change > 0 else 1.0
 
     def project(self, z: Tensor) -> Tensor:
         if isinstance(self.affine, AffineConstraints):
             return self.affine.project(z)
-        return self.problem.project(z)
+        return self.problem.problem.project(z)
 
-    def visit(self, z: Tensor) -> Point:
-        self.n_functions += 1
-        return self.problem.at(z)
-
-    def value(self, point: Point) -> float:
+    def value_at(self, point: Point) -> float:
         pairs = zip(self.weights, point.objectives.tolist(), strict=True)
         return math.fsum(w * f for w, f in pairs if w > 0)
 
-    def gradient(self, point: Point) -> Tensor:
-        self.n_gradients += 1
-        return point.combine(self.weights)
-
-    def record(self, point: Point, gradient: Tensor) -> Tensor:
-        """Add this point to the history; its ν."""
-        duals = torch.zeros(0, dtype=torch.float64)
-        left = gradient.flatten().double().cpu()
+    def visit(self) -> Visit:
+        point, duals = self.point, torch.zeros(0, dtype=torch.float64)
         if isinstance(self.affine, AffineConstraints):
-            duals = self.affine.duals(gradient)
-            left = left + self.affine.A.T @ duals
-        elif self.problem.bounds is not None:
-            left = (point.z - self.problem.project(point.z - gradient)).flatten()
+            duals = self.affine.duals(self.gradient)
+            left = self.gradient.flatten().double().cpu() + self.affine.A.T @ duals
+        else:
+            left = self.problem.problem.projected(point.z, self.gradient)
         feasibility = float(point.constraints.double().norm())
-        self.objectives.append(point.objectives.double().cpu())
-        self.parts.append(KKTParts(0.0, float(left.norm()), feasibility, 0.0))
-        return duals
-
-    @property
-    def residual(self) -> float:
-        return math.hypot(*self.parts[-1])
-
-    def result(self, point: Point, duals: Tensor, message: str) -> Result:
+        stationarity = float(left.double().norm()) if math.isfinite(self.value) else math.nan
         weights = torch.tensor(self.weights, dtype=torch.float64)
-        objectives = torch.stack(self.objectives)
-        return Result(
+        return Visit(
             x=point.z,
-            objectives=objectives[-1],
-            constraints=point.constraints.double().cpu(),
-            rho=float((weights * objectives[-1])[weights > 0].max()),
-            multipliers=weights,
-            constraint_multipliers=duals,
-            kkt_residual=self.residual,
-            kkt_parts=self.parts[-1],
-            n_gradient_evaluations=self.n_gradients,
-            n_function_evaluations=self.n_functions,
-            converged=self.residual <= self.tol,
-            message=message,
-            history=History(
-                objectives=objectives,
-                multipliers=weights.expand(len(objectives), -1),
-                kkt_residual=torch.tensor(
-                    [math.hypot(*parts) for parts in self.parts], dtype=torch.float64
-                ),
-                feasibility=torch.tensor(
-                    [parts.feasibility for parts in self.parts], dtype=torch.float64
-                ),
-            ),
+            objectives=point.objectives,
+            constraints=point.constraints,
+            rho=float((weights * point.objectives.double().cpu())[weights > 0].max()),
+            omega=self.weights,
+            nu=duals,
+            parts=KKTParts(0.0, stationarity, feasibility, 0.0),
         )

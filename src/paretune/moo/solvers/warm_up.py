@@ -10,26 +10,25 @@ import torch
 from torch import Tensor
 
 from paretune.errors import InputError
-from paretune.moo.problem import Point, Problem
+from paretune.moo.problem import Point
+from paretune.moo.solvers.loop import CountedProblem
 
 _MOST_ENTRIES = 4_000_000
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """u, v and η, the estimates they come from, and what these cost."""
+    """u, v and η, and the estimates they come from."""
 
     u: float
     v: float
     eta: float
     gradient_bound: float
     singular_value: float
-    n_gradients: int
-    n_functions: int
 
 
 def estimate_schedule(
-    problem: Problem,
+    problem: CountedProblem,
     lam: Sequence[float],
     shift: Sequence[float],
     start: Point,
@@ -53,13 +52,14 @@ def estimate_schedule(
         )
     scaled = torch.tensor(lam, dtype=torch.float64)
     added = torch.tensor(shift, dtype=torch.float64)
+    every = [True] * len(lam)
     slope = steep = bend = 0.0
     sigma = math.inf
     previous: tuple[Tensor, Tensor, Tensor] | None = None
     point = start
     for _ in range(warm_up + 1):
-        rows = scaled[:, None] * point.gradients().double().cpu()
-        columns = _constraint_rows(point)
+        rows = scaled[:, None] * problem.rows(point, every).double().cpu()
+        columns = _constraint_rows(problem, point)
         values = scaled * (point.objectives.double().cpu() + added)
         slope = max(slope, float(rows.norm(dim=1).max()))
         if q:
@@ -79,7 +79,8 @@ def estimate_schedule(
         if size == 0:
             break
         move = 0.05 * max(1.0, float(point.z.norm())) / size * direction
-        point = problem.at(problem.project(point.z - move.reshape(point.z.shape).to(point.z)))
+        moved = point.z - move.reshape(point.z.shape).to(point.z)
+        point = problem.at(problem.problem.project(moved))
     if q and sigma <= 1e-8 * steep:
         raise InputError(
             "The constraint gradients are (nearly) linearly dependent in the warm-up, so there is "
@@ -93,12 +94,12 @@ def estimate_schedule(
     smoothness = u * (steep**2 + violation * bend) + v * (
         len(lam) * (1 + slope**2) + 1 + top * bend
     )
-    return Schedule(u, v, 1 / smoothness, slope, sigma, (warm_up + 1) * (len(lam) + q), warm_up + 1)
+    return Schedule(u, v, 1 / smoothness, slope, sigma)
 
 
-def _constraint_rows(point: Point) -> Tensor:
+def _constraint_rows(problem: CountedProblem, point: Point) -> Tensor:
     """∇hᵀ, shape (q, n), one product a row."""
     q = len(point.constraints)
     eye = torch.eye(q, dtype=point.constraints.dtype, device=point.z.device)
-    rows = [point.vjp(unit).double().cpu() for unit in eye]
+    rows = [problem.vjp(point, unit).double().cpu() for unit in eye]
     return torch.stack(rows) if rows else torch.zeros(0, point.z.numel(), dtype=torch.float64)

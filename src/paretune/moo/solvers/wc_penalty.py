@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from array import array
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,9 +12,10 @@ from torch import Tensor
 from paretune.errors import InputError
 from paretune.moo.numerics.kkt import KKTParts, positive_weights
 from paretune.moo.preference import Preference
-from paretune.moo.problem import Point, Problem, StochasticProblem, check_count
+from paretune.moo.problem import Point, Problem, StochasticProblem, check_finite_constraints
 from paretune.moo.shift import Shift, check_positive, read_shift
-from paretune.moo.solvers.result import History, Result
+from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
+from paretune.moo.solvers.result import Result
 from paretune.moo.solvers.warm_up import estimate_schedule
 
 
@@ -92,9 +91,7 @@ class WCPenalty:
         Raises InputError for what `minimize` names, and when an objective is not positive on the
         way.
         """
-        lam = positive_weights(preference)
-        exact = problem.on(problem.full) if isinstance(problem, StochasticProblem) else problem
-        return _Loop(self, problem, exact, lam).run(x0, steps, tol)
+        return _Steps(self, problem, preference, x0, steps).solve(steps, tol)
 
     def schedule(self, steps: int) -> tuple[float, float, float]:
         """u, v and η for that many steps, without a warm-up."""
@@ -119,86 +116,64 @@ class _Force(NamedTuple):
     gradient: Tensor
 
 
-class _Loop:
-    """One run: the penalty's parameters, counters and history."""
+class _Steps(Solver):
+    """Algorithms 1 and 3 on (ρ, z, δ), with K of the exact problem at every visit."""
+
+    smaller = "eta"
 
     def __init__(
         self,
         method: WCPenalty,
         problem: Problem | StochasticProblem,
-        exact: Problem,
-        lam: Sequence[float],
+        preference: Preference,
+        x0: Tensor,
+        steps: int,
     ) -> None:
-        self.method, self.problem, self.exact, self.lam = method, problem, exact, lam
-        self.shift = read_shift(method.shift, len(lam))
+        self.stochastic = problem if isinstance(problem, StochasticProblem) else None
+        exact = problem.on(problem.full) if isinstance(problem, StochasticProblem) else problem
+        super().__init__(CountedProblem(exact))
+        self.method, self.x0, self.total, self.left = method, x0, steps, steps
+        self.lam = positive_weights(preference)
+        self.shift = read_shift(method.shift, len(self.lam))
+        self.every = method.certify_every if self.stochastic else 1
         self.generator = torch.Generator().manual_seed(method.seed)
-        self.n_gradients = self.n_functions = 0
-        self.u = self.v = self.eta = 0.0
-        self.rows = array("d")  # F, ω and the parts of K, a row after another
-
-    def run(self, x0: Tensor, steps: int, tol: float) -> Result:
-        point = self.visit(self.exact, x0)
-        check_count(point.objectives, len(self.lam))
-        self.prepare(point, steps)
-        state = _State(self.method.rho0, point.z.clone(), [0.0] * len(self.lam))
-        stochastic = isinstance(self.problem, StochasticProblem)
-        every = self.method.certify_every if stochastic else 1
-        certified, message = state, f"Stopped after all {steps} steps."
-        for step in range(steps + 1):
-            if step % every == 0 or step == steps:
-                if step:
-                    point = self.visit(self.exact, state.z)
-                force = self.force(point, point, state)
-                residual = self.certify(point, force, state, step)
-                if not math.isfinite(residual):
-                    message = (
-                        f"Stopped at step {step}: K was no longer finite; give a smaller eta. "
-                        "x is the last finite point."
-                    )
-                    break
-                certified = state
-                if residual <= tol:
-                    message = f"Converged after {step} steps: kkt_residual is at most tol."
-                    break
-            if step < steps:
-                if isinstance(self.problem, StochasticProblem):
-                    force = self.draw_force(self.problem, state)
-                state = self.advance(state, force)
-        return self.result(certified, tol, message)
-
-    def prepare(self, point: Point, steps: int) -> None:
-        """Check the start, and set u, v and η."""
-        check_positive(self.shifted(point), "at the start point")
-        method = self.method
         self.u, self.v, self.eta = method.schedule(steps)
-        if method.warm_up:
-            guess = estimate_schedule(
-                self.exact, self.lam, self.shift, point, method.warm_up, steps
-            )
-            self.n_gradients += guess.n_gradients
-            self.n_functions += guess.n_functions
-            self.u, self.v, self.eta = guess.u, guess.v, guess.eta
-        if not bool(torch.isfinite(point.constraints).all()):
-            raise InputError("The constraints are not finite at x0.")
 
-    def visit(self, problem: Problem, z: Tensor) -> Point:
-        self.n_functions += 1
-        return problem.at(z)
+    def start(self) -> Visit:
+        point = self.first(self.x0, len(self.lam))
+        check_positive(self.shifted(point), "at the start point")
+        if self.method.warm_up:
+            guess = estimate_schedule(
+                self.problem, self.lam, self.shift, point, self.method.warm_up, self.left
+            )
+            self.u, self.v, self.eta = guess.u, guess.v, guess.eta
+        check_finite_constraints(point)
+        self.state = _State(self.method.rho0, point.z.clone(), [0.0] * len(self.lam))
+        return self.certify(point, 0)
+
+    def step(self) -> Visit:
+        """The next point that is certified: `certify_every` steps on for stochastic problems."""
+        count = min(self.every, self.left)
+        for _ in range(count):
+            if self.stochastic is not None:
+                self.force = self.draw_force(self.stochastic)
+            self.state = self.advance(self.state, self.force)
+        self.left -= count
+        return self.certify(self.problem.at(self.state.z), count)
 
     def shifted(self, point: Point) -> list[float]:
         return [f + c for f, c in zip(point.objectives.tolist(), self.shift, strict=True)]
 
-    def force(self, values: Point, point: Point, state: _State) -> _Force:
+    def force_at(self, values: Point, point: Point) -> _Force:
         """Remark 2's ω and ν at `values`, multiplied with the gradients at `point`."""
         omega = [
-            self.v * (lam * f + delta - state.rho)
-            for lam, f, delta in zip(self.lam, self.shifted(values), state.delta, strict=True)
+            self.v * (lam * f + delta - self.state.rho)
+            for lam, f, delta in zip(self.lam, self.shifted(values), self.state.delta, strict=True)
         ]
         weights = [w * lam for w, lam in zip(omega, self.lam, strict=True)]
-        self.n_gradients += 1
-        return _Force(omega, point.combine(weights, self.u * values.constraints))
+        return _Force(omega, self.problem.gradient(point, weights, self.u * values.constraints))
 
-    def draw_force(self, problem: StochasticProblem, state: _State) -> _Force:
+    def draw_force(self, problem: StochasticProblem) -> _Force:
         """The same from fresh batches (Eq. 8)."""
         method = self.method
 
@@ -206,70 +181,44 @@ class _Loop:
             size = method.constraint_batch or method.objective_batch
             batch = problem.draw(method.objective_batch, self.generator)
             other = problem.draw(size, self.generator) if problem.constraints else None
-            return self.visit(problem.on(batch, other), state.z)
+            return self.problem.at(self.state.z, problem.on(batch, other))
 
         point = sample()
-        return self.force(sample() if method.independent_batches else point, point, state)
+        return self.force_at(sample() if method.independent_batches else point, point)
 
     def advance(self, state: _State, force: _Force) -> _State:
-        eta = self.eta
+        eta, project = self.eta, self.problem.problem.project
         return _State(
             rho=state.rho - eta * (1 - math.fsum(force.omega)),
-            z=self.exact.project(state.z - eta * force.gradient),
+            z=project(state.z - eta * force.gradient),
             delta=[max(0.0, d - eta * w) for d, w in zip(state.delta, force.omega, strict=True)],
         )
 
-    def certify(self, point: Point, force: _Force, state: _State, step: int) -> float:
-        """‖K‖ at an exact point, added to the history when it is finite."""
-        left = force.gradient
-        if self.exact.bounds is not None:
-            left = point.z - self.exact.project(point.z - left)
-        values = self.shifted(point)
+    def certify(self, point: Point, count: int) -> Visit:
+        """K at an exact point; the next step starts from its force. Raises InputError where an
+        objective is not positive."""
+        self.force = self.force_at(point, point)
+        omega, values = self.force.omega, self.shifted(point)
         gaps = [
-            min(w, state.rho - lam * f)
-            for w, lam, f in zip(force.omega, self.lam, values, strict=True)
+            min(w, self.state.rho - lam * f)
+            for w, lam, f in zip(omega, self.lam, values, strict=True)
         ]
         parts = KKTParts(
-            abs(sum(force.omega) - 1),
-            float(left.norm()),
-            self.norm(point.constraints),
+            abs(sum(omega) - 1),
+            float(self.problem.problem.projected(point.z, self.force.gradient).norm()),
+            float(point.constraints.norm()),
             math.hypot(*gaps),
         )
-        residual = math.hypot(*parts)
-        if not math.isfinite(residual):
-            if step == 0:
-                raise InputError("The objectives, constraints or gradients are not finite at x0.")
-            return residual
-        check_positive(values, f"at step {step}")
-        self.rows.extend([*point.objectives.tolist(), *force.omega, *parts])
-        return residual
-
-    @staticmethod
-    def norm(values: Tensor) -> float:
-        return float(values.norm()) if len(values) else 0.0
-
-    def result(self, state: _State, tol: float, message: str) -> Result:
-        size = len(self.lam)
-        table = torch.tensor(self.rows, dtype=torch.float64).reshape(-1, 2 * size + 4)
-        residuals = table[:, 2 * size :].norm(dim=1)
-        constraints = self.exact.constrain(state.z).detach().double().cpu()
-        return Result(
-            x=state.z,
-            objectives=table[-1, :size],
-            constraints=constraints,
-            rho=state.rho,
-            multipliers=table[-1, size : 2 * size],
-            constraint_multipliers=self.u * constraints,
-            kkt_residual=float(residuals[-1]),
-            kkt_parts=KKTParts(*table[-1, 2 * size :].tolist()),
-            n_gradient_evaluations=self.n_gradients,
-            n_function_evaluations=self.n_functions,
-            converged=bool(residuals[-1] <= tol),
-            message=message,
-            history=History(
-                objectives=table[:, :size],
-                multipliers=table[:, size : 2 * size],
-                kkt_residual=residuals,
-                feasibility=table[:, 2 * size + 2],
-            ),
+        visit = Visit(
+            x=point.z,
+            objectives=point.objectives,
+            constraints=point.constraints,
+            rho=self.state.rho,
+            omega=omega,
+            nu=self.u * point.constraints.double(),
+            parts=parts,
+            steps=count,
         )
+        if visit.finite:
+            check_positive(values, f"at step {self.total - self.left}")
+        return visit

@@ -1,4 +1,4 @@
-"""The multipliers of the augmented Lagrangian in first-order, step-by-step use."""
+"""The multipliers of the augmented Lagrangian and their one update rule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from paretune.errors import InputError
-from paretune.moo.solvers.augmented import project_simplex
 
 # ‖ν‖ may reach this many times u times the largest ‖h‖ met.
 _LIMIT = 1e4
@@ -19,7 +18,50 @@ _LIMIT = 1e4
 _WINDOW, _GROWN = 20, 1.1
 
 
-class StepwiseMultipliers:
+def project_simplex(values: Sequence[float]) -> list[float]:
+    """The nearest point of the probability simplex.
+
+    >>> project_simplex([0.7, 0.5, -1.0])
+    [0.6, 0.4, 0.0]
+    """
+    total = threshold = 0.0
+    for k, value in enumerate(sorted(values, reverse=True), start=1):
+        total += value
+        if value * k > total - 1:
+            threshold = (total - 1) / k
+    return [max(0.0, value - threshold) for value in values]
+
+
+class DampedMultipliers:
+    """w0 of the objectives and ν of h = 0, and how they move.
+
+    Attributes:
+        w0: shape (S,), on the simplex; 1/S at first.
+        nu: in h's shape; None stands for 0.
+    """
+
+    def __init__(self, n_objectives: int) -> None:
+        self.w0 = [1 / n_objectives] * n_objectives
+        self.nu: Tensor | None = None
+
+    def omega(self, chebyshev: Sequence[float], v: float) -> list[float]:
+        """w = proj_simplex(w0 + v a) for a = λ∘F."""
+        # Near the end all active a agree in many digits: w is computed from differences.
+        top = max(chebyshev)
+        return project_simplex([b + v * (a - top) for b, a in zip(self.w0, chebyshev, strict=True)])
+
+    def raised(self, h: Tensor, u: float) -> Tensor:
+        """ν + u h, in h's shape."""
+        return u * h if self.nu is None else torch.add(self.nu, h, alpha=u)
+
+    def move(self, nu: Tensor, limit: float, omega: Sequence[float], part: float) -> None:
+        """ν becomes `nu`, no longer than `limit`, and w0 goes that part of the way to ω."""
+        size = float(torch.linalg.vector_norm(nu))
+        self.nu = nu * (limit / size) if size > limit else nu
+        self.w0 = [b + part * (w - b) for b, w in zip(self.w0, omega, strict=True)]
+
+
+class StepwiseMultipliers(DampedMultipliers):
     """w0 for the objectives and ν for h = ∇_y g, moved a little after every step on (x, y).
 
     One step, with a = λ∘F (shifted) and gradients from wherever they come:
@@ -52,34 +94,27 @@ class StepwiseMultipliers:
             raise InputError(f"sigma must be above 0 and at most u = {u:g}, got {sigma}.")
         if not 0 < tau <= 1:
             raise InputError(f"tau must be above 0 and at most 1, got {tau}.")
+        super().__init__(n_objectives)
         self.u, self.v, self.sigma, self.tau = u, v, sigma, tau
-        self.nu: Tensor | None = None
-        self.w0 = [1 / n_objectives] * n_objectives
         self._most = sigma
         self._largest = 0.0
         self._sum, self._count, self._previous = 0.0, 0, math.inf
 
     def weights(self, chebyshev: Sequence[float]) -> list[float]:
         """w for a = λ∘F, on the simplex."""
-        top = max(chebyshev)
-        return project_simplex(
-            [b + self.v * (a - top) for b, a in zip(self.w0, chebyshev, strict=True)]
-        )
+        return self.omega(chebyshev, self.v)
 
     def direction(self, h: Tensor) -> Tensor:
         """d = ν + u h, in h's shape."""
-        return self.u * h if self.nu is None else torch.add(self.nu, h, alpha=self.u)
+        return self.raised(h, self.u)
 
     def update(self, h: Tensor, weights: Sequence[float]) -> None:
         """Move ν and w0, with the safeguards."""
         size = float(torch.linalg.vector_norm(h))
         self._watch(size)
-        self.nu = self.sigma * h if self.nu is None else torch.add(self.nu, h, alpha=self.sigma)
         self._largest = max(self._largest, size)
-        length, limit = float(torch.linalg.vector_norm(self.nu)), _LIMIT * self.u * self._largest
-        if length > limit:
-            self.nu = self.nu * (limit / length)
-        self.w0 = [b + self.tau * (w - b) for b, w in zip(self.w0, weights, strict=True)]
+        limit = _LIMIT * self.u * self._largest
+        self.move(self.raised(h, self.sigma), limit, weights, self.tau)
 
     def _watch(self, size: float) -> None:
         self._sum, self._count = self._sum + size * size, self._count + 1
