@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 
 from paretune.errors import InputError
-from paretune.judging.endpoint import EndpointJudge, on_loopback, retry_after
+from paretune.judging.address import on_loopback
+from paretune.judging.endpoint import EndpointJudge, retry_after
 from paretune.judging.questions import Failure, Outcome, Question, Reply
 from paretune.judging.session import Wanted
 from paretune.runs.judge import Forecast, judge_run
@@ -367,6 +368,68 @@ def test_reasons_are_short_plain_and_without_keys(serve: Any, body: bytes, reaso
     with serve(lambda h, _, attempt: h.send(400, body)) as server:
         (outcome,) = ask(judge(server.url, api_key="sk-very/secret"))
     assert outcome == Failure(reason)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(serve: Any, reply: Any, status: int) -> None:
+    with serve(lambda handler, body, attempt: handler.succeed(body, reply("Rating: 4"))) as other:
+
+        def redirect(handler: Any, body: dict[str, Any], attempt: int) -> None:
+            where = f"{other.url}/chat/completions?key={KEY}"
+            handler.send(status, b"", {"Location": where})
+
+        with serve(redirect) as server:
+            (outcome,) = ask(judge(server.url))
+        assert server.requests == 1
+        assert other.requests == 0
+    assert isinstance(outcome, Failure)
+    assert f"HTTP {status}, a redirect to: {other.url}" in outcome.reason
+    assert "give it as --base-url" in outcome.reason
+    assert KEY not in outcome.reason
+
+
+@pytest.mark.parametrize(
+    ("body", "found", "requests"),
+    [
+        ({"choices": None, "error": {"code": 429, "message": "later"}}, "HTTP 429: later", 3),
+        ({"error": {"code": 502, "message": "upstream"}}, "HTTP 502: upstream", 3),
+        ({"error": {"code": 403, "message": "flagged"}}, "HTTP 403: flagged", 1),
+        ({"error": {"message": "what?"}, "choices": []}, "HTTP 502: what?", 3),
+        ({"choices": []}, "HTTP 200 with a malformed body", 3),
+        ({"choices": [{"finish_reason": "stop", "message": None}]}, "a malformed body", 3),
+        ({"choices": [{"finish_reason": "error", "message": {"content": "Rating: 4"}}]}, "502", 3),
+        ({"choices": [{"finish_reason": "SAFETY"}]}, Reply("", "SAFETY"), 1),
+        ({"choices": [{"finish_reason": "content_filter", "message": None}]}, "", 1),
+        ({"choices": [{"message": {"content": None, "reasoning": "Rating: 4"}}]}, Reply(""), 1),
+        (
+            {
+                "choices": [
+                    {
+                        "message": {
+                            "content": [
+                                {"type": "thinking", "thinking": [{"text": "Rating: 2"}]},
+                                {"type": "reasoning", "text": "Rating: 2"},
+                                {"type": "text", "text": "Rating: 4"},
+                            ]
+                        }
+                    }
+                ]
+            },
+            Reply("Rating: 4"),
+            1,
+        ),
+    ],
+)
+def test_bodies_of_gateways(serve: Any, body: Any, found: str | Reply, requests: int) -> None:
+    sent = json.dumps(body).encode()
+    with serve(lambda handler, asked, attempt: handler.send(200, sent)) as server:
+        (outcome,) = ask(judge(server.url, attempts=3))
+    assert server.requests == requests
+    if isinstance(outcome, Failure):
+        assert isinstance(found, str)
+        assert found in outcome.reason
+    else:
+        assert outcome == (found or Reply("", "content_filter"))
 
 
 def test_the_rate_limit_holds(serve: Any, reply: Any) -> None:

@@ -9,7 +9,6 @@ for it before it is passed on.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import random
@@ -20,9 +19,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from paretune.errors import InputError
+from paretune.judging.address import check_url, on_loopback
 from paretune.judging.questions import REFUSAL, Failure, Outcome, Question, Receive, Reply
 
 if TYPE_CHECKING:
@@ -42,6 +41,7 @@ _FATAL = {
     404: "does not know the model or the address",
 }
 _TRANSIENT = (408, 409, 425, 429)
+_GATEWAY_ERROR = "error"  # why a reply ended that a gateway broke off
 _SECRETS = re.compile(
     r"(?i)\b(bearer\s+|(?:x-)?api[-_]?key\W{1,4}|authorization\W{1,4}(?:bearer\s+)?)[^\s\"',;}]+"
 )
@@ -278,6 +278,12 @@ class _Session:
     def _status(self, status: int, headers: Mapping[str, str], said: object) -> Exception:
         """What to make of an HTTP status that is no success."""
         judge = self._judge
+        if 300 <= status < 400:
+            where = self._reason("a redirect to", headers.get("location", "nowhere"))
+            return _Refused(
+                f"HTTP {status}, {where}, which was not followed: prompts, answers and the key go "
+                "to the base URL only. If that is where the judge is, give it as --base-url"
+            )
         reason = self._reason(f"HTTP {status}", said)
         if status in _FATAL:
             self._fatal = (
@@ -294,24 +300,23 @@ class _Session:
         """The reply in the body of a success."""
         try:
             value = json.loads(body)
+            if not value.get("choices") and isinstance(error := value.get("error"), dict):
+                raise self._status(_code(error), {}, error.get("message") or error)
             choice = value["choices"][0]
-            message = choice["message"]
-            text = message.get("content") or ""
-            if isinstance(text, list):  # in parts
-                text = "".join(part["text"] for part in text if "text" in part)
             finish = choice.get("finish_reason")
-            if not text and message.get("refusal"):
-                text, finish = message["refusal"], REFUSAL
-            if not isinstance(text, str):
-                raise TypeError("the content is no text")
+            finish = finish if isinstance(finish, str) else None
+            text, declined = _words(choice.get("message"), Reply("", finish).blocked)
+            if finish == _GATEWAY_ERROR:
+                raise self._status(502, {}, choice.get("error") or "the reply was broken off")
             usage = value.get("usage") or {}
             counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             what = "an empty body" if not body.strip() else f"a malformed body ({error!r}): {body}"
             raise _Retry(self._reason("HTTP 200 with", what)) from None
+        finish = REFUSAL if declined else finish
         return Reply(
             self._judge.redact(text),
-            self._judge.redact(finish) if isinstance(finish, str) else None,
+            None if finish is None else self._judge.redact(finish),
             *(count if isinstance(count, int) else None for count in counts),
         )
 
@@ -322,11 +327,36 @@ class _Session:
         return (f"{what}: {text}" if text else what)[:_REASON_LENGTH]
 
 
+def _words(message: Any, blocked: bool) -> tuple[str, bool]:
+    """What a message says without its thoughts, and whether it declines.
+
+    Raises:
+        TypeError, LookupError, AttributeError: it is no message.
+    """
+    if message is None and blocked:
+        return "", False
+    text = message.get("content") or ""
+    if isinstance(text, list):  # in parts, of which thoughts are some
+        parts = (part for part in text if part.get("type", "text") in ("text", "output_text"))
+        text = "".join(part["text"] for part in parts)
+    if not isinstance(text, str):
+        raise TypeError("the content is no text")
+    if not text and isinstance(refusal := message.get("refusal"), str) and refusal:
+        return refusal, True
+    return text, False
+
+
+def _code(error: Mapping[str, Any]) -> int:
+    """The status in the body of a gateway; 502 where it names none."""
+    code = error.get("code")
+    return code if isinstance(code, int) and 400 <= code < 600 else 502
+
+
 def _client(judge: EndpointJudge) -> AsyncOpenAI:
     import openai
 
-    # A local server is asked directly, whatever proxy the environment names.
-    http = None if judge.paid else openai.DefaultAsyncHttpxClient(trust_env=False)
+    # A local server is asked directly, whatever proxy the environment names; nobody is sent on.
+    http = openai.DefaultAsyncHttpxClient(trust_env=judge.paid, follow_redirects=False)
     client = openai.AsyncOpenAI(
         api_key=judge.api_key or "none",
         base_url=judge.base_url,
@@ -355,33 +385,3 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         return None
     date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
-
-
-def on_loopback(url: str) -> bool:
-    """Whether a URL leads to this machine."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def check_url(url: str) -> None:
-    """Refuse what is no base URL, or what holds a secret that would be written down with it."""
-    wrong = InputError("The base URL must look like https://host/v1, and this one does not.")
-    try:
-        parts = urlsplit(url)
-        _ = parts.port  # complains of one that is none
-    except ValueError:
-        raise wrong from None
-    if parts.scheme not in ("http", "https") or not parts.hostname or " " in url:
-        raise wrong
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise InputError(
-            f"The base URL of {parts.hostname} must have no user name, password or query: the key "
-            "belongs in an environment variable (--api-key-env)."
-        )
-    if parts.path.rstrip("/").endswith("/chat/completions"):
-        raise InputError("Leave /chat/completions off the base URL.")

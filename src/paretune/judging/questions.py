@@ -7,6 +7,7 @@ never asks for them a second time; what a kill cuts off in the middle of a line 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -15,15 +16,30 @@ from typing import Any, Protocol, Self
 
 from paretune.errors import InputError
 
-REFUSAL = "refusal"  # why a reply ended, where the endpoint itself says that it is none
+REFUSAL = "refusal"
+"""Why a reply ended, where the model says beside its words that it declines."""
+
+# As APIs and gateways name it, whatever case and separators they write it in.
+_BLOCKED = {
+    REFUSAL,
+    *("contentfilter", "contentfiltered", "safety", "prohibitedcontent", "blocklist", "blocked"),
+    *("recitation", "spii", "guardrailintervened", "sensitive"),
+}
+_CUT = {"length", "maxtokens", "modellength", "modelcontextwindowexceeded"}
 
 
 @dataclass(frozen=True)
 class Question:
-    """One call to a judge. `key` is a hash of the messages, the judge and its settings."""
+    """One call to a judge.
+
+    Attributes:
+        key: a hash of the messages, the judge and its settings.
+        judged: the texts that the messages show to the judge.
+    """
 
     key: str
     messages: tuple[Mapping[str, str], ...]
+    judged: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -34,6 +50,20 @@ class Reply:
     finish: str | None = None
     input_tokens: int | None = None
     output_tokens: int | None = None
+
+    @property
+    def cut(self) -> bool:
+        """Whether it stops at a limit."""
+        return _word(self.finish) in _CUT
+
+    @property
+    def blocked(self) -> bool:
+        """Whether model or server declined to answer, or to go on."""
+        return _word(self.finish) in _BLOCKED
+
+
+def _word(finish: str | None) -> str:
+    return re.sub(r"[\W_]", "", finish or "").lower()
 
 
 @dataclass(frozen=True)
@@ -78,10 +108,13 @@ class Judge(Protocol):
         """Answer the questions; `receive` gets what came of each that was tried, once."""
 
 
-def question(judge: Judge, messages: Sequence[Mapping[str, str]]) -> Question:
-    """The question that puts `messages` to `judge`."""
+def question(
+    judge: Judge, messages: Sequence[Mapping[str, str]], judged: Sequence[str] = ()
+) -> Question:
+    """The question that puts `messages`, which show the texts `judged`, to `judge`."""
     text = json.dumps([list(messages), dict(judge.identity)], sort_keys=True, ensure_ascii=False)
-    return Question(hashlib.sha256(text.encode()).hexdigest(), tuple(messages))
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()
+    return Question(digest, tuple(messages), tuple(judged))
 
 
 class Cache:

@@ -3,20 +3,24 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from paretune.errors import InputError
-from paretune.judging.parsing import Rating, Side, Status, parse_rating, parse_verdict, refused
-from paretune.judging.questions import REFUSAL, Cache, Judge, Question, Reply, question
+from paretune.judging.parsing import Rating, Side, Verdict, parse_rating, parse_verdict, refused
+from paretune.judging.questions import Cache, Judge, Question, Reply, question
 from paretune.judging.summary import Row, improvement, wins
-from paretune.judging.templates import ASPECTS, pair_messages, rating_messages
+from paretune.judging.templates import (
+    ASPECTS,
+    instruction_text,
+    pair_messages,
+    rating_messages,
+)
+from paretune.results.run_folder import BASE_FOLDER
 
 if TYPE_CHECKING:
     from paretune.results.answers import Prompt
-
-BASE = "base"
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Case:
+class JudgeSession:
     """A run's answers and a judge's replies to questions about them, as far as there are any.
 
     Attributes:
@@ -96,15 +100,12 @@ class Case:
     base: Mapping[str, Answered]
     prompts: Sequence[str]
     cache: Cache
+    _readings: dict[str, tuple[Reply | None, Any]] = field(default_factory=dict, init=False)
 
     @cached_property
     def questions(self) -> dict[Place, Question]:
         """Every question, prompt by prompt. Pairs of equal answers are no question."""
-        return {
-            place: question(self.judge, messages)
-            for prompt in self.prompts
-            for place, messages in self._about(prompt)
-        }
+        return {place: asked for prompt in self.prompts for place, asked in self._about(prompt)}
 
     @cached_property
     def kinds(self) -> dict[str, str]:
@@ -115,39 +116,38 @@ class Case:
         """Questions without a reply, or to be asked again, each once."""
         ask_again = ("failed", "unparsable", "refused") if self.wanted.again else ("failed",)
         distinct = {asked.key: asked for asked in self.questions.values()}
-        return [asked for key, asked in distinct.items() if self.status(key) in ask_again]
+        return [asked for asked in distinct.values() if self.reading(asked).status in ask_again]
 
-    def status(self, key: str) -> Status:
-        """What came of a question; one without a reply has failed."""
-        reply = self.cache.get(key)
-        if self.kinds[key] not in _ORDERS:
-            return rating_of(reply).status
-        if reply is None:
-            return "failed"
-        if parse_verdict(reply.text) is not None:
-            return "rated"
-        return "refused" if _declined(reply) else "unparsable"
+    def reading(self, asked: Question) -> Any:
+        """What came of a question, a `Rating` or a `Verdict`; each reply is read once."""
+        reply = self.cache.get(asked.key)
+        known = self._readings.get(asked.key)
+        if known is None or known[0] is not reply:
+            read = verdict_of if self.kinds[asked.key] in _ORDERS else rating_of
+            known = self._readings[asked.key] = (reply, read(reply, asked.judged))
+        return known[1]
 
     def counts(self) -> dict[str, int]:
         """Distinct questions by what came of them."""
-        return dict(Counter(self.status(key) for key in self.kinds))
+        distinct = {asked.key: asked for asked in self.questions.values()}
+        return dict(Counter(self.reading(asked).status for asked in distinct.values()))
 
     def ratings(self, aspect: str, candidate: int = _BASE) -> dict[str, Rating]:
         """By prompt."""
         places = (Place(aspect, candidate, prompt) for prompt in self.prompts)
         return {
-            place.prompt: rating_of(self._reply(place))
+            place.prompt: self.reading(asked)
             for place in places
-            if place in self.questions
+            if (asked := self.questions.get(place)) is not None
         }
 
     def verdicts(self, candidate: int) -> dict[str, tuple[Side | None, Side | None] | None]:
         """By prompt, for `wins`."""
         found: dict[str, tuple[Side | None, Side | None] | None] = {}
         for prompt in self.prompts:
-            first, last = (Place(order, candidate, prompt) for order in _ORDERS)
-            if first in self.questions:
-                found[prompt] = (_verdict(self._reply(first)), _verdict(self._reply(last)))
+            first, last = (self.questions.get(Place(order, candidate, prompt)) for order in _ORDERS)
+            if first is not None and last is not None:
+                found[prompt] = (self.reading(first).value, self.reading(last).value)
             elif prompt in self.candidates[candidate].answers:
                 found[prompt] = None
         return found
@@ -176,19 +176,19 @@ class Case:
     def results(self) -> Iterator[dict[str, Any]]:
         """What the judge said in each place, and how that was read."""
         for place, asked in self.questions.items():
-            reply = self._reply(place)
-            pair = place.kind in _ORDERS
+            reply, reading = self.cache.get(asked.key), self.reading(asked)
             yield {
                 "folder": self._folder(place.candidate),
                 "prompt": json.loads(place.prompt),
                 "kind": place.kind,
-                "status": self.status(asked.key),
-                "value": _verdict(reply) if pair else rating_of(reply).value,
+                "status": reading.status,
+                "value": reading.value,
                 "text": None if reply is None else reply.text,
             }
 
-    def _about(self, prompt: str) -> Iterator[tuple[Place, list[dict[str, str]]]]:
+    def _about(self, prompt: str) -> Iterator[tuple[Place, Question]]:
         base = self.base[prompt]
+        instruction = instruction_text(base.prompt)
         answers = {
             number: candidate.answers[prompt].response
             for number, candidate in enumerate(self.candidates)
@@ -196,32 +196,38 @@ class Case:
         }
         for aspect in self.wanted.aspects:
             for number, response in {_BASE: base.response, **answers}.items():
-                messages = rating_messages(aspect, base.prompt, response)
-                yield Place(aspect, number, prompt), messages
+                messages = rating_messages(aspect, instruction, response)
+                asked = question(self.judge, messages, (instruction, response))
+                yield Place(aspect, number, prompt), asked
         for number, response in answers.items() if self.wanted.pairs else ():
             if response != base.response:
                 pair = (response, base.response)
                 for order, shown in zip(_ORDERS, (pair, pair[::-1]), strict=True):
-                    yield Place(order, number, prompt), pair_messages(base.prompt, *shown)
-
-    def _reply(self, place: Place) -> Reply | None:
-        return self.cache.get(self.questions[place].key)
+                    messages = pair_messages(instruction, *shown)
+                    asked = question(self.judge, messages, (instruction, *shown))
+                    yield Place(order, number, prompt), asked
 
     def _folder(self, candidate: int) -> str:
-        return BASE if candidate == _BASE else self.candidates[candidate].folder
+        return BASE_FOLDER if candidate == _BASE else self.candidates[candidate].folder
 
 
-def rating_of(reply: Reply | None) -> Rating:
-    """How a reply is read; no reply is a failure."""
+def rating_of(reply: Reply | None, judged: Sequence[str] = ()) -> Rating:
+    """How a reply to a question about the texts `judged` is read; no reply is a failure."""
     if reply is None:
         return Rating("failed")
-    rating = parse_rating(reply.text)
+    rating = parse_rating(reply.text, cut=reply.cut or reply.blocked, judged=judged)
     return Rating("refused") if rating.status == "unparsable" and _declined(reply) else rating
 
 
-def _verdict(reply: Reply | None) -> Side | None:
-    return None if reply is None else parse_verdict(reply.text)
+def verdict_of(reply: Reply | None, judged: Sequence[str] = ()) -> Verdict:
+    """As `rating_of`, of a reply to a question about a pair."""
+    if reply is None:
+        return Verdict("failed")
+    side = parse_verdict(reply.text, cut=reply.cut or reply.blocked, judged=judged)
+    if side is not None:
+        return Verdict("rated", side)
+    return Verdict("refused" if _declined(reply) else "unparsable")
 
 
 def _declined(reply: Reply) -> bool:
-    return reply.finish in ("content_filter", REFUSAL) or refused(reply.text)
+    return reply.blocked or refused(reply.text)

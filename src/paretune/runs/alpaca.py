@@ -17,13 +17,12 @@ from paretune.evaluation.alpaca_eval import (
     write_outputs,
 )
 from paretune.files import read_json, write_json
-from paretune.results.run_folder import point_slug
+from paretune.results.run_folder import BASE_FOLDER, point_slug
 
 if TYPE_CHECKING:
     from paretune.serving.choose import Candidate, Choices
 
 FOLDER = "alpaca_eval"
-BASE = "base"
 _SETTINGS = ("max_new_tokens", "temperature", "top_p", "seed")
 
 
@@ -61,12 +60,12 @@ def find_point(choices: "Choices", name: str) -> "Candidate | None":
     Raises:
         InputError: there is none.
     """
-    if name == BASE:
+    if name == BASE_FOLDER:
         return None
     for candidate in choices.candidates:
         if candidate.name == name:
             return candidate
-    known = ", ".join([*(candidate.name for candidate in choices.candidates), BASE])
+    known = ", ".join([*(candidate.name for candidate in choices.candidates), BASE_FOLDER])
     raise InputError(f"'{choices.run}' has no point '{name}': it has {known}.")
 
 
@@ -92,7 +91,7 @@ def generate_outputs(
         InputError: the folder has answers of other settings, or an instruction is too long.
     """
     # A comparison's methods have points of the same names.
-    folder = choices.run / FOLDER / (BASE if point is None else point_slug(point.point))
+    folder = choices.run / FOLDER / (BASE_FOLDER if point is None else point_slug(point.point))
     written = folder / "outputs.json"
     kept = _Kept(folder / "answers.json", _settings(choices, point))
     if fresh:

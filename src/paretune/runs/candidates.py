@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.errors import InputError
 from paretune.files import read_json
-from paretune.judging.session import BASE, Answered, Candidate
+from paretune.judging.session import Answered, Candidate
 from paretune.moo.preference import Preference
 from paretune.progress import Progress, Silent
 from paretune.recipes.load import load_recipe
 from paretune.recipes.schema import Method, Recipe
 from paretune.results.points import PlannedPoint
+from paretune.results.run_folder import BASE_FOLDER
 from paretune.runs.plan import plan
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def base_answers(
     recipe: Recipe, run: Path, progress: Progress | None = None
 ) -> Mapping[str, Answered]:
     """The base model's answers; if the run has none it is measured now."""
-    path = run / BASE / "answers.jsonl"
+    path = run / BASE_FOLDER / "answers.jsonl"
     if not path.exists():
         measure_base(recipe, run, progress)
     return _by_prompt(path)
@@ -84,8 +85,8 @@ def measure_base(recipe: Recipe, run: Path, progress: Progress | None = None) ->
     progress.begin(["base model"], 0)
     progress.point("base model")
     data = split_by_prompt(load_data(recipe.data), recipe.data.split, recipe.data.seed)[split]
-    point = PlannedPoint(equal, recipe.evaluation.seed, BASE)
-    measure_point(plain, point, None, run / BASE, data, progress.phase)
+    point = PlannedPoint(equal, recipe.evaluation.seed, BASE_FOLDER)
+    measure_point(plain, point, None, run / BASE_FOLDER, data, progress.phase)
     free_memory()
     progress.end()
 

@@ -15,7 +15,7 @@ from paretune.errors import InputError
 from paretune.files import read_json, write_json, write_text
 from paretune.judging.endpoint import EndpointJudge
 from paretune.judging.questions import Cache, Judge, Question, keep_replies
-from paretune.judging.session import Case, Wanted
+from paretune.judging.session import JudgeSession, Wanted
 from paretune.judging.summary import Summary, base_summary, most_frequent
 from paretune.judging.templates import rough_tokens
 from paretune.judging.worker import ask_detached
@@ -89,9 +89,9 @@ def judge_run(
             base = base_answers(recipe, run)
             prompts = common_prompts(candidates, base)[: wanted.prompts]
             cache = Cache(folder).read(_PATIENCE)
-            case = Case(judge, wanted, candidates, base, prompts, cache)
-            todo = case.todo()
-            if todo and not confirm(_forecast(case, todo, prices)):
+            session = JudgeSession(judge, wanted, candidates, base, prompts, cache)
+            todo = session.todo()
+            if todo and not confirm(_forecast(session, todo, prices)):
                 return None
             if todo and detached and isinstance(judge, EndpointJudge):
                 ask_detached(judge, todo, folder, told)
@@ -99,8 +99,8 @@ def judge_run(
             elif todo:
                 keep_replies(judge, todo, cache, told)
             reasons = cache.failures() if todo else []
-            summary = _summary(case, len(todo), reasons, prices)
-            _publish(case, summary, folder, run / FOLDER)
+            summary = _summary(session, len(todo), reasons, prices)
+            _publish(session, summary, folder, run / FOLDER)
             return summary
     except Timeout:
         raise InputError(
@@ -113,38 +113,40 @@ def slug(model: str) -> str:
     return re.sub(r"[^a-z0-9._]+", "-", model.lower()).strip("-._") or "judge"
 
 
-def _forecast(case: Case, todo: Sequence[Question], prices: Prices | None) -> Forecast:
+def _forecast(session: JudgeSession, todo: Sequence[Question], prices: Prices | None) -> Forecast:
     given = sum(rough_tokens(asked.messages) for asked in todo)
-    most = case.judge.max_tokens * len(todo)
+    most = session.judge.max_tokens * len(todo)
     cost = None if prices is None else prices.of(given, most)
-    return Forecast(len(case.kinds), len(case.kinds) - len(todo), given, most, cost)
+    return Forecast(len(session.kinds), len(session.kinds) - len(todo), given, most, cost)
 
 
-def _summary(case: Case, asked: int, reasons: Sequence[str], prices: Prices | None) -> Summary:
-    replies = [reply for key in case.kinds if (reply := case.cache.get(key)) is not None]
+def _summary(
+    session: JudgeSession, asked: int, reasons: Sequence[str], prices: Prices | None
+) -> Summary:
+    replies = [reply for key in session.kinds if (reply := session.cache.get(key)) is not None]
     given = sum(reply.input_tokens or 0 for reply in replies)
     written = sum(reply.output_tokens or 0 for reply in replies)
-    judge, aspects = case.judge, case.wanted.aspects
+    judge, aspects = session.judge, session.wanted.aspects
     return Summary(
         judge={"model": judge.model, "where": judge.where, "settings": dict(judge.identity)},
         aspects=aspects,
-        prompts=len(case.prompts),
-        questions=len(case.kinds),
-        counts=case.counts(),
+        prompts=len(session.prompts),
+        questions=len(session.kinds),
+        counts=session.counts(),
         asked=asked,
         tokens={"input": given, "output": written},
         cost=None if prices is None else prices.of(given, written),
         failures=most_frequent(reasons),
-        base=base_summary({aspect: case.ratings(aspect) for aspect in aspects}),
-        rows=case.rows(),
+        base=base_summary({aspect: session.ratings(aspect) for aspect in aspects}),
+        rows=session.rows(),
     )
 
 
-def _publish(case: Case, summary: Summary, folder: Path, shown: Path) -> None:
+def _publish(session: JudgeSession, summary: Summary, folder: Path, shown: Path) -> None:
     """Write the results of this judge, and what shows all judges of the run."""
     from paretune.report.judges import draw_judges, markdown
 
-    lines = (json.dumps(result, ensure_ascii=False) + "\n" for result in case.results())
+    lines = (json.dumps(result, ensure_ascii=False) + "\n" for result in session.results())
     write_text(folder / "results.jsonl", "".join(lines))
     write_json(folder / "summary.json", summary.to_json())
     judges = [read_json(path) for path in sorted(shown.glob("*/summary.json"))]
