@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from paretune.training import (
         ClampConfig,
         ClampTrainer,
+        ConditionedConfig,
+        ConditionedTrainer,
         DataWeightingConfig,
         DataWeightingTrainer,
         MultiObjectiveConfig,
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 _HOME = {
     "ClampConfig": "paretune.training",
     "ClampTrainer": "paretune.training",
+    "ConditionedConfig": "paretune.training",
+    "ConditionedTrainer": "paretune.training",
     "DataWeightingConfig": "paretune.training",
     "DataWeightingTrainer": "paretune.training",
     "MultiObjectiveConfig": "paretune.training",
@@ -33,6 +37,8 @@ _HOME = {
 __all__ = [
     "ClampConfig",
     "ClampTrainer",
+    "ConditionedConfig",
+    "ConditionedTrainer",
     "DataWeightingConfig",
     "DataWeightingTrainer",
     "InputError",

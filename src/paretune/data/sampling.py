@@ -127,18 +127,24 @@ class PairCollator:
     where the data has it, and ``pairs``: per objective ``chosen`` and ``rejected`` ``(B,)``,
     positions among the N sequences, ``weight`` ``(B,)``, and ``offset`` ``(B,)`` where the data has
     it.
+
+    Args:
+        by_row: A sequence stands once in each row that has it, and ``row`` ``(N,)`` says in which.
     """
 
-    def __init__(self, data: TokenizedPairs, pad_token_id: int) -> None:
-        self.data, self.pad_token_id = data, pad_token_id
+    def __init__(self, data: TokenizedPairs, pad_token_id: int, by_row: bool = False) -> None:
+        self.data, self.pad_token_id, self.by_row = data, pad_token_id, by_row
 
     def __call__(self, rows: Sequence[Row]) -> dict[str, Any]:
-        position: dict[int, int] = {}
+        position: dict[tuple[int, int], int] = {}
         pairs = {}
         for name in rows[0]:
             index = self.data.pairs[name]
             chosen, rejected = (
-                [position.setdefault(side[row[name]], len(position)) for row in rows]
+                [
+                    position.setdefault((n if self.by_row else 0, side[row[name]]), len(position))
+                    for n, row in enumerate(rows)
+                ]
                 for side in (index.chosen, index.rejected)
             )
             pairs[name] = {
@@ -149,8 +155,10 @@ class PairCollator:
             if index.offset is not None:
                 pairs[name]["offset"] = torch.tensor([index.offset[row[name]] for row in rows])
         batch: dict[str, Any] = dict(
-            pad_sequences([self.data.sequences[i] for i in position], self.pad_token_id)
+            pad_sequences([self.data.sequences[i] for _, i in position], self.pad_token_id)
         )
+        if self.by_row:
+            batch["row"] = torch.tensor([n for n, _ in position])
         if self.data.reference is not None:
-            batch["reference"] = self.data.reference[list(position)]
+            batch["reference"] = self.data.reference[[i for _, i in position]]
         return {**batch, "pairs": pairs}

@@ -16,6 +16,8 @@ def loss_sums(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sums of the pairs' losses and of their weights, each ``(M,)``.
 
+    Where pairs have a ``total`` ``(B,)``, sums of that take the place of sums of the weights.
+
     Args:
         logps: ``(N,)`` log-probabilities of the batch's sequences.
         batch: As :class:`paretune.data.sampling.PairCollator` makes it.
@@ -28,13 +30,18 @@ def loss_sums(
         sides = responses[pairs["chosen"]], responses[pairs["rejected"]]
         values = loss(*sides, pairs.get("offset"))
         sums.append((pairs["weight"] * values).sum())
-        totals.append(pairs["weight"].sum())
+        totals.append(pairs.get("total", pairs["weight"]).sum())
     return torch.stack(sums), torch.stack(totals)
 
 
 def restrict(batch: Batch, objective: str) -> Batch:
-    """The batch with one objective's pairs and the sequences they need, padding trimmed."""
+    """The batch with one objective's pairs and the sequences they need, padding trimmed.
+
+    Where sequences belong to rows (``row``), the model treats each by its place: all stay.
+    """
     pairs = batch["pairs"][objective]
+    if "row" in batch:
+        return {**batch, "pairs": {objective: pairs}}
     used, inverse = torch.cat([pairs["chosen"], pairs["rejected"]]).unique(return_inverse=True)
     chosen, rejected = inverse.chunk(2)
     width = int(batch["attention_mask"][used].sum(1).max())

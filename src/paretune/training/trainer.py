@@ -265,6 +265,10 @@ class MultiObjectiveTrainer(BaseTrainer):
         if given is None:
             raise InputError("There is nothing to evaluate on: give the trainer an eval_dataset.")
         pairs = given if isinstance(given, TokenizedPairs) else self.prepare(given)
+        return self._note(self.measure(pairs, metric_key_prefix))
+
+    def measure(self, pairs: TokenizedPairs, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """What :meth:`evaluate` returns, of prepared pairs, without logging it."""
         logps = self._score(pairs.sequences, "evaluating")
         lengths = torch.tensor([sequence.completion_length for sequence in pairs.sequences])
         responses = Scored(logps, lengths, pairs.reference)
@@ -280,5 +284,4 @@ class MultiObjectiveTrainer(BaseTrainer):
             metrics.update(name, values, margins, torch.tensor(index.weight))
             nats = -float(chosen.logps.double().sum() / chosen.lengths.sum())
             perplexities[f"{metric_key_prefix}_{name}_perplexity"] = math.exp(min(nats, 700.0))
-        result = metrics.result(self.preference, metric_key_prefix) | perplexities
-        return self._note(result)
+        return metrics.result(self.preference, metric_key_prefix) | perplexities

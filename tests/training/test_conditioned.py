@@ -1,0 +1,288 @@
+"""One adapter for all preferences: gate, gradients, folding, resume, calibration."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, PeftModel
+
+from paretune import InputError
+from paretune.gradients import ObjectiveGradients
+from paretune.moo.gates import Gate
+from paretune.training import ConditionedConfig, ConditionedTrainer
+from paretune.training.gated import GatedAdapter, fold_adapter, read_gates
+
+LORA = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+
+
+@pytest.fixture
+def conditioned(tmp_path: Path, tiny_llama: Any, tokenizer: Any, random_pairs: Any) -> Any:
+    """A factory of small trainers of conditioned adapters."""
+
+    def make(
+        folder: str = "run",
+        objectives: tuple[str, ...] = ("one", "two"),
+        lora: dict[str, Any] | None = None,
+        shared: bool = True,
+        **options: Any,
+    ) -> ConditionedTrainer:
+        settings: dict[str, Any] = {
+            "max_steps": 4,
+            "per_device_train_batch_size": 2,
+            "learning_rate": 2e-2,
+            "save_steps": 2,
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        return ConditionedTrainer(
+            tiny_llama(),
+            ConditionedConfig(output_dir=str(tmp_path / folder), **settings | options),
+            random_pairs(objectives, n=8, shared=shared),
+            random_pairs(objectives, n=8, seed=1),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(**LORA | (lora or {})),
+        )
+
+    return make
+
+
+def adapter(trainer: Any) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("basis", ["centred", "objectives"])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_folded_adapter_is_the_gated_model(
+    conditioned: Any, tiny_llama: Any, tmp_path: Path, basis: str, rslora: bool
+) -> None:
+    made = conditioned(basis=basis, lora={"use_rslora": rslora})
+    made.train()
+    made.save_gated(tmp_path / "gated")
+    ids = torch.arange(5, 25)[None]
+    for t in (0.0, 0.37, 1.0, 1.4):
+        position = [t, 1 - t]
+        with made.gated.at(position), torch.no_grad():
+            expected = made.model.eval()(ids).logits
+        fold_adapter(tmp_path / "gated", tmp_path / "stock", position)
+        stock = PeftModel.from_pretrained(tiny_llama(), tmp_path / "stock")
+        with torch.no_grad():
+            assert torch.allclose(stock.eval()(ids).logits, expected, atol=1e-5)
+        made.save_adapter(position, tmp_path / "direct")
+        direct, folded = (
+            (tmp_path / name / "adapter_model.safetensors").read_bytes()
+            for name in ("direct", "stock")
+        )
+        assert direct == folded
+
+
+def test_each_row_is_computed_at_its_own_position(tiny_lora: Any) -> None:
+    model = tiny_lora(r=6)
+    gated = GatedAdapter(model, Gate(3))
+    ids = torch.arange(5, 35).view(3, 10)
+    positions = np.array([[0.2, 0.3, 0.5], [1, 0, 0], [1 / 3, 1 / 3, 1 / 3]])
+    gated.set(positions)
+    with torch.no_grad():
+        together = model(ids).logits
+        for row, position in enumerate(positions):
+            with gated.at(position):
+                alone = model(ids[row : row + 1]).logits
+            assert torch.allclose(together[row], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("gradients", ["one_pass", "per_objective"])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_descends_the_mean_weighted_loss(
+    conditioned: Any, tmp_path: Path, gradients: str, shared: bool, accumulation: int
+) -> None:
+    made = conditioned(
+        gradients=gradients,
+        shared=shared,
+        sampling="joint" if shared else "independent",
+        max_steps=1,
+        gradient_accumulation_steps=accumulation,
+        optim="sgd",
+        learning_rate=1.0,
+        max_grad_norm=0,
+        lr_scheduler_type="constant",
+    )
+    torch.manual_seed(1)
+    for name, parameter in made.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    before, batches = adapter(made), []
+    step = made.training_step
+    draws: list[Any] = []
+    draw = made._draw
+
+    def record(model: Any, inputs: Any, items: Any = None) -> Any:
+        batches.append(inputs)
+        return step(model, inputs, items)
+
+    def drawn(rows: int) -> Any:
+        draws.append(draw(rows))
+        return draws[-1]
+
+    made.training_step, made._draw = record, drawn
+    made.train()
+    moved = {name: before[name] - p for name, p in adapter(made).items()}
+    # The slow twin: autograd of Σ_m Σ_i w p_m f_m / Σ_i w, from the same start.
+    for name, parameter in made.model.named_parameters():
+        if name in before:
+            parameter.data.copy_(before[name])
+    total: Any = 0.0
+    count = {
+        name: sum(float(b["pairs"][name]["weight"].sum()) for b in batches) for name in made.live
+    }
+    from paretune.logprobs import sequence_logps
+    from paretune.losses import Scored
+
+    for batch, p in zip(batches, draws, strict=True):
+        made.gated.set(p[batch["row"].numpy()])
+        responses = Scored(
+            sequence_logps(made.model, batch), batch["lengths"], batch.get("reference")
+        )
+        for m, name in enumerate(made.live):
+            pair = batch["pairs"][name]
+            values = made.losses[name](responses[pair["chosen"]], responses[pair["rejected"]], None)
+            total = total + (pair["weight"] * torch.tensor(p[:, m]) * values).sum() / count[name]
+    total.backward()
+    parameters = dict(made.model.named_parameters())
+    for name, change in moved.items():
+        assert torch.allclose(change, parameters[name].grad, rtol=1e-3, atol=1e-6), name
+
+
+def test_rows_draw_on_where_training_stands(conditioned: Any, tmp_path: Path) -> None:
+    made = conditioned(gradient_accumulation_steps=2)
+    seen = []
+    draw = made._draw
+    made._draw = lambda rows: seen.append(draw(rows)) or seen[-1]
+    made.train()
+    from paretune.moo.gates import spread_preferences
+
+    assert np.allclose(np.concatenate(seen), spread_preferences(0, 16, 2, made.args.seed))
+
+
+def test_killed_and_resumed_is_bit_for_bit_the_same(conditioned: Any, tmp_path: Path) -> None:
+    whole = conditioned("whole", lora={"lora_dropout": 0.2})
+    whole.train()
+    part = conditioned("part", lora={"lora_dropout": 0.2})
+    part.train()
+    shutil.rmtree(tmp_path / "part" / "checkpoint-4")
+    again = conditioned("part", lora={"lora_dropout": 0.2})
+    again.train(resume_from_checkpoint=True)
+    for name, tensor in adapter(whole).items():
+        assert torch.equal(tensor, adapter(again)[name]), name
+    other = conditioned("part", basis="objectives")
+    with pytest.raises(InputError, match="basis"):
+        other.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
+
+
+@pytest.mark.parametrize("objectives", [("one", "two"), ("one", "two", "three")])
+def test_training_steers(conditioned: Any, random_pairs: Any, objectives: tuple[str, ...]) -> None:
+    made = conditioned(objectives=objectives, max_steps=30, save_strategy="no", learning_rate=1e-2)
+    made.train()
+    size = len(objectives)
+    pairs = made.prepare(random_pairs(objectives, n=8))
+    own = []
+    for m, name in enumerate(objectives):
+        corner, centre = np.eye(size)[m], np.full(size, 1 / size)
+        own.append(
+            [made.evaluate(pairs, position=at)[f"eval_{name}_loss"] for at in (corner, centre)]
+        )
+    assert all(at_corner < at_centre for at_corner, at_centre in own)
+
+
+def test_calibration_is_kept_with_the_gate(conditioned: Any, tmp_path: Path) -> None:
+    made = conditioned(max_steps=20, save_strategy="no")
+    made.train()
+    calibration = made.calibrate(points=3)
+    made.save_gated(tmp_path / "gated", calibration)
+    gate, objectives, found = read_gates(tmp_path / "gated")
+    assert (gate, objectives) == (Gate(2), ("one", "two"))
+    assert found is not None
+    assert found.position([0.3, 0.7]) == calibration.position([0.3, 0.7])
+    measured = made.evaluate(position=calibration.positions[0])
+    assert [measured["eval_one_loss"], measured["eval_two_loss"]] == pytest.approx(
+        calibration.losses[0].tolist()
+    )
+
+
+def test_early_stopping_is_on_the_mean_over_preferences(conditioned: Any, tmp_path: Path) -> None:
+    made = conditioned(
+        max_steps=6,
+        eval_strategy="steps",
+        eval_steps=2,
+        early_stopping_patience=1,
+        learning_rate=1.0,
+    )
+    made.train()
+    assert made.state.best_metric is not None
+    logged = [row["eval_weighted"] for row in made.state.log_history if "eval_weighted" in row]
+    assert made.state.best_metric == min(logged)
+
+
+def test_one_pass_is_exact_under_gates_of_rows(tiny_lora: Any) -> None:
+    """The engine's proof on the first batch compares with autograd; it must hold with gates."""
+    model = tiny_lora()
+    from paretune.losses import PreferenceLoss
+
+    gated = GatedAdapter(model, Gate(2))
+    gated.set(np.array([[0.1, 0.9], [0.9, 0.1]] * 2))
+    engine = ObjectiveGradients(model, {"a": PreferenceLoss("cpo")}, "one_pass")
+    ids = torch.arange(5, 45).view(4, 10)
+    mask = torch.ones_like(ids)
+    batch = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "completion_mask": (torch.arange(10) > 4).expand(4, -1),
+        "lengths": torch.full((4,), 5),
+        "pairs": {
+            "a": {
+                "chosen": torch.tensor([0, 1]),
+                "rejected": torch.tensor([2, 3]),
+                "weight": torch.ones(2),
+            }
+        },
+    }
+    engine.accumulate(batch)  # raises where it is not exact
+    assert engine.method == "one_pass"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lora": {"use_dora": True}}, "is DoRA"),
+        ({"lora": {"bias": "lora_only"}}, "biases"),
+        ({"lora": {"rank_pattern": {"q_proj": 3}}}, "differ between layers"),
+        ({"preference": {"one": 0.5, "two": 0.5}}, "leave out args.preference"),
+        ({"basis": "central"}, "centred or objectives"),
+        ({"evaluated_preferences": 1}, "at least 2"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    conditioned: Any, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        conditioned(**options)
+
+
+def test_damaged_gates_are_one_sentence(conditioned: Any, tmp_path: Path) -> None:
+    made = conditioned()
+    made.save_gated(tmp_path / "gated")
+    file = tmp_path / "gated" / "gates.json"
+    for text, message in [
+        ('{"objectives": ["a", "b", "c"], "basis": "centred", "calibration": null}', "rank 4"),
+        ('{"objectives": ["a", "b"], "basis": "other", "calibration": null}', "damaged"),
+        ('{"objectives": ["a", "b"]}', "damaged"),
+        ("[]", "damaged"),
+    ]:
+        file.write_text(text)
+        with pytest.raises(InputError, match=message):
+            fold_adapter(tmp_path / "gated", tmp_path / "stock", [0.5, 0.5])
+    file.unlink()
+    with pytest.raises(InputError, match="no conditioned adapter"):
+        read_gates(tmp_path / "gated")
