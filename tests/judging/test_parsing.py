@@ -1,7 +1,6 @@
 """What counts as a rating or a verdict."""
 
 import pytest
-
 from hypothesis import given
 from hypothesis import strategies as st
 
