@@ -40,6 +40,15 @@ Head = Literal["language", "score", "new_score"]
 or one score, by a head that is drawn afresh where the checkpoint has none."""
 
 
+TRUST_VARIABLE = "PARETUNE_TRUST_REMOTE_CODE"
+"""Set to 1, it lets recipes and run folders that ask for it run code of a checkpoint."""
+
+
+def remote_code_is_allowed() -> bool:
+    """Whether the user of this process lets code of checkpoints run."""
+    return os.environ.get(TRUST_VARIABLE, "") == "1"
+
+
 def load_model_and_tokenizer(
     name: str | os.PathLike[str],
     dtype: Dtype = "auto",
@@ -64,18 +73,26 @@ def load_model_and_tokenizer(
             only be trained through an adapter.
         device: where to put the model; by default it stays on the CPU, except that a quantised
             model goes to this process's GPU where there is one.
-        trust_remote_code: run model code that comes with the checkpoint.
+        trust_remote_code: run model code that comes with the checkpoint, if the user of this
+            process allows it (`TRUST_VARIABLE`); what a file says is its author's word.
         template_variables: values that the chat template reads, such as ``enable_thinking`` of
             Qwen3; they hold for training and for generation alike.
         head: what the model puts out.
 
     Raises:
-        InputError: an unknown option, a package that is missing, or a model that cannot be loaded
-            or has no score head where one is needed.
+        InputError: an unknown option, a package that is missing, code of a checkpoint that nobody
+            allowed to run, a model that cannot be loaded, or one without a score head where it is
+            needed.
     """
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise InputError(
             f"dtype {dtype!r} is unknown; use 'auto', 'float32', 'bfloat16' or 'float16'"
+        )
+    if trust_remote_code and not remote_code_is_allowed():
+        raise InputError(
+            f"the code that comes with model '{name}' would run with your rights, as its recipe "
+            f"asks with trust_remote_code: read it, then give --trust-remote-code (or set "
+            f"{TRUST_VARIABLE}=1)"
         )
     import torch
     from transformers import (

@@ -49,7 +49,6 @@ def test_help_is_quick(arguments: tuple[str, ...]) -> None:
         (["sweep", "demo", "loss.betta=1"], "did you mean 'loss.beta'"),
         (["sweep", "demo", "sweep.preferences=[[0.5, 0.6]]"], "must sum to 1"),
         (["train", "demo"], "--prefer concise=... informative=..."),
-        (["train", "demo", "--prefer", "concise=0.5", "informative=0.6"], "sum to 1.1"),
         (["train", "demo", "--prefer", "concice=1"], "did you mean 'concise'"),
         (["evaluate", "absent"], "not a run folder"),
         (["recipes", "absent"], "No recipe 'absent'"),
@@ -117,6 +116,23 @@ def test_weights_and_overrides_are_told_apart() -> None:
     assert weights_and_overrides(["a=0.5,b=0.5"], None) == ({"a": 0.5, "b": 0.5}, [])
     with pytest.raises(InputError, match="'b' is not a weight"):
         weights_and_overrides(["a=1"], ["b"])
+
+
+def test_weights_in_any_unit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert weights_and_overrides(["a=7"], ["b=1", "c=0"])[0] == {"a": 0.875, "b": 0.125, "c": 0}
+    assert "divided by their sum: a 0.875, b 0.125, c 0." in capsys.readouterr().err
+    assert weights_and_overrides(["a=1e308"], ["b=1e308"])[0] == {"a": 0.5, "b": 0.5}
+    assert weights_and_overrides(["a=0.3"], ["b=0.7"])[0] == {"a": 0.3, "b": 0.7}
+    assert capsys.readouterr().err.count("divided") == 1
+    for wrong, words in (
+        (["a=0.5", "a=0.5"], "names 'a' twice"),
+        (["a=nan"], "must be finite"),
+        (["a=inf", "b=1"], "must be finite"),
+        (["a=-1"], "at least 0"),
+        (["a=0", "b=0"], "a weight above 0"),
+    ):
+        with pytest.raises(InputError, match=words):
+            weights_and_overrides(wrong, None)
 
 
 def test_the_estimate_of_what_remains() -> None:

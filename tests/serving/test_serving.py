@@ -22,10 +22,11 @@ from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
 from paretune.evaluation.generation import generate_answers
 from paretune.files import read_json, write_json
+from paretune.names import printable
 from paretune.recipes import load_recipe
 from paretune.results.answers import Answer, write_answers
 from paretune.results.front import Front, FrontPoint, ObjectiveMetrics
-from paretune.serving.chat import Conversation, Speaker, mean_words, printable
+from paretune.serving.chat import Conversation, Speaker, mean_words
 from paretune.serving.choose import open_run
 from paretune.serving.export import export_run
 

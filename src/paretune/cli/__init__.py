@@ -3,17 +3,21 @@
 Nothing heavy is imported before a command runs: ``paretune --help`` answers at once.
 """
 
+import os
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
 from paretune._version import __version__
+from paretune.cli import ending
 from paretune.cli.alpaca import alpaca
 from paretune.cli.chat import chat
 from paretune.cli.compare import compare
 from paretune.cli.evaluate import evaluate
 from paretune.cli.export import export
 from paretune.cli.judge import judge
+from paretune.cli.output import clean_messages, echo
 from paretune.cli.recipes import recipes
 from paretune.cli.report import report
 from paretune.cli.reward import reward
@@ -21,7 +25,6 @@ from paretune.cli.serve import serve
 from paretune.cli.sweep import sweep
 from paretune.cli.train import train
 from paretune.cli.weigh import weigh
-from paretune.errors import InputError, TrainingStoppedError
 
 app = typer.Typer(
     name="paretune",
@@ -50,7 +53,7 @@ app.add_typer(alpaca, name="alpaca")
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"paretune {__version__}")
+        echo(f"paretune {__version__}")
         raise typer.Exit
 
 
@@ -64,16 +67,11 @@ def _app(
     """Align one language model to conflicting preferences: the whole front of trade-offs."""
 
 
-def main() -> None:
-    """Run the command line; a user's mistake is one line and exit code 2, never a traceback."""
-    try:
-        app()
-    except InputError as error:
-        _fail(error, 2)
-    except TrainingStoppedError as error:
-        _fail(error, 1)
-
-
-def _fail(error: Exception, code: int) -> None:
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
-    raise SystemExit(code)
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; what goes wrong is one line and an exit code, never a traceback."""
+    clean_messages()
+    # No file of a run folder or a checkpoint is unpickled to anything but tensors.
+    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
+    raise SystemExit(
+        ending.run(lambda: app(args=arguments, prog_name="paretune", standalone_mode=False))
+    )

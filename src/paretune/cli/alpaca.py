@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paretune.cli.arguments import Method, Overrides, resumable
+from paretune.cli.arguments import Method, Overrides, TrustRemoteCode, resumable
+from paretune.cli.output import echo
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -43,6 +44,7 @@ def generate(
         str | None, typer.Option(help="What the outputs say they are of (their generator).")
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the point's answers.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Let a point of a run answer the instructions.
 
@@ -63,9 +65,7 @@ def generate(
         made = generate_outputs(
             choices, chosen, asked[:limit], generator=name, fresh=fresh, progress=_told
         )
-    typer.echo(
-        f"{made.count} answers, {made.unfinished} of them cut at max_new_tokens, in {made.path}"
-    )
+    echo(f"{made.count} answers, {made.unfinished} of them cut at max_new_tokens, in {made.path}")
 
 
 @alpaca.command()
@@ -92,7 +92,7 @@ def score(
 
     With --instructions (all of them) annotations may be of some instructions only and in any order.
     """
-    from paretune.cli.tables import console
+    from paretune.cli.output import console
     from paretune.errors import InputError
     from paretune.evaluation.alpaca_eval import read_annotations, read_instructions, win_rate
     from paretune.evaluation.length_control import (

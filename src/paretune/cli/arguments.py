@@ -1,5 +1,7 @@
 """Arguments that several commands share."""
 
+import math
+import os
 import shlex
 import sys
 from collections.abc import Iterator
@@ -7,6 +9,8 @@ from contextlib import contextmanager
 from typing import Annotated
 
 import typer
+
+from paretune.cli.output import echo
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe by name, or a path to your own.")
@@ -19,7 +23,7 @@ Prefer = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=WEIGHT ...",
-        help="How much each objective matters, e.g. --prefer harmless=0.7 helpful=0.3.",
+        help="How much each objective matters, in any unit, e.g. --prefer harmless=7 helpful=3.",
     ),
 ]
 Method = Annotated[
@@ -30,6 +34,24 @@ Fresh = Annotated[
 ]
 
 
+def _allow(wanted: bool) -> bool:
+    if wanted:
+        from paretune.models import TRUST_VARIABLE
+
+        os.environ[TRUST_VARIABLE] = "1"
+    return wanted
+
+
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        callback=_allow,
+        help="Let code that comes with a model run, where the recipe says that it is needed.",
+    ),
+]
+
+
 @contextmanager
 def resumable() -> Iterator[None]:
     """On Ctrl-C, say how to go on."""
@@ -37,7 +59,7 @@ def resumable() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         again = [argument for argument in sys.argv[1:] if argument != "--fresh"]
-        typer.echo(
+        echo(
             "\nStopped. What is done is kept; to go on: " + shlex.join(["paretune", *again]),
             err=True,
         )
@@ -49,6 +71,7 @@ def weights_and_overrides(
 ) -> tuple[dict[str, float], list[str]]:
     """Tell weights, which follow ``--prefer`` with spaces or commas between, from overrides."""
     from paretune.errors import InputError
+    from paretune.names import shown
     from paretune.recipes import Recipe
 
     weights: dict[str, float] = {}
@@ -59,9 +82,32 @@ def weights_and_overrides(
             overrides.append(item)
             continue
         try:
-            weights[name] = float(value)
+            weight = float(value)
         except ValueError:
             raise InputError(
-                f"'{item}' is not a weight: write NAME=WEIGHT, for example harmless=0.7."
+                f"{shown(item)} is not a weight: write NAME=WEIGHT, for example harmless=0.7."
             ) from None
-    return weights, overrides
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InputError(f"The weight of {shown(name)} must be finite and at least 0.")
+        if name in weights:
+            raise InputError(f"--prefer names {shown(name)} twice: give each objective once.")
+        weights[name] = weight
+    return _normalised(weights), overrides
+
+
+def _normalised(weights: dict[str, float]) -> dict[str, float]:
+    """Weights that add up to one; it is said if they did not."""
+    from paretune.errors import InputError
+
+    if not weights:
+        return weights
+    largest = max(weights.values())
+    if not largest:
+        raise InputError("--prefer needs a weight above 0.")
+    total = math.fsum(weight / largest for weight in weights.values())
+    if abs(total * largest - 1) <= 1e-6:
+        return weights
+    divided = {name: weight / largest / total for name, weight in weights.items()}
+    listed = ", ".join(f"{name} {weight:.4g}" for name, weight in divided.items())
+    echo(f"The weights are divided by their sum: {listed}.", err=True)
+    return divided

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paretune.cli.arguments import Method, Overrides, Prefer, weights_and_overrides
+from paretune.cli.arguments import Method, Overrides, Prefer, TrustRemoteCode, weights_and_overrides
+from paretune.cli.output import echo
 
 if TYPE_CHECKING:
     from paretune.serving.choose import Candidate, Choice, Choices
@@ -33,6 +34,7 @@ def chat(
             "prompts, at --prefer, or at each end of the front.",
         ),
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Talk to the point of a run that best meets a preference.
 
@@ -49,17 +51,18 @@ def chat(
     if lengths is not None:
         _print_lengths(choices, [choice] if weights else choices.ends(), lengths)
         return
-    typer.echo(choice.reason())
+    echo(choice.reason())
     _talk(choices, choice, system)
 
 
 def _talk(choices: "Choices", choice: "Choice", system: str | None) -> None:
     from paretune.errors import InputError
-    from paretune.serving.chat import Conversation, Speaker, printable
+    from paretune.names import printable
+    from paretune.serving.chat import Conversation, Speaker
 
     conversation = Conversation.like(choices, system)
     speaker = Speaker(choices.recipe)
-    typer.echo(f"\n{_HELP}")
+    echo(f"\n{_HELP}")
     for line in _lines():
         command, _, rest = line.partition(" ")
         try:
@@ -70,16 +73,16 @@ def _talk(choices: "Choices", choice: "Choice", system: str | None) -> None:
                     conversation.reset()
                 case "/prefer":
                     choice = choices.choose(choices.preference(_weights(rest)))
-                    typer.echo(choice.reason())
+                    echo(choice.reason())
                 case _ if command.startswith("/"):
-                    typer.echo(_HELP)
+                    echo(_HELP)
                 case _:
                     finished = conversation.ask(
                         speaker, choice.best, line, lambda text: _write(printable(text))
                     )
                     _write("\n" if finished else " [...]\n")
         except InputError as error:
-            typer.echo(f"error: {error}", err=True)
+            echo(f"error: {error}", err=True)
 
 
 def _lines() -> Iterator[str]:
@@ -92,13 +95,13 @@ def _lines() -> Iterator[str]:
         try:
             line = input("\n> ") if terminal else sys.stdin.readline()
         except (EOFError, KeyboardInterrupt):
-            typer.echo("")
+            echo("")
             return
         if not terminal and not line:
             return
         line = line.strip()
         if line and not terminal:
-            typer.echo(f"\n> {line}")
+            echo(f"\n> {line}")
         if line:
             yield line
 
@@ -128,12 +131,12 @@ def _print_lengths(choices: "Choices", asked: "list[Choice]", count: int) -> Non
             f"ask for fewer, or run `paretune evaluate` with evaluation.n_prompts={count}."
         )
     speaker = Speaker(choices.recipe)
-    typer.echo(f"Mean words of the answers to the first {count} test prompts (± standard error):")
+    echo(f"Mean words of the answers to the first {count} test prompts (± standard error):")
     rows: list[tuple[Candidate | None, str]] = [(None, "base model")]
     rows += [(each.best, f"{each.best.name}  (best for {_listed(each)})") for each in asked]
     for by, name in rows:
         mean = mean_words(speaker, by, prompts[:count])
-        typer.echo(f"  {mean.mean:6.1f} ± {mean.standard_error:4.1f}  {name}")
+        echo(f"  {mean.mean:6.1f} ± {mean.standard_error:4.1f}  {name}")
 
 
 def _listed(choice: "Choice") -> str:

@@ -2,10 +2,16 @@
 
 import typer
 
-from paretune.cli.arguments import Fresh, Overrides, RecipeName, resumable
+from paretune.cli.arguments import Fresh, Overrides, RecipeName, TrustRemoteCode, resumable
+from paretune.cli.output import echo
 
 
-def compare(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = False) -> None:
+def compare(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
     """Run several methods on the same data, budget and metrics, and compare their fronts.
 
     A comparison that was stopped goes on where it was; methods, seeds and points can be added to
@@ -19,11 +25,12 @@ def compare(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = Fals
         loaded = load_comparison(recipe, overrides or [])
         with console_progress(loaded.model.name) as progress:
             comparison = run_compare(loaded, fresh=fresh, progress=progress)
-        from paretune.cli.tables import comparison_table, console
+        from paretune.cli.output import console
+        from paretune.cli.tables import comparison_table
 
         console().print(comparison_table(comparison))
-        typer.echo(f"\nIn {loaded.output_dir}: compare.md, compare.png, compare.json, cells/")
+        echo(f"\nIn {loaded.output_dir}: compare.md, compare.png, compare.json, cells/")
     for cell in comparison.failures:
-        typer.echo(f"failed: {cell.title}, seed {cell.seed}: {cell.failure}", err=True)
+        echo(f"failed: {cell.title}, seed {cell.seed}: {cell.failure}", err=True)
     if comparison.failures:
         raise typer.Exit(1)

@@ -5,7 +5,7 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from paretune.cli.arguments import Fresh, Overrides, resumable
+from paretune.cli.arguments import Fresh, Overrides, TrustRemoteCode, resumable
 
 
 def evaluate(
@@ -13,6 +13,7 @@ def evaluate(
     overrides: Overrides = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     fresh: Fresh = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure the trained points of a run, and draw the front.
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from paretune.cli.arguments import Method
+from paretune.cli.arguments import Method, TrustRemoteCode
+from paretune.cli.output import echo
 
 
 def export(
@@ -19,6 +20,7 @@ def export(
         typer.Option(help="Also write the base model; by default if it has no name on the hub."),
     ] = None,
     method: Method = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Lay a run's adapters out for vLLM and PEFT, with a manifest and the commands.
 
@@ -36,7 +38,7 @@ def export(
         target,
         merge=merge,
         base=base,
-        report=lambda what: typer.echo(f"writing {what}", err=True),
+        report=lambda what: echo(f"writing {what}", err=True),
     )
-    typer.echo(f"In {target}: manifest.json, README.md, {len(choices.candidates)} points.")
-    typer.echo(f"\ncd {target}\n{layout.serve_line()}")
+    echo(f"In {target}: manifest.json, README.md, {len(choices.candidates)} points.")
+    echo(f"\ncd {target}\n{layout.serve_line()}")

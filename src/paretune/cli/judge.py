@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from paretune.cli.arguments import resumable
+from paretune.cli.arguments import TrustRemoteCode, resumable
+from paretune.cli.output import echo
 from paretune.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def judge(
         float | None, typer.Option(metavar="X", min=0, help="Price of a million output tokens.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before paid calls.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Let a language model rate a run's answers, and compare them with the base model's.
 
@@ -144,20 +146,20 @@ def judge(
                 detached=True,
             )
     if summary is None:
-        typer.echo("Nothing was asked.")
+        echo("Nothing was asked.")
         raise typer.Exit(1)
-    from paretune.cli.tables import console
+    from paretune.cli.output import console
     from paretune.report.judges import account
 
     judged = summary.to_json()
     console().print(_table(judged))
-    typer.echo(f"{account(judged)}; {summary.asked} asked now.")
+    echo(f"{account(judged)}; {summary.asked} asked now.")
     names = ("judge.md", "judge.png", "judge.json")
     shown = [name for name in names if (run / FOLDER / name).exists()]
-    typer.echo(f"In {run / FOLDER}: {', '.join(shown)}")
+    echo(f"In {run / FOLDER}: {', '.join(shown)}")
     if summary.failures:
         for reason, count in list(summary.failures.items())[:3]:
-            typer.echo(f"failed: {count} × {reason}", err=True)
+            echo(f"failed: {count} × {reason}", err=True)
         raise typer.Exit(1)
 
 
@@ -165,14 +167,14 @@ def _confirmed(forecast: "Forecast", judge: "Judge", yes: bool) -> bool:
     """Say what is about to be asked and, where it may cost money, whether to go on."""
     calls = forecast.questions - forecast.kept
     kept = f", {forecast.kept} are answered already" if forecast.kept else ""
-    typer.echo(f"{calls} questions for {judge.model} at {judge.where}{kept}.")
+    echo(f"{calls} questions for {judge.model} at {judge.where}{kept}.")
     if not judge.paid:
         return True
     if forecast.cost is None:
         cost = "cost unknown, as no prices were given (--price-in, --price-out)"
     else:
         cost = f"{forecast.cost:.2f} at the prices given, at most"
-    typer.echo(
+    echo(
         f"About {forecast.input_tokens:,} tokens of input (four bytes each) and at most "
         f"{forecast.output_tokens:,} of output: {cost}. Prompts and answers are sent there."
     )
@@ -198,20 +200,21 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
 @contextmanager
 def _bar() -> Iterator[Callable[[int, int], None]]:
     """A bar on standard error, from the first question on; a line a tenth where no one watches."""
-    from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    console = Console(stderr=True)
-    bars = Progress(console=console)
+    from paretune.cli.output import console
+
+    terminal = console(stderr=True)
+    bars = Progress(console=terminal)
     task: TaskID | None = None
     tenth = -1
 
     def told(done: int, calls: int) -> None:
         nonlocal task, tenth
-        if not console.is_terminal:
+        if not terminal.is_terminal:
             if done * 10 // calls > tenth:
                 tenth = done * 10 // calls
-                console.print(f"{done} of {calls} questions", highlight=False)
+                terminal.print(f"{done} of {calls} questions", highlight=False)
             return
         if task is None:
             bars.start()

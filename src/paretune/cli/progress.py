@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.progress import TimeElapsedColumn as Elapsed
 
+from paretune.cli.output import console
 from paretune.files import main_process, user_path
 from paretune.models import EMBEDDED
 from paretune.progress import PHASES, Phase, Silent
@@ -169,11 +170,11 @@ def console_progress(model: str) -> Iterator[SweepProgress]:
     Enter it before the libraries are imported, which it also silences (`quiet_libraries`).
     """
     quiet_libraries(model)
-    console = Console(stderr=True)
+    terminal = console(stderr=True)
     if not main_process():
         yield Silent()
-    elif not console.is_terminal:
-        yield _Lines(console)
+    elif not terminal.is_terminal:
+        yield _Lines(terminal)
     else:
         columns = (
             SpinnerColumn(),
@@ -181,5 +182,5 @@ def console_progress(model: str) -> Iterator[SweepProgress]:
             BarColumn(),
             Elapsed(),
         )
-        with Progress(*columns, console=console, redirect_stdout=sys.stdout.isatty()) as bars:
+        with Progress(*columns, console=terminal, redirect_stdout=sys.stdout.isatty()) as bars:
             yield _Bar(bars)

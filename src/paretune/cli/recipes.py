@@ -4,6 +4,8 @@ from typing import Annotated
 
 import typer
 
+from paretune.cli.output import echo
+
 
 def recipes(
     name: Annotated[
@@ -21,9 +23,9 @@ def recipes(
             raise InputError(
                 f"No recipe '{name}' ships with paretune; `paretune recipes` lists them."
             )
-        typer.echo(shipped[name], nl=False)
+        echo(shipped[name], nl=False)
         return
     width = max(len(each) for each in shipped)
     for each, text in shipped.items():
         description = yaml_syntax.parse(text, f"recipe '{each}'").get("description", "")
-        typer.echo(f"{each:{width}}  {description}")
+        echo(f"{each:{width}}  {description}")

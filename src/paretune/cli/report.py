@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from paretune.cli.arguments import resumable
+from paretune.cli.arguments import TrustRemoteCode, resumable
+from paretune.cli.output import echo
 
 
 def report(
@@ -23,6 +24,7 @@ def report(
             "the points'.",
         ),
     ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write one page of one or several runs: their front, answers, steps, data and settings.
 
@@ -42,5 +44,5 @@ def report(
                     recipe = load_run(run.path)
                     with console_progress(recipe.model.name) as progress:
                         measure_base(recipe, run.path, progress)
-        page = write_report(runs, tell=lambda message: typer.echo(message, err=True))
-        typer.echo(f"Open {page}")
+        page = write_report(runs, tell=lambda message: echo(message, err=True))
+        echo(f"Open {page}")

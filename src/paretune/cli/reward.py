@@ -3,10 +3,9 @@
 from typing import Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
-from paretune.cli.arguments import Fresh, Overrides, RecipeName, resumable
+from paretune.cli.arguments import Fresh, Overrides, RecipeName, TrustRemoteCode, resumable
 
 reward = typer.Typer(no_args_is_help=True, help="Reward models.")
 
@@ -17,13 +16,19 @@ def _group() -> None:
 
 
 @reward.command()
-def train(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = False) -> None:
+def train(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
     """Train a reward model on each objective's pairs, and measure it on held-out prompts.
 
     They go to the recipe's run folder, below rewards/. Training that was stopped goes on where it
     was when the same command is given again.
     """
     with resumable():
+        from paretune.cli.output import console
         from paretune.cli.progress import console_progress
         from paretune.files import main_process
         from paretune.recipes import load_recipe
@@ -33,9 +38,9 @@ def train(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = False)
         with console_progress(loaded.reward.model or loaded.model.name) as progress:
             records = run_rewards(loaded, fresh=fresh, progress=progress)
         if main_process():
-            console = Console()
-            console.print(_table(records))
-            console.print(f"In {loaded.output_dir}/{FOLDER}", highlight=False, markup=False)
+            terminal = console()
+            terminal.print(_table(records))
+            terminal.print(f"In {loaded.output_dir}/{FOLDER}", highlight=False, markup=False)
 
 
 def _table(records: dict[str, dict[str, Any]]) -> Table:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from paretune.cli.arguments import Method, Overrides
+from paretune.cli.arguments import Method, Overrides, TrustRemoteCode
+from paretune.cli.output import echo
 
 
 def serve(
@@ -18,6 +19,7 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="By default the first free from 7860.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Open a local page with a slider for each objective and two answers side by side.
 
@@ -34,7 +36,7 @@ def serve(
 
     app = build_page(Page(choices, Speaker(choices.recipe)))
     address = serve_page(app, host, port)
-    typer.echo(f"Open {address} in a browser; ctrl-C ends it.")
+    echo(f"Open {address} in a browser; ctrl-C ends it.")
     if host not in ("127.0.0.1", "localhost", "::1"):
-        typer.echo("Everyone who can reach this machine can use the page.", err=True)
+        echo("Everyone who can reach this machine can use the page.", err=True)
     app.block_thread()

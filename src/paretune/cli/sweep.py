@@ -1,9 +1,14 @@
 """``paretune sweep``."""
 
-from paretune.cli.arguments import Fresh, Overrides, RecipeName, resumable
+from paretune.cli.arguments import Fresh, Overrides, RecipeName, TrustRemoteCode, resumable
 
 
-def sweep(recipe: RecipeName, overrides: Overrides = None, fresh: Fresh = False) -> None:
+def sweep(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    fresh: Fresh = False,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
     """Train every point of a recipe, measure it, and draw the front.
 
     A sweep that was stopped goes on where it was when the same command is given again.

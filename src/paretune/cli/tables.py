@@ -5,23 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from paretune.cli.output import console
 from paretune.files import main_process
 from paretune.results.comparison import Comparison, Spread
 from paretune.results.front import Front, FrontPoint
 
 _PROMPTS = 3
 _COLUMNS = 4
-_WIDTH = 120  # where the output is no terminal
-
-
-def console() -> Console:
-    """Standard output, wide enough for tables where it is no terminal."""
-    found = Console()
-    return found if found.is_terminal else Console(width=_WIDTH)
 
 
 def comparison_table(comparison: Comparison) -> Table:

@@ -5,13 +5,18 @@ from paretune.cli.arguments import (
     Overrides,
     Prefer,
     RecipeName,
+    TrustRemoteCode,
     resumable,
     weights_and_overrides,
 )
 
 
 def train(
-    recipe: RecipeName, overrides: Overrides = None, prefer: Prefer = None, fresh: Fresh = False
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    prefer: Prefer = None,
+    fresh: Fresh = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Train one point of a recipe and measure it.
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from paretune.cli.arguments import Fresh, Overrides, RecipeName, resumable
+from paretune.cli.arguments import Fresh, Overrides, RecipeName, TrustRemoteCode, resumable
+from paretune.cli.output import echo
 
 Only = Annotated[
     list[str] | None,
@@ -21,6 +22,7 @@ def weigh(
     overrides: Overrides = None,
     only: Only = None,
     fresh: Fresh = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Learn how much each training set should weigh, with every method of a recipe.
 
@@ -40,8 +42,8 @@ def weigh(
         summary = run_weighing(loaded, only=only or [], fresh=fresh, report=_Lines().show)
         failed = f", {len(summary.failed)} failed" if summary.failed else ""
         missing = f", {summary.missing} still to run" if summary.missing else ""
-        typer.echo(f"{len(summary.done)} cells done{failed}{missing}.")
-        typer.echo(f"In {loaded.output_dir}: weigh.md, weigh.json, weigh_*.png, cells/")
+        echo(f"{len(summary.done)} cells done{failed}{missing}.")
+        echo(f"In {loaded.output_dir}: weigh.md, weigh.json, weigh_*.png, cells/")
 
 
 class _Lines:
@@ -61,4 +63,4 @@ class _Lines:
             return
         made = done - self._first
         left = (now - self._since) / made * (total - done) if made else None
-        typer.echo(f"[{done + 1}/{total}] {name}, {remaining_text(left)}", err=True)
+        echo(f"[{done + 1}/{total}] {name}, {remaining_text(left)}", err=True)

@@ -158,6 +158,7 @@ def _convergence(summary: "Summary") -> Figure:
             for method in summary.methods:
                 _mean_curve(axes, summary, method, column, kind)
             axes.set_xscale("log")
+            figures.plain_ticks(axes.xaxis)
             axes.xaxis.set_minor_formatter(NullFormatter())
             axes.set_xlabel(name)
             axes.axhline(1, color="#999999", lw=0.9)
@@ -244,6 +245,7 @@ def _weight_lines(
         axes.plot(marks, lines.mean(0), lw=1.3, **look)
         axes.fill_between(marks, lines.min(0), lines.max(0), alpha=0.2, lw=0, **look)
     axes.set_xscale("log")
+    figures.plain_ticks(axes.xaxis)
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 

@@ -55,7 +55,8 @@ class RewardSource(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the weights."""
     trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
+    """The model needs code that comes with its checkpoint; it runs where the command has
+    `--trust-remote-code` too."""
 
     @model_validator(mode="after")
     def _fits(self) -> "RewardSource":

@@ -94,7 +94,8 @@ class Model(Section):
     quantization: Literal["8bit", "4bit"] | None = None
     """Load the base in 8 or 4 bit; needs bitsandbytes and `lora`."""
     trust_remote_code: bool = False
-    """Run model code that comes with the checkpoint."""
+    """The model needs code that comes with its checkpoint; it runs where the command has
+    `--trust-remote-code` too."""
     template_variables: dict[str, Any] = Field(default_factory=dict)
     """Values the chat template reads, such as `{enable_thinking: false}` of Qwen3."""
 

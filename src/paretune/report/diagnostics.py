@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from paretune.report.figures import COLOURS, STYLE, legend_columns, save_figure
+from paretune.report.figures import COLOURS, STYLE, legend_columns, plain_ticks, save_figure
 
 _FEW_STEPS = 60  # as many can each have a marker
 _MGDA, _CHEBYSHEV = "clamp/mgda_term", "clamp/chebyshev_term"
@@ -34,7 +34,6 @@ class Panel:
     """Curves that share an axis.
 
     Attributes:
-        title: in plain text; `tex` is the same for matplotlib.
         note: what to know when reading it, in a sentence.
         limits: of the axis, where the quantity has some by nature.
         logarithmic: all values are positive and are best seen on a logarithmic axis.
@@ -42,7 +41,6 @@ class Panel:
     """
 
     title: str
-    tex: str
     note: str
     curves: tuple[Curve, ...]
     limits: tuple[float, float] | None = None
@@ -76,7 +74,6 @@ def panels(log: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> list[
             "Multipliers λ*",
             "The solution of Eq. (6); 0 or 1 is a corner of the simplex.",
             each("lambda/{}"),
-            tex=r"Multipliers $\lambda^*$",
             limits=(-0.05, 1.05),
         ),
         _panel(
@@ -150,7 +147,7 @@ def _draw_panel(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
             marker="o" if len(curve.steps) <= _FEW_STEPS else "",
             ms=3,
         )
-    axes.set_title(panel.tex, loc="left")
+    axes.set_title(panel.title, loc="left")
     axes.set_xlabel("optimiser step")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(panel.unit)
@@ -158,6 +155,7 @@ def _draw_panel(axes: Axes, panel: Panel, colours: Mapping[str, str]) -> None:
         axes.set_ylim(panel.limits)
     if panel.logarithmic:
         axes.set_yscale("log")
+        plain_ticks(axes.yaxis)
     if len(panel.curves) > 3 and panel.curves[0].objective is None:
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.03), frameon=False)
     elif len(panel.curves) > 1 and panel.curves[0].objective is None:
@@ -183,7 +181,6 @@ def _panel(
     note: str,
     curves: Sequence[Curve | None],
     *,
-    tex: str | None = None,
     limits: tuple[float, float] | None = None,
     positive: bool = False,
     unit: str = "",
@@ -195,4 +192,4 @@ def _panel(
     values = [value for curve in found for value in curve.values if math.isfinite(value)]
     # A logarithmic axis where it helps: over more than a decade.
     spread = bool(values) and min(values) > 0 and max(values) > 10 * min(values)
-    return Panel(title, tex or title, note, found, limits, positive and spread, unit)
+    return Panel(title, note, found, limits, positive and spread, unit)

@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.projections.polar import PolarAxes
+from matplotlib.ticker import LogFormatter
 
 from paretune.errors import InputError
 from paretune.files import move
@@ -44,6 +46,7 @@ STYLE: Any = {
     "savefig.dpi": 200,
     "svg.fonttype": "none",
     "pdf.fonttype": 42,  # text stays text, as publishers ask
+    "text.parse_math": False,  # a '$' in a name is a dollar
 }
 
 
@@ -207,6 +210,12 @@ def legend_columns(count: int, most: int) -> int:
     return math.ceil(count / math.ceil(count / most))
 
 
+def plain_ticks(axis: Axis) -> None:
+    """Write the ticks of a logarithmic axis as numbers: by default they are formulas."""
+    axis.set_major_formatter(LogFormatter())
+    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+
+
 def line_looks(count: int) -> list[dict[str, Any]]:
     """Colour, marker and line style of each of `count` lines."""
     styles = [style for style in ("-", "--", ":") for _ in COLOURS]
@@ -331,15 +340,15 @@ def draw_training_log(
     losses = {name: f"{name}/loss" for name in objectives}
     lambdas = {name: f"lambda/{name}" for name in objectives if f"lambda/{name}" in keys}
     terms = {
-        r"$\|G(p\circ\lambda^*)\|^2$": "clamp/mgda_term",
-        r"$\mu\,\lambda^{*\top}(p\circ F)$": "clamp/chebyshev_term",
+        "‖G(p∘λ*)‖²": "clamp/mgda_term",
+        "μ λ*ᵀ(p∘F)": "clamp/chebyshev_term",
     }
     terms = {label: key for label, key in terms.items() if key in keys}
     panels = [
         (label, curves)
         for label, curves in (
             ("training loss", losses),
-            (r"$\lambda^*$", lambdas),
+            ("λ*", lambdas),
             ("terms of Eq. (6)", terms),
         )
         if curves
@@ -361,6 +370,7 @@ def draw_training_log(
                 axes.set_ylim(-0.05, 1.05)
             if curves is terms and all(row.get(k, 1) > 0 for k in terms.values() for row in log):
                 axes.set_yscale("log")
+                plain_ticks(axes.yaxis)
         all_axes[-1].set_xlabel("optimiser step")
         if title:
             figure.suptitle(title, fontsize=12)

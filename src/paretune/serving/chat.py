@@ -1,6 +1,5 @@
 """Talking to the points of a run: one base model, with the run's adapters side by side in it."""
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,14 +20,6 @@ from paretune.serving.choose import Candidate, Choices
 
 OnText = Callable[[str], None]
 """Is given an answer piece by piece."""
-
-# Control characters could drive a terminal; direction marks could show text in another order.
-_UNSAFE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    """A model's text without what a terminal would obey."""
-    return _UNSAFE.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class Speaker:

@@ -92,7 +92,7 @@ def _identity(source: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise _unloadable(source, error) from error
     return [source, getattr(config, "_commit_hash", None)]
@@ -119,8 +119,10 @@ def _encode(
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        model = AutoModel.from_pretrained(source, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model = AutoModel.from_pretrained(
+            source, dtype=torch.float32, trust_remote_code=False
+        ).eval()
     except (OSError, ValueError) as error:
         raise _unloadable(source, error) from error
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
