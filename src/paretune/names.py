@@ -11,6 +11,9 @@ from typing import Any
 NAME_LENGTH = 100
 """The longest name, in bytes of UTF-8: folders' names are made of several, with 255 at most."""
 
+MODEL_LENGTH = 300
+"""The longest name of a model, which may be a path."""
+
 # C0 but tab and line feed, C1, marks of direction, line separators, halves of surrogate pairs.
 _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
@@ -29,12 +32,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]} ..."
 
 
-def name_fault(name: str) -> str | None:
+def name_fault(name: str, longest: int = NAME_LENGTH) -> str | None:
     """What makes a name unfit to be shown in tables and figures; None if it is fit."""
     if not name.strip():
         return "a name must not be empty"
-    if len(name.encode("utf-8", "replace")) > NAME_LENGTH:
-        return f"the name {shown(name)} is longer than {NAME_LENGTH} bytes"
+    if len(name.encode("utf-8", "replace")) > longest:
+        return f"the name {shown(name)} is longer than {longest} bytes"
     if _UNSAFE.search(name) or "\n" in name or "\t" in name:
         return f"the name {shown(name)} has a line break or a control character in it"
     return None

@@ -264,7 +264,10 @@ def test_run_folders_with_damaged_files(
     ],
 )
 def test_options_of_a_judge(options: list[str], run: Run, tmp_path: Path) -> None:
-    refused(run, ["judge", tmp_path, *options], unsaid="run folder")
+    more = (
+        [] if {"--base-url", "--local"} & set(options) else ["--base-url", "http://127.0.0.1:1/v1"]
+    )
+    refused(run, ["judge", tmp_path, *options, *more], unsaid="run folder")
 
 
 @pytest.mark.parametrize(

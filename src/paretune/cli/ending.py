@@ -68,6 +68,8 @@ def _mistake(error: BaseException) -> str | None:
         about = " and ".join(f"'{file}'" for file in (error.filename, error.filename2) if file)
         reason = error.strerror or str(error) or type(error).__name__
         return f"{f'{about}: ' if about else ''}{reason}. What is done is kept."
+    if isinstance(error, RecursionError):
+        return "Something that was given is nested too deeply to be read."
     memory = ("OutOfMemoryError", "not enough memory", "CUDA out of memory")
     if isinstance(error, MemoryError) or any(
         sign in f"{type(error).__name__}: {error}" for sign in memory

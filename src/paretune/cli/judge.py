@@ -186,6 +186,7 @@ def _confirmed(forecast: "Forecast", judge: "Judge", yes: bool) -> bool:
 
 
 def _options(given: Sequence[str]) -> dict[str, Any]:
+    from paretune.names import shown
     from paretune.yaml_syntax import parse
 
     options = {}
@@ -193,6 +194,8 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
         key, equals, value = item.partition("=")
         if not key or not equals:
             raise InputError("--option takes KEY=VALUE, such as reasoning_effort=none.")
+        if key in options:
+            raise InputError(f"--option gives {shown(key)} twice: give each field once.")
         options[key] = parse(value, f"--option {key}")
     return options
 

@@ -27,7 +27,9 @@ def serve(
     """
     from paretune.cli.progress import quiet_libraries
     from paretune.serving.choose import open_run
+    from paretune.serving.guard import check_address
 
+    check_address(host, port)
     choices = open_run(run, overrides or [], method)
     quiet_libraries(choices.recipe.model.name)
     from paretune.serving.chat import Speaker

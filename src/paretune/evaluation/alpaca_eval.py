@@ -208,7 +208,7 @@ def _rows(path: Path) -> list[Mapping[str, Any]]:
         else:
             # Not `splitlines`: texts may hold other line separators.
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"'{path}' is neither JSON nor JSON lines ({error}).") from error
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import random
 import re
 import time
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from paretune.errors import InputError
 from paretune.judging.address import check_url, on_loopback
 from paretune.judging.questions import REFUSAL, Failure, Outcome, Question, Receive, Reply
+from paretune.names import MODEL_LENGTH, name_fault
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -82,9 +84,13 @@ class EndpointJudge:
 
     def __post_init__(self) -> None:
         check_url(self.base_url)
+        if fault := name_fault(self.model, MODEL_LENGTH):
+            raise InputError(f"The judge's model: {fault}.")
         for name in ("concurrency", "attempts", "max_tokens", "timeout", "backoff"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, not {getattr(self, name)}.")
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be above 0 and finite, not {getattr(self, name)}.")
+        if self.temperature is not None and self.temperature < 0:
+            raise InputError(f"temperature must be at least 0, not {self.temperature}.")
         if self.api_key and not re.fullmatch("[!-~]+", self.api_key):
             raise InputError(
                 "The key has a character that no key has, such as a space, a line break or a "
@@ -97,8 +103,8 @@ class EndpointJudge:
             raise InputError("temperature and options must be finite: JSON has no nan.") from None
         if self.api_key and self.api_key in written:
             raise InputError("The key stands in the base URL, the model's name or an option.")
-        if self.per_minute is not None and not self.per_minute > 0:
-            raise InputError(f"per_minute must be above 0, not {self.per_minute}.")
+        if self.per_minute is not None and not 0 < self.per_minute < math.inf:
+            raise InputError(f"per_minute must be above 0 and finite, not {self.per_minute}.")
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from paretune.errors import InputError
 from paretune.judging.questions import Failure, Outcome, Question, Receive, Reply
 from paretune.models import Dtype
+from paretune.names import MODEL_LENGTH, name_fault
 
 
 @dataclass
@@ -25,6 +26,8 @@ class LocalJudge:
     where: str = field(default="this machine", init=False)
 
     def __post_init__(self) -> None:
+        if fault := name_fault(self.model, MODEL_LENGTH):
+            raise InputError(f"The judge's model: {fault}.")
         if self.max_tokens < 1 or self.batch_size < 1:
             raise InputError("max_tokens and batch_size must be at least 1.")
 

@@ -99,6 +99,14 @@ class Model(Section):
     template_variables: dict[str, Any] = Field(default_factory=dict)
     """Values the chat template reads, such as `{enable_thinking: false}` of Qwen3."""
 
+    @field_validator("template_variables")
+    @classmethod
+    def _variables(cls, variables: dict[str, Any]) -> dict[str, Any]:
+        for name in variables:
+            if not name.isidentifier():
+                raise ValueError(f"{shown(name)} is not a variable's name")
+        return variables
+
 
 class Lora(Section):
     """The adapter that is trained."""

@@ -12,11 +12,13 @@ from typing import Any, NamedTuple
 from paretune.errors import InputError
 from paretune.serving.chat import Conversation, Speaker
 from paretune.serving.choose import Candidate, Choice, Choices
+from paretune.serving.guard import Guard
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
 
 try:
     import gradio
+    from starlette.middleware import Middleware
 except ImportError as error:
     raise InputError("`paretune serve` needs Gradio; run: pip install 'paretune[serve]'") from error
 
@@ -160,7 +162,9 @@ def serve(app: Any, host: str, port: int | None) -> str:
             ssr_mode=False,
             mcp_server=False,
             enable_monitoring=False,
+            run_history=False,
             footer_links=[],
+            app_kwargs={"middleware": [Middleware(Guard, host=host)]},
         )
     except OSError as error:
         raise InputError(
