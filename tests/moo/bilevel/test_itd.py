@@ -28,16 +28,6 @@ def test_a_step_follows_the_derivative_of_the_weighted_sum_after_the_inner_steps
     assert result.n_gradient_evaluations == 3 + 1 + 3 * 2
 
 
-def test_it_ends_where_the_weighted_sum_is_least():
-    known = quadratic_bilevel(p=2, q=3, n_objectives=2)
-    result = ITD(inner_steps=30, alpha=0.25, beta=0.5, optimizer=None).run(
-        known.problem, WANTED, (known.x0, known.y0), 50, 1e-6
-    )
-    assert result.converged
-    expected = known.linear_solution(torch.tensor(WANTED.weights, dtype=torch.float64))
-    torch.testing.assert_close(result.x[0], expected, rtol=0, atol=1e-4)
-
-
 def test_few_inner_steps_leave_a_bias():
     known = quadratic_bilevel(p=2, q=3, n_objectives=2)
     expected = known.linear_solution(torch.tensor(WANTED.weights, dtype=torch.float64))
