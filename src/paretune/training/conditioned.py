@@ -76,9 +76,9 @@ class ConditionedTrainer(MultiObjectiveTrainer):
     Each row of a batch has a preference p of its own, from a sequence that covers the simplex
     evenly; a step minimises the mean over rows of ``Σ_m p_m f_m`` with the gate at p.
 
+    Arguments that are not listed are those of :class:`~paretune.training.MultiObjectiveTrainer`.
+
     Args:
-        model, train_dataset, eval_dataset, processing_class, callbacks, optimizers, on_scored: As
-            for :class:`~paretune.training.MultiObjectiveTrainer`.
         args: See :class:`ConditionedConfig`.
         peft_config: The LoRA of a block: r and alpha are a block's; the adapter has rank M·r.
 
@@ -235,9 +235,10 @@ class ConditionedTrainer(MultiObjectiveTrainer):
     ) -> Calibration:
         """Measure losses at a few positions, by forward passes, and say what p means on them.
 
+        The other arguments are those of `paretune.moo.calibration.measure_path`.
+
         Args:
             eval_dataset: By default the trainer's validation data.
-            meaning, points, extrapolate: As for `paretune.moo.calibration.measure_path`.
 
         Raises:
             InputError: there is no validation data.
