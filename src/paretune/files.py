@@ -2,12 +2,19 @@
 
 import json
 import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paretune.errors import InputError
 
 _PARTIAL = ".partial"  # the next run overwrites what a killed one left under this name
+
+_DEEPEST = 100  # levels of a JSON value
+_LONGEST = 2**26  # bytes of a line of JSON lines
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -33,8 +40,8 @@ def read_json(path: Path) -> Any:
         InputError: the file is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        return parse_json(path.read_text(encoding="utf-8"), nan=True)
+    except ValueError as error:
         raise InputError(
             f"'{path}' is damaged ({error}): delete it and run the command again."
         ) from error
@@ -43,6 +50,133 @@ def read_json(path: Path) -> Any:
 def user_path(text: str | os.PathLike[str]) -> Path:
     """The path with ``~`` as the user's home; of a home that is not there, as it is written."""
     return Path(os.path.expanduser(text))
+
+
+def parse_json(text: str, nan: bool = False) -> Any:
+    """The value of a JSON text that can be relied on: no key twice, no half characters, not deep.
+
+    Args:
+        nan: Whether NaN and infinities are taken, which JSON has not but Python writes.
+
+    Raises:
+        ValueError: it is not such a text; says why.
+    """
+    constant = None if nan else _refuse_constant
+    try:
+        value = json.loads(text, object_pairs_hook=_no_key_twice, parse_constant=constant)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep") from None
+    except json.JSONDecodeError:
+        raise
+    except ValueError as error:
+        if "integer string conversion" not in str(error):
+            raise
+        raise ValueError("it holds a number of thousands of digits") from None
+    # Counting is fast; only what has many brackets can be deep.
+    if text.count("[") + text.count("{") > _DEEPEST and _depth(value) > _DEEPEST:
+        raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it holds half of a character (a lone surrogate)") from None
+    return value
+
+
+def read_jsonl(path: Path, *, nan: bool = False) -> Iterator[tuple[int, Any]]:
+    """The values of a file of JSON lines with their lines' numbers, from 1; empty lines are none.
+
+    Args:
+        nan: As in `parse_json`.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not JSON in UTF-8; names the line.
+    """
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(iter(lambda: file.readline(_LONGEST + 1), b""), start=1):
+                try:
+                    text = _decode(line, first=number == 1).strip(" \t\r\n")
+                    if text:
+                        yield number, parse_json(text, nan)
+                except ValueError as error:
+                    raise InputError(
+                        f"'{path}', line {number} is not valid JSON ({error}): write one JSON "
+                        "object a line, in UTF-8."
+                    ) from None
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error}.") from error
+
+
+def read_objects(path: Path, *, nan: bool = False) -> list[dict[str, Any]]:
+    """The lines of a file of JSON lines, which must all be objects.
+
+    Raises:
+        InputError: see `read_jsonl`; or a line is another JSON value.
+    """
+    rows = []
+    for number, value in read_jsonl(path, nan=nan):
+        if not isinstance(value, dict):
+            raise InputError(
+                f"'{path}', line {number} is not a JSON object: mend or remove the line."
+            )
+        rows.append(value)
+    return rows
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace `path` whole by one JSON object a line."""
+    write_text(path, "".join(map(_line, rows)))
+
+
+def append_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Add one JSON object a line; they are on the disk once this returns."""
+    if not rows:
+        return
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(map(_line, rows)))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    text = json.dumps(row, ensure_ascii=False) + "\n"
+    # A model may have written half of a character, which no file can hold.
+    return text.encode("utf-8", errors="replace").decode("utf-8")
+
+
+def _decode(line: bytes, first: bool) -> str:
+    if len(line) > _LONGEST:
+        raise ValueError(f"it is longer than {_LONGEST:,} bytes")
+    if first and line.startswith(_UTF16):
+        raise ValueError("the file is UTF-16")
+    return line.decode("utf-8-sig" if first else "utf-8")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice in an object")
+    return found
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level:
+        depth += 1
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return depth - 1
 
 
 def move(source: Path, target: Path) -> None:

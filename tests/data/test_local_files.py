@@ -234,7 +234,7 @@ def test_jsonl_rows_are_numbered_by_line(tmp_path):
         ("a.jsonl", "", "a.jsonl: it is empty"),
         ("a.json", "[]", "a.json: it is empty"),
         ("a.csv", "prompt,chosen,rejected\n", "a.csv: it is empty"),
-        ("a.jsonl", '{"prompt"', r"a\.jsonl, row 1 .* is not valid JSON"),
+        ("a.jsonl", '{"prompt"', r"a\.jsonl', line 1 is not valid JSON"),
         ("a.json", '{"a": 1}\n{"a": 2}', r"a\.json is not valid JSON .* name it \.jsonl"),
         ("a.json", '{"a": 1}', "must hold a JSON list of objects, not one dict"),
         ("a.csv", "prompt,chosen,rejected\nQ,a,b,c\n", "row 1 .*more cells than the header"),

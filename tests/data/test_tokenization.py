@@ -72,7 +72,7 @@ def test_a_template_that_opens_with_the_end_token(tokenizer: Any) -> None:
     other.chat_template = "<|im_end|> " + tokenizer.chat_template.replace("<|im_end|>", "")
     (first, _) = tokenize_pairs({"one": [chat("the cat", "a dog", "red")]}, other).sequences
     answer = other.decode(first.input_ids[first.prompt_length :])
-    assert answer == "a dog <nl>"
+    assert answer == "a dog <nl> <|im_end|>"
 
 
 def test_shared_responses_stand_once(tokenizer: Any) -> None:
@@ -90,9 +90,10 @@ def test_overlong_pairs(tokenizer: Any) -> None:
     rows = [chat("cat", "a dog", "red blue green"), chat("cat", "a", "red")]
     dropped = tokenize_pairs({"one": rows}, tokenizer, max_length=10)
     assert len(dropped.pairs["one"]) == 1
-    assert dropped.dropped == {"one": 1}
+    assert dropped.counts["one"].too_long == dropped.counts["one"].dropped == 1
     cut = tokenize_pairs({"one": rows}, tokenizer, max_length=10, overlong="truncate")
     assert len(cut.pairs["one"]) == 2
+    assert (cut.counts["one"].cut, cut.counts["one"].dropped) == (1, 0)
     assert max(len(s.input_ids) for s in cut.sequences) == 10
     with pytest.raises(InputError, match="all 2 are longer than max_length=3"):
         tokenize_pairs({"one": rows}, tokenizer, max_length=3, overlong="truncate")

@@ -174,8 +174,8 @@ def test_runs_side_by_side(sweep: Make, tmp_path: Path) -> None:
         ("recipe.yaml", "a: [", "is not YAML"),
         ("recipe.yaml", "- a", "is not a recipe"),
         ("front.json", "{}", "does not hold a front of this version"),
-        (f"{CORNER}/answers.jsonl", "[]", "line 1, is not a JSON object"),
-        (f"{CORNER}/log.jsonl", "{}\n{", "line 2, is not a JSON object"),
+        (f"{CORNER}/answers.jsonl", "[]", "line 1 is not a JSON object"),
+        (f"{CORNER}/log.jsonl", "{}\n{", "line 2 is not valid JSON"),
         ("judge/judge.json", "{}", "does not hold judged answers of this version"),
     ],
 )

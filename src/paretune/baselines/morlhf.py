@@ -1,6 +1,5 @@
 """MORLHF: reinforcement learning on linearly scalarised, normalised rewards, a run for each p."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from paretune.baselines.reward import (
     normalised_scorers,
     section_digest,
 )
+from paretune.data.messages import distinct_prompts
 from paretune.errors import InputError
-from paretune.files import move, sync, write_text
+from paretune.files import move, sync, write_jsonl
 from paretune.moo.preference import Preference
 from paretune.recipes.methods import Morlhf
 
@@ -75,12 +75,8 @@ def _train_point(
         {name: sources[name].scorer for name in preference.live}, dict(preference)
     )
     needed = [sources[name].key for name in preference.live]
-    distinct = {
-        json.dumps(prompt): prompt
-        for pairs in job.splits["train"].pairs.values()
-        for prompt in pairs["prompt"]
-    }
-    prompts = list(distinct.values())
+    train = job.splits["train"].pairs.values()
+    prompts = distinct_prompts(prompt for pairs in train for prompt in pairs["prompt"])
     if options.backend == "rloo":
         from paretune.baselines.rloo import train_rloo
 
@@ -120,7 +116,7 @@ def _train_ppo(
     while ppo.progress < 1:
         job.report("train", ppo.progress)
         ppo.step()
-        write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in ppo.log))
+        write_jsonl(folder / "log.jsonl", ppo.log)
         if ppo.done % options.save_steps == 0:
             torch.save(ppo.state_dict(), folder / "checkpoint.partial")
             sync(folder / "checkpoint.partial")

@@ -5,7 +5,6 @@ model answers prompts that ask for high scores; answers are labelled with the sc
 and the best are imitated. A preference is then turned into the scores to ask for.
 """
 
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,9 +17,10 @@ import numpy as np
 from paretune.baselines.context import Job, Watch, spend_of, trained
 from paretune.baselines.reward import Source, normalised_scorers, section_digest, tokens_read
 from paretune.baselines.score_prompts import with_scores
+from paretune.data.messages import distinct_prompts
 from paretune.errors import InputError
 from paretune.evaluation.scorers import answers_of
-from paretune.files import write_json, write_text
+from paretune.files import read_objects, write_json, write_jsonl
 from paretune.moo.preference import Preference
 from paretune.recipes.methods import PreferenceMap, Ric
 
@@ -174,13 +174,12 @@ def _answer(
     folder = stage / "answers"
     file = folder / "answers.jsonl"
     if trained(folder):
-        lines = file.read_text(encoding="utf-8").split("\n")
-        return [Sample(**json.loads(line)) for line in lines if line]
+        return [Sample(**row) for row in read_objects(file)]
     job.report("prepare", 0.0)
     model, tokenizer = _fresh_model(job)
     load_weights(model, adapter)
     watch, before = Watch(), _tokens_read(sources)
-    distinct = list({json.dumps(prompt): prompt for prompt in prompts}.values())
+    distinct = distinct_prompts(prompts)
     random = np.random.default_rng([job.seed, number, 1])
     count = options.online_prompts
     drawn = [distinct[i] for i in random.choice(len(distinct), count, count > len(distinct))]
@@ -204,7 +203,7 @@ def _answer(
             f"{options.max_new_tokens}: raise it, or train for more offline_steps."
         )
     samples = _scored(sources, [prompt for prompt, _ in whole], [text for _, text in whole])
-    write_text(file, "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+    write_jsonl(file, map(asdict, samples))
     lengths = [len(tokenizer(answer.response)["input_ids"]) + 1 for answer in answers]
     batches = -(-count // options.generation_batch_size)
     spend = watch.spend(

@@ -1,6 +1,5 @@
 """MORLHF through TRL's RLOOTrainer: REINFORCE with a leave-one-out baseline, no value function."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from paretune.baselines.reward import ScalarReward
 from paretune.evaluation.generation import encode_prompt
 from paretune.experiment.keep import StepReport, save_weights
 from paretune.experiment.setup import lora_config
-from paretune.files import write_text
+from paretune.files import write_jsonl
 from paretune.models import load_model_and_tokenizer
 from paretune.recipes.methods import Morlhf
 from paretune.spend import Spend, Watch
@@ -54,8 +53,7 @@ def train_rloo(
     trainer.train(resume_from_checkpoint=checkpoint)
     account.add()
     save_weights(trainer.model, tokenizer, folder)
-    rows = trainer.state.log_history
-    write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "log.jsonl", trainer.state.log_history)
     job.finish(folder, trainer.state.global_step, account.spend, needed)
 
 

@@ -6,13 +6,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, LogitsProcessorList
+from transformers import LogitsProcessorList
 
 from paretune.data.tokenization import TokenSequence, pad_sequences
 from paretune.evaluation.generation import (
     SeededSampling,
+    answer_text,
     encode_prompt,
     end_token_ids,
+    generate_greedily,
     left_pad,
     prompt_seeds,
     seeded_uniforms,
@@ -125,32 +127,24 @@ def sample(
     of untruncated probabilities). An answer depends on its prompt and ``seed`` alone.
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    eos_ids = end_token_ids(model, tokenizer)
+    eos_ids = end_token_ids(model, tokenizer, prompts)
     ids, mask = left_pad(encoded, tokenizer.pad_token_id, model.device)
     draws = [seeded_uniforms(each, max_new_tokens) for each in prompt_seeds(encoded, seed)]
     sampling = SeededSampling(temperature, 1.0, torch.stack(draws), ids.shape[1])
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=eos_ids,
-        pad_token_id=tokenizer.pad_token_id,
-        do_sample=False,  # `sampling` leaves one token
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-    )
-    output = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
-        generation_config=config,
-        logits_processor=LogitsProcessorList([sampling]),
+    output = generate_greedily(  # `sampling` leaves one token
+        model,
+        ids,
+        mask,
+        max_new_tokens,
+        eos_ids,
+        tokenizer.pad_token_id,
+        LogitsProcessorList([sampling]),
     )
     sequences, texts, finished = [], [], []
     for prompt_ids, tokens in zip(encoded, output[:, ids.shape[1] :].tolist(), strict=True):
         end = next((n for n, token in enumerate(tokens) if token in eos_ids), None)
         answer = tokens if end is None else tokens[: end + 1]
-        text = str(tokenizer.decode(tokens[:end], skip_special_tokens=True))
+        text = answer_text(tokenizer, tokens[:end])
         sequences.append(TokenSequence((*prompt_ids, *answer), len(prompt_ids)))
         texts.append(text)
         finished.append(end is not None and bool(text.strip()))

@@ -1,6 +1,5 @@
 """Training on one objective: its adapter alone, or its pairs on the rows that all methods see."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from paretune.data.tokenization import TokenizedPairs
 from paretune.errors import InputError
 from paretune.experiment.keep import StepReport, free_memory, train_point
 from paretune.experiment.setup import build_trainer
+from paretune.files import read_objects
 from paretune.gradients import ObjectiveGradients
 from paretune.losses import PreferenceLoss
 from paretune.moo.preference import Preference
@@ -71,9 +71,8 @@ def loss_range(folder: Path, objective: str) -> tuple[float, float]:
     Raises:
         InputError: the loss did not fall, so that there is no range.
     """
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [row for row in map(json.loads, lines) if f"{objective}/loss" in row]
-    losses = [row[f"{objective}/loss"] for row in rows]
+    rows = read_objects(folder / "log.jsonl", nan=True)
+    losses = [row[f"{objective}/loss"] for row in rows if f"{objective}/loss" in row]
     last = losses[-max(1, len(losses) // 3) :]
     ideal, nadir = sum(last) / len(last), losses[0]
     if not ideal < nadir:

@@ -1,7 +1,7 @@
 """Printing a front: a table of its points, and some answers side by side."""
 
-import json
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from paretune.cli.output import console
-from paretune.files import main_process
+from paretune.files import main_process, read_jsonl
 from paretune.results.comparison import Comparison, Spread
 from paretune.results.front import Front, FrontPoint
 
@@ -116,8 +116,7 @@ def answer_tables(points: Sequence[FrontPoint], folder: Path) -> list[Table]:
         path = folder / point.folder / "answers.jsonl"
         if not path.exists():
             return []
-        lines = path.read_text(encoding="utf-8").split("\n")[:_PROMPTS]
-        answers.append([json.loads(line) for line in lines if line])
+        answers.append([row for _, row in islice(read_jsonl(path), _PROMPTS)])
     tables = []
     for row in zip(*answers, strict=False):
         table = Table(title=Text(_prompt_text(row[0]["prompt"])), title_justify="left")

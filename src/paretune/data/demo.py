@@ -4,7 +4,6 @@ Each answer is stored once with its scores; pairs are made here. How the answers
 and what the labels do and do not mean: ``docs/results/demo-data.md``.
 """
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -15,6 +14,7 @@ from typing import Any
 
 from paretune.data.messages import Messages, assistant
 from paretune.data.records import Pair, PreferenceData, preference_data, select_objectives
+from paretune.files import read_objects
 
 Scorer = Callable[[str, str], float]
 """From a question and an answer to a score; higher is better."""
@@ -94,7 +94,7 @@ def load(*, objectives: Sequence[str] | None = None) -> PreferenceData:
     from datasets import Dataset
 
     names = select_objectives(objectives, SCORERS, "The demo")
-    answers = [json.loads(line) for line in DEMO_FILE.read_text(encoding="utf-8").splitlines()]
+    answers = read_objects(DEMO_FILE)
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for answer in answers:
         groups[answer["prompt"]].append(answer)

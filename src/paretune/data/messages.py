@@ -1,9 +1,10 @@
 """Prompts and responses as plain text or as messages, and dialogue text taken apart into turns."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from paretune.data.rows import Row
 from paretune.data.sources import check_choice
@@ -18,7 +19,15 @@ message. ``dialogue``: it is "Human: ... Assistant: ..." text and is parsed into
 A prompt that is a list of messages already stays one.
 """
 
+TOOLS, OPTIONS = "tools", "chat_template_kwargs"
+"""Columns of what a chat template is given besides messages.
+
+They become keys of the prompt's first message, as JSON text, and so go wherever the prompt goes.
+"""
+
 _ROLES = ("system", "user", "assistant", "tool")
+_TOOL_CALLS = "tool_calls"
+_MORE_TEXTS = ("reasoning_content", "reasoning", "thinking", "name", "tool_call_id")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 _CUE = "\n\nAssistant:"
 
@@ -35,7 +44,9 @@ class TextReader:
 
     def prompt(self, row: Row, field: str = "prompt") -> Text:
         """A prompt: a string (style "text"), or messages that end with the user's."""
-        prompt = self._prompt(row, field)
+        return self._uniform(row, field, _with_options(row, field, self._prompt(row, field)))
+
+    def _uniform(self, row: Row, field: str, prompt: Text) -> Text:
         conversational = not isinstance(prompt, str)
         if self._conversational is None:
             self._conversational = conversational
@@ -65,11 +76,36 @@ class TextReader:
         return messages
 
     def pair(self, row: Row, fields: tuple[str, str]) -> tuple[Text, Text, Text]:
-        """The prompt and two different responses."""
+        """The prompt and two different responses.
+
+        Both responses may be whole conversations, which begin with the prompt; a field ``prompt``
+        is then their first messages or the text of the user's last, or may be missing.
+        """
+        if all(_messages_in(row, field) > 1 for field in fields):
+            return self._whole_conversations(row, fields)
         prompt = self.prompt(row)
         first, second = (self.response(row, f, not isinstance(prompt, str)) for f in fields)
         refuse_equal(row, fields, first, second)
         return prompt, first, second
+
+    def _whole_conversations(self, row: Row, fields: tuple[str, str]) -> tuple[Text, Text, Text]:
+        first, second = (_read_messages(row, field) for field in fields)
+        for field, messages in zip(fields, (first, second), strict=True):
+            if messages[-1]["role"] != "assistant" or messages[-2]["role"] == "assistant":
+                raise row.error(field, "must end with one assistant message: the response")
+        prompt, other = first[:-1], second[:-1]
+        if prompt_key(prompt) != prompt_key(other):
+            raise row.error(fields[1], f"differs from {fields[0]!r} before its last message")
+        given = row.values.get("prompt")
+        if given is not None:
+            row.get("prompt")
+            told = given if isinstance(given, str) else _read_messages(row, "prompt")
+            last = prompt_key(prompt[-1]["content"])
+            if prompt_key(told) not in (prompt_key(prompt), last):
+                raise row.error("prompt", f"is not what {fields[0]!r} begins with")
+        refuse_equal(row, fields, first[-1:], second[-1:])
+        prompt_text = self._uniform(row, fields[0], _with_options(row, fields[0], prompt))
+        return prompt_text, first[-1:], second[-1:]
 
     def _prompt(self, row: Row, field: str) -> Text:
         if not isinstance(row.get(field), str):
@@ -131,13 +167,58 @@ def prompt_key(prompt: Text) -> str:
     """What identifies a prompt whatever its white space: copies may differ by a trailing space."""
     if isinstance(prompt, str):
         return " ".join(prompt.split())
-    return "\n".join(f"{turn['role']}: {prompt_key(turn['content'])}" for turn in prompt)
+    return "\n".join(f"{turn['role']}: {_message_key(turn)}" for turn in prompt)
+
+
+def distinct_prompts(prompts: Iterable[Text]) -> list[Text]:
+    """The first of each, as `prompt_key` tells them apart, in their order."""
+    found: dict[str, Text] = {}
+    for prompt in prompts:
+        found.setdefault(prompt_key(prompt), prompt)
+    return list(found.values())
 
 
 def response_key(response: Text) -> str:
     """What identifies a response; white space inside it counts (think of code)."""
-    text = response if isinstance(response, str) else response[0]["content"]
-    return text.strip()
+    if isinstance(response, str):
+        return response.strip()
+    [message] = response
+    return message["content"].strip() + _more(message)
+
+
+def _message_key(message: Mapping[str, Any]) -> str:
+    return prompt_key(message.get("content") or "") + _more(message)
+
+
+def _more(message: Mapping[str, Any]) -> str:
+    """Of a message, everything but role and content."""
+    more = {k: v for k, v in message.items() if k not in ("role", "content") and v is not None}
+    return f" {json.dumps(more, sort_keys=True)}" if more else ""
+
+
+def _with_options(row: Row, field: str, prompt: Text) -> Text:
+    """The prompt with its tools and template's options."""
+    for name in (TOOLS, OPTIONS):
+        value = row.values.get(name)
+        if value in (None, "", [], {}):
+            continue
+        row.get(name)
+        if isinstance(prompt, str):
+            raise row.error(name, "needs a chat template: give messages, or style='chat'")
+        prompt = with_option(prompt, name, value)
+    return prompt
+
+
+def with_option(prompt: Messages, name: str, value: Any) -> Messages:
+    """The prompt with an option of its template, a value or JSON text, in its first message."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return [{**prompt[0], name: text}, *prompt[1:]]
+
+
+def _messages_in(row: Row, field: str) -> int:
+    """How many messages a field holds; 0 if it is text or missing."""
+    value = row.values.get(field)
+    return len(value) if isinstance(value, Sequence) and not isinstance(value, str) else 0
 
 
 def _read_messages(row: Row, field: str) -> Messages:
@@ -145,12 +226,26 @@ def _read_messages(row: Row, field: str) -> Messages:
     if isinstance(value, str) or not isinstance(value, Sequence):
         kind = type(value).__name__
         raise row.error(field, f"must be text or a list of messages, not {kind}")
-    messages = []
-    for message in row.nested(field):
-        role = message.text("role")
-        if role not in _ROLES:
-            raise message.error("role", f"must be one of {', '.join(_ROLES)}, not {role!r}")
-        messages.append({"role": role, "content": message.text("content")})
+    messages = [_read_message(message) for message in row.nested(field)]
     if not messages:
         raise row.error(field, "is empty")
     return messages
+
+
+def _read_message(message: Row) -> dict[str, str]:
+    role = message.text("role")
+    if role not in _ROLES:
+        raise message.error("role", f"must be one of {', '.join(_ROLES)}, not {role!r}")
+    calls = message.values.get(_TOOL_CALLS)
+    found = {"role": role}
+    if calls:
+        found["content"] = str(message.values.get("content") or "")
+        text = message.get(_TOOL_CALLS)
+        found[_TOOL_CALLS] = text if isinstance(text, str) else json.dumps(text)
+    else:
+        found["content"] = message.text("content")
+    for name in _MORE_TEXTS:
+        if message.values.get(name) not in (None, ""):
+            found[name] = message.text(name)
+    message.leave(set(message.values) - found.keys() - {_TOOL_CALLS})
+    return found

@@ -1,8 +1,10 @@
 """One row of a data set: its fields, checked, with an error that says where it stands."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from paretune.errors import InputError
@@ -14,6 +16,20 @@ class BadRowError(InputError):
     """A row that cannot be used; `read_rows` says where it stands, or skips it."""
 
 
+@dataclass
+class Columns:
+    """Which columns of a source have been read, and those of messages that have been left."""
+
+    read: set[str] = field(default_factory=set)
+    given: Counter[str] = field(default_factory=Counter)
+    left: Counter[str] = field(default_factory=Counter)
+
+    def unread(self) -> dict[str, int]:
+        """Columns that nobody reads, with the number of rows that hold something there."""
+        top = {name: count for name, count in self.given.items() if name not in self.read}
+        return {**top, **self.left}
+
+
 @dataclass(frozen=True)
 class Row:
     """One row with its place in its source, so that every complaint can name it.
@@ -23,12 +39,14 @@ class Row:
         origin: The file, data set or list that the row comes from.
         position: Its number there, counting from 1 (of a jsonl file: its line).
         prefix: Set before field names in messages; names a record inside the row.
+        columns: Is told what is read.
     """
 
     values: Mapping[str, Any]
     origin: str
     position: int
     prefix: str = ""
+    columns: Columns = field(default_factory=Columns, compare=False, repr=False)
 
     def error(self, field: str, problem: str) -> BadRowError:
         """The error that names file, row and field."""
@@ -37,6 +55,7 @@ class Row:
 
     def get(self, field: str) -> Any:
         """The value of a field, which must be there and not be null."""
+        self._note(field)
         if self.values.get(field) is None:
             raise self._missing(field)
         return self.values[field]
@@ -61,6 +80,7 @@ class Row:
         """A finite number, as number or text; None where nothing (null, empty, "N/A") was rated."""
         if field not in self.values:
             raise self._missing(field)
+        self._note(field)
         value = self.values[field]
         if value is None or (isinstance(value, str) and value.strip() in _NOT_RATED):
             return None
@@ -83,7 +103,7 @@ class Row:
         if not isinstance(value, Sequence) or not all(isinstance(v, Mapping) for v in value):
             raise self.error(field, "must be a list of records")
         return [
-            Row(record, self.origin, self.position, f"{self.prefix}{field}[{i}].")
+            Row(record, self.origin, self.position, f"{self.prefix}{field}[{i}].", self.columns)
             for i, record in enumerate(value)
         ]
 
@@ -92,7 +112,17 @@ class Row:
         value = self.get(field)
         if not isinstance(value, Mapping):
             raise self.error(field, f"must be a record, not {type(value).__name__}")
-        return Row(value, self.origin, self.position, f"{self.prefix}{field}.")
+        return Row(value, self.origin, self.position, f"{self.prefix}{field}.", self.columns)
+
+    def leave(self, fields: Iterable[str]) -> None:
+        """Say that nobody reads these fields of a record inside the row."""
+        for name in fields:
+            if self.values.get(name) is not None:
+                self.columns.left[re.sub(r"\[\d+\]", "", self.prefix) + str(name)] += 1
+
+    def _note(self, field: str) -> None:
+        if not self.prefix:
+            self.columns.read.add(field)
 
     def _missing(self, field: str) -> BadRowError:
         present = ", ".join(str(name) for name in self.values) or "no fields"

@@ -1,5 +1,6 @@
 """Which pairs make a training row, and how rows become a batch of distinct sequences."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -9,6 +10,8 @@ from torch.utils.data import Dataset
 
 from paretune.data.tokenization import PairIndex, TokenizedPairs, pad_sequences
 from paretune.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 Sampling = Literal["auto", "joint", "independent"]
 Row = dict[str, int]
@@ -29,8 +32,11 @@ class PairRows(Dataset[Row]):
         data: Tokenised pairs of all objectives.
         objectives: Those to train (the ones with a positive preference weight).
         sampling: ``"auto"`` takes joint rows when they keep at least half of the pairs of the
-            objective that has fewest.
+            objective that has most.
         seed: Of the independent orders.
+
+    Attributes:
+        unmatched: Per objective, its pairs that joint rows leave out; empty for independent ones.
     """
 
     def __init__(
@@ -43,18 +49,30 @@ class PairRows(Dataset[Row]):
         self.objectives = tuple(objectives)
         self.seed = seed
         self._sizes = {name: len(data.pairs[name]) for name in objectives}
+        self.unmatched: dict[str, int] = {}
         self._rows: list[Row] | None = None
         self._orders: dict[str, list[int]] = {}
         if sampling != "independent":
             rows = joint_rows(data, objectives)
-            smallest = min(self._sizes.values())
-            if sampling == "joint" or len(rows) >= _JOINT_SHARE * smallest:
+            largest = max(self._sizes.values())
+            if sampling == "joint" or len(rows) >= _JOINT_SHARE * largest:
                 if not rows:
                     raise InputError(
                         "sampling='joint' needs prompts that every objective labels, and there "
                         "are none: use sampling='independent'."
                     )
                 self._rows = rows
+                left = {name: size - len(rows) for name, size in self._sizes.items()}
+                self.unmatched = {name: count for name, count in left.items() if count}
+                for name, count in self.unmatched.items():
+                    logger.warning(
+                        "%d of %d pairs of %r have no counterpart of every other objective on "
+                        "their prompt and are left out of joint rows (sampling='independent' "
+                        "takes all).",
+                        count,
+                        self._sizes[name],
+                        name,
+                    )
         if self._rows is None:
             self.set_epoch(0)
 

@@ -1,17 +1,17 @@
 """Where rows come from: the hub, a local file, or memory."""
 
 import csv
-import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from paretune.data.rows import BadRowError, Row
+from paretune.data.rows import BadRowError, Columns, Row
 from paretune.errors import InputError
-from paretune.files import user_path
+from paretune.files import parse_json, read_jsonl, user_path
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,9 @@ def read_rows(
         bad_rows: ``"error"`` or ``"skip"``.
 
     Returns:
-        The items, and as counts the ``rows`` read, the ``skipped_rows`` among them and the
-        messages about the first of those (``skipped_examples``).
+        The items, and as counts the ``rows`` read, the ``skipped_rows`` among them, the messages
+        about the first of those (``skipped_examples``), and how many rows hold something in
+        columns that nobody reads (``unread_columns``).
 
     Raises:
         InputError: a source that is missing, unreadable or empty; a bad row (by default); or
@@ -58,11 +59,11 @@ def read_rows(
     """
     check_choice("bad_rows", bad_rows, ("error", "skip"))
     name, numbered = _open(source)
-    items, skipped, rows = [], [], 0
+    items, skipped, rows, columns = [], [], 0, Columns()
     for number, values in numbered:
         rows += 1
         try:
-            items.append(parse(_row(values, name, number)))
+            items.append(parse(_row(values, name, number, columns)))
         except BadRowError as error:
             if bad_rows == "error":
                 raise InputError(f"{error}; mend or remove it, or set bad_rows='skip'.") from None
@@ -72,10 +73,14 @@ def read_rows(
         raise InputError(f"There is no data in {name}: {why}.")
     if skipped:
         logger.warning("Skipped %d of %d rows, first: %s", len(skipped), rows, skipped[0])
+    unread = columns.unread()
+    if unread:
+        logger.warning("Of %s nobody reads the columns %s.", name, ", ".join(unread))
     counts = {
         "rows": rows,
         "skipped_rows": len(skipped),
         "skipped_examples": skipped[:_SHOWN_BAD_ROWS],
+        "unread_columns": unread,
     }
     return items, counts
 
@@ -89,6 +94,8 @@ def read_each(
     examples = [message for c in counts for message in c["skipped_examples"]]
     total: dict[str, Any] = {key: sum(c[key] for c in counts) for key in ("rows", "skipped_rows")}
     total["skipped_examples"] = examples[:_SHOWN_BAD_ROWS]
+    unread: Counter[str] = sum((Counter(c["unread_columns"]) for c in counts), Counter())
+    total["unread_columns"] = dict(unread)
     return {name: items for name, (items, _) in tables.items()}, total
 
 
@@ -98,13 +105,14 @@ def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
         raise InputError(f"{name}={value!r} is unknown; use one of {', '.join(allowed)}.")
 
 
-def _row(values: Any, origin: str, number: int) -> Row:
+def _row(values: Any, origin: str, number: int, columns: Columns) -> Row:
     if not isinstance(values, Mapping):
         raise BadRowError(
             f"{origin}, row {number} (counting from 1): must be a record with named fields, "
             f"not {type(values).__name__}"
         )
-    row = Row(values, origin, number)
+    row = Row(values, origin, number, columns=columns)
+    columns.given.update(str(name) for name, value in values.items() if value not in (None, ""))
     if None in values:  # where csv.DictReader puts surplus cells
         raise row.error("(none)", "the row has more cells than the header")
     return row
@@ -147,23 +155,12 @@ def _load_hub(hub: HubDataset) -> Rows:
     return rows
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    yield number, json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise InputError(
-                        f"{path}, row {number} (counting from 1) is not valid JSON ({error}): "
-                        "write one JSON object a line."
-                    ) from None
-
-
 def _read_json(path: Path) -> Iterator[tuple[int, Any]]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
+        rows = parse_json(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
         raise InputError(
             f"{path} is not valid JSON ({error}): mend it, or name it .jsonl if it holds one "
             "object a line."
@@ -193,7 +190,7 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 _READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
-    ".jsonl": _read_jsonl,
+    ".jsonl": read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
     ".parquet": _read_parquet,

@@ -1,16 +1,24 @@
 """From preference pairs to token ids: each distinct sequence once, and the pairs as positions."""
 
-import json
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from paretune.data.encoding import Encoder
+from paretune.data.messages import OPTIONS, TOOLS, Text, prompt_key, with_option
 from paretune.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 Overlong = Literal["drop", "truncate"]
+
+_COLUMNS = ("prompt", "chosen", "rejected", "completion", "weight", TOOLS, OPTIONS)
+_NOT_TEXT = ("image", "images", "audio", "audios", "video", "videos")
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,47 @@ class PairIndex:
 
 
 @dataclass
+class PairCounts:
+    """What became of an objective's pairs.
+
+    Attributes:
+        given: Rows of the data set.
+        too_long: Left out for their length.
+        equal: Left out because both responses are the same tokens.
+        cut: Kept, with an end of a response cut off.
+        unread: Per column that nobody reads, the rows that hold something there.
+    """
+
+    given: int = 0
+    too_long: int = 0
+    equal: int = 0
+    cut: int = 0
+    unread: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def dropped(self) -> int:
+        return self.too_long + self.equal
+
+    def to_json(self) -> dict[str, Any]:
+        """For a manifest."""
+        return {**asdict(self), "unread": dict(self.unread)}
+
+    def tell(self, objective: str, max_length: int | None) -> None:
+        """Log what was left out or changed."""
+        told = {
+            f"are longer than max_length={max_length} and are left out": self.too_long,
+            "have two responses of the same tokens and are left out": self.equal,
+            f"have a response cut off at max_length={max_length}": self.cut,
+        }
+        for what, count in told.items():
+            if count:
+                logger.warning("%d of %d pairs of %r %s.", count, self.given, objective, what)
+        if self.unread:
+            columns = ", ".join(self.unread)
+            logger.warning("Of the pairs of %r nobody reads the columns %s.", objective, columns)
+
+
+@dataclass
 class TokenizedPairs:
     """All objectives' pairs over one list of distinct sequences.
 
@@ -53,14 +102,13 @@ class TokenizedPairs:
         pairs: Per objective, its pairs as positions in ``sequences``.
         reference: ``(len(sequences),)`` float32 log-probabilities of the responses under the
             reference model, summed over response tokens; None until they are computed.
-        dropped: Per objective, how many pairs were longer than ``max_length``, or the same once
-            they were tokens.
+        counts: Per objective, how many pairs were left out or cut, and why.
     """
 
     sequences: list[TokenSequence]
     pairs: dict[str, PairIndex]
     reference: Tensor | None = None
-    dropped: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, PairCounts] = field(default_factory=dict)
 
 
 def tokenize_pairs(
@@ -71,9 +119,11 @@ def tokenize_pairs(
 ) -> TokenizedPairs:
     """Tokenise every objective's pairs, keeping each distinct sequence once.
 
+    What is left out is counted and logged.
+
     Args:
         datasets: Per objective, rows with ``prompt``, ``chosen``, ``rejected`` (strings, or lists
-            of messages) and optionally ``weight``.
+            of messages) and optionally ``weight``, ``tools`` and ``chat_template_kwargs``.
         tokenizer: A transformers tokenizer; conversational rows need its chat template.
         max_length: Longest allowed prompt plus response, in tokens.
         overlong: Whether a pair with a longer side is dropped (and counted) or has the end of its
@@ -85,31 +135,38 @@ def tokenize_pairs(
     """
     table: dict[TokenSequence, int] = {}
     prompts: dict[str, int] = {}
+    encoder = Encoder(tokenizer)
     result = TokenizedPairs(sequences=[], pairs={})
     for objective, rows in datasets.items():
-        index, dropped, row = PairIndex(), 0, 0
-        for row, record in enumerate(rows, start=1):
-            where = f"row {row} of the {objective!r} pairs"
-            both = [_encode(record, side, tokenizer, where) for side in ("chosen", "rejected")]
-            if record["chosen"] == record["rejected"]:
+        index, counts = PairIndex(), PairCounts()
+        for row, record in enumerate(rows):
+            where = f"row {row + 1} of the {objective!r} pairs"
+            counts.given += 1
+            counts.unread.update(_unread(record, where))
+            prompt = _prompt(record, where)
+            sides = [_response(record, side, where) for side in ("chosen", "rejected")]
+            if sides[0] == sides[1]:
                 raise InputError(f"In {where}, chosen and rejected are the same: remove the row.")
-            if max_length is not None and overlong == "truncate":
+            both = [_encode(encoder, prompt, side, where) for side in sides]
+            if (too_long := _exceed(both, max_length)) and overlong == "truncate":
                 both = [_cut(sequence, max_length) for sequence in both]
-            too_long = max_length is not None and any(len(s.input_ids) > max_length for s in both)
-            if too_long or both[0] == both[1] or not all(s.completion_length > 0 for s in both):
-                dropped += 1
+                too_long = not all(sequence.completion_length > 0 for sequence in both)
+                counts.cut += not too_long and both[0] != both[1]
+            if too_long or both[0] == both[1]:
+                counts.too_long += too_long
+                counts.equal += not too_long
                 continue
             chosen, rejected = (table.setdefault(sequence, len(table)) for sequence in both)
             index.chosen.append(chosen)
             index.rejected.append(rejected)
-            prompt = json.dumps(record["prompt"], sort_keys=True)
-            index.prompt.append(prompts.setdefault(prompt, len(prompts)))
+            index.prompt.append(prompts.setdefault(prompt_key(prompt), len(prompts)))
             index.weight.append(_weight(record, where))
-            index.row.append(row - 1)
+            index.row.append(row)
         if not len(index):
-            reason = f"all {row} are longer than max_length={max_length}" if row else "it is empty"
+            reason = _why_none(counts, max_length)
             raise InputError(f"The data of objective {objective!r} has no usable pairs: {reason}.")
-        result.pairs[objective], result.dropped[objective] = index, dropped
+        counts.tell(objective, max_length)
+        result.pairs[objective], result.counts[objective] = index, counts
     result.sequences = list(table)
     return result
 
@@ -132,9 +189,12 @@ def tokenize_responses(
         InputError: for a row without a response, or when none is left.
     """
     sequences: list[TokenSequence] = []
+    encoder = Encoder(tokenizer)
     row = 0
     for row, record in enumerate(rows, start=1):
-        sequence = _encode(record, "completion", tokenizer, f"row {row} of the {name}")
+        where = f"row {row} of the {name}"
+        response = _response(record, "completion", where)
+        sequence = _encode(encoder, _prompt(record, where), response, where)
         if max_length is not None and overlong == "truncate":
             sequence = _cut(sequence, max_length)
         fits = max_length is None or len(sequence.input_ids) <= max_length
@@ -146,8 +206,46 @@ def tokenize_responses(
     return sequences, row - len(sequences)
 
 
-def _cut(sequence: TokenSequence, max_length: int) -> TokenSequence:
+def _exceed(sequences: Iterable[TokenSequence], max_length: int | None) -> bool:
+    return max_length is not None and any(len(s.input_ids) > max_length for s in sequences)
+
+
+def _cut(sequence: TokenSequence, max_length: int | None) -> TokenSequence:
     return TokenSequence(sequence.input_ids[:max_length], sequence.prompt_length)
+
+
+def _why_none(counts: PairCounts, max_length: int | None) -> str:
+    if not counts.given:
+        return "it is empty"
+    if not counts.equal:
+        return f"all {counts.given} are longer than max_length={max_length}"
+    if not counts.too_long:
+        return f"all {counts.given} have two responses of the same tokens"
+    return (
+        f"{counts.too_long} are longer than max_length={max_length}, and {counts.equal} have two "
+        "responses of the same tokens"
+    )
+
+
+def _unread(record: Mapping[str, Any], where: str) -> list[str]:
+    unread = [key for key in record if key not in _COLUMNS and record[key] is not None]
+    for key in unread:
+        if key in _NOT_TEXT:
+            raise InputError(f"In {where}, {key!r} cannot be trained on: only text can.")
+    return unread
+
+
+def _prompt(record: Mapping[str, Any], where: str) -> Text:
+    """The prompt with the tools and template's options that stand beside it."""
+    prompt: Any = record.get("prompt")
+    if not prompt:
+        raise InputError(f"In {where}, 'prompt' is missing or empty.")
+    for name in (TOOLS, OPTIONS):
+        if record.get(name):
+            if isinstance(prompt, str):
+                raise InputError(f"In {where}, {name!r} needs prompts that are messages.")
+            prompt = with_option(prompt, name, record[name])
+    return prompt  # type: ignore[no-any-return]
 
 
 def _weight(record: Mapping[str, Any], where: str) -> float:
@@ -159,62 +257,18 @@ def _weight(record: Mapping[str, Any], where: str) -> float:
     return float(weight)
 
 
-def _encode(record: Mapping[str, Any], side: str, tokenizer: Any, where: str) -> TokenSequence:
-    for key in ("prompt", side):
-        if not record.get(key):
-            raise InputError(f"In {where}, {key!r} is missing or empty.")
-    prompt, response = record["prompt"], record[side]
-    if isinstance(prompt, str) != isinstance(response, str):
-        raise InputError(
-            f"In {where}, prompt and {side} must both be strings or both be lists of messages."
-        )
-    if isinstance(prompt, str):
-        prompt_ids, full_ids = _encode_text(prompt, response, tokenizer)
-    else:
-        prompt_ids, full_ids = _encode_chat(prompt, response, tokenizer)
-    shared = _common_prefix(prompt_ids, full_ids)
-    if shared == len(full_ids):
-        raise InputError(f"In {where}, {side!r} has no tokens of its own.")
-    return TokenSequence(tuple(full_ids), shared)
+def _response(record: Mapping[str, Any], side: str, where: str) -> Text:
+    response: Text | None = record.get(side)
+    if not response:
+        raise InputError(f"In {where}, {side!r} is missing or empty.")
+    return response
 
 
-def _encode_text(prompt: str, response: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    bos, eos = tokenizer.bos_token, tokenizer.eos_token_id
-    # A prompt that was templated by hand may begin with the token the tokenizer would add.
-    special = not (bos and prompt.startswith(bos))
-    prompt_ids = list(tokenizer(prompt, add_special_tokens=special)["input_ids"])
-    full_ids = list(tokenizer(prompt + response, add_special_tokens=special)["input_ids"])
-    if prompt_ids and prompt_ids[-1] == eos:
-        prompt_ids.pop()
-    if eos is not None and full_ids[-1] != eos:
-        full_ids.append(eos)
-    return prompt_ids, full_ids
-
-
-def _encode_chat(
-    prompt: Sequence[Any], response: Sequence[Any], tokenizer: Any
-) -> tuple[list[int], list[int]]:
-    if tokenizer.chat_template is None:
-        raise InputError(
-            "The pairs are conversational and the tokenizer has no chat template: "
-            "use a chat model, or give prompt, chosen and rejected as plain strings."
-        )
-
-    def template(messages: Sequence[Any], **options: bool) -> list[int]:
-        return list(tokenizer.apply_chat_template(list(messages), return_dict=False, **options))
-
-    prompt_ids = template(prompt, add_generation_prompt=True)
-    full_ids = template([*prompt, *response])
-    # What a template prints after the end-of-turn token (a newline, say) is never generated.
-    start, eos = _common_prefix(prompt_ids, full_ids), tokenizer.eos_token_id
-    ends = [i for i in range(start, len(full_ids)) if full_ids[i] == eos]
-    return prompt_ids, full_ids[: ends[-1] + 1] if ends else full_ids
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both start with: merges across the border belong to the response."""
-    limit = min(len(first), len(second))
-    return next((i for i in range(limit) if first[i] != second[i]), limit)
+def _encode(encoder: Encoder, prompt: Text, response: Text, where: str) -> TokenSequence:
+    before, after = encoder.response(prompt, response, where)
+    if not after:
+        raise InputError(f"In {where}, the response {response!r} has no tokens of its own.")
+    return TokenSequence((*before, *after), len(before))
 
 
 def pad_sequences(sequences: Sequence[TokenSequence], pad_token_id: int) -> dict[str, Tensor]:

@@ -4,7 +4,6 @@ Dubois et al., Length-Controlled AlpacaEval (2024), https://github.com/tatsu-lab
 length-controlled win rate is in `paretune.evaluation.length_control`.
 """
 
-import json
 import math
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import InputError
-from paretune.files import write_json
+from paretune.files import parse_json, read_jsonl, write_json
 
 DATASET = "tatsu-lab/alpaca_eval"
 DRAW = 1.5
@@ -197,18 +196,17 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            listed = file.read(100).lstrip().startswith(b"[")
+        text = path.read_text(encoding="utf-8") if listed else ""
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"'{path}' is no text in UTF-8: unpack it, if it is packed.") from error
     try:
-        if text.lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            # Not `splitlines`: texts may hold other line separators.
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, RecursionError) as error:
+        # Annotations without a verdict may hold NaN.
+        rows = parse_json(text, nan=True) if listed else [r for _, r in read_jsonl(path, nan=True)]
+    except ValueError as error:
         raise InputError(f"'{path}' is neither JSON nor JSON lines ({error}).") from error
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from transformers import (
 )
 from transformers.generation.streamers import BaseStreamer
 
+from paretune.data.encoding import Encoder
 from paretune.errors import InputError
 from paretune.results.answers import Answer, Prompt
 
@@ -87,23 +89,11 @@ def generate_answers(
         InputError: if a sampling setting is out of range or a prompt is empty.
     """
     _check_settings(max_new_tokens, temperature, top_p, batch_size)
-    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    encoder = Encoder(tokenizer)
+    encoded = [_encoded(encoder, prompt) for prompt in prompts]
     seeds = prompt_seeds(encoded, seed)
-    eos_ids = end_token_ids(model, tokenizer)
+    eos_ids = end_token_ids(model, tokenizer, prompts)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=eos_ids,
-        pad_token_id=pad_id,
-        use_cache=True,
-        # Fields left out would be filled from the model's own generation config.
-        do_sample=False,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-    )
     answers: dict[int, Answer] = {}
     longest_first = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
     was_training = model.training
@@ -116,16 +106,12 @@ def generate_answers(
             if temperature > 0:
                 uniforms = torch.stack([seeded_uniforms(seeds[i], max_new_tokens) for i in rows])
                 processors.append(SeededSampling(temperature, top_p, uniforms, ids.shape[1]))
-            output = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=processors,
-                streamer=streamer,
+            output = generate_greedily(
+                model, ids, mask, max_new_tokens, eos_ids, pad_id, processors, streamer
             )
             for i, tokens in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
                 end = next((n for n, token in enumerate(tokens) if token in eos_ids), None)
-                text = tokenizer.decode(tokens[:end], skip_special_tokens=True)
+                text = answer_text(tokenizer, tokens[:end])
                 answers[i] = Answer(prompts[i], str(text), finished=end is not None)
             if progress is not None:
                 progress(len(answers), len(prompts))
@@ -134,28 +120,82 @@ def generate_answers(
     return [answers[i] for i in range(len(prompts))]
 
 
+def generate_greedily(
+    model: Any,
+    ids: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    processors: LogitsProcessorList,
+    streamer: BaseStreamer | None = None,
+) -> Tensor:
+    """The tokens behind which `model.generate` takes the likeliest one after `processors`.
+
+    Nothing of the model's own generation config has a part in it.
+
+    Args:
+        ids, mask: ``(B, T)``, padded on the left.
+
+    Returns:
+        ``(B, T + up to max_new_tokens)`` token ids.
+    """
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(eos_ids),
+        pad_token_id=pad_id,
+        do_sample=False,
+        use_cache=True,
+    )
+    with own_settings_off(model):
+        output: Tensor = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=processors,
+            streamer=streamer,
+        )
+    return output
+
+
+@contextmanager
+def own_settings_off(model: Any) -> Iterator[None]:
+    """Empty the model's generation config for the time: `generate` fills what is left open in a
+    given one from it."""
+    # A PEFT model keeps one beside its base's, and gives the base its own when it generates.
+    parts = [part for part in model.modules() if getattr(part, "generation_config", None)]
+    kept = [(part, part.generation_config) for part in parts]
+    for part in parts:
+        part.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        for part, config in kept:
+            part.generation_config = config
+
+
+def answer_text(tokenizer: Any, tokens: Sequence[int]) -> str:
+    """The words of an answer's tokens, as they are."""
+    text = tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(text)
+
+
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Token ids up to where the answer starts, just as the model saw the prompt in training.
 
     A plain prompt is text to go on from, without the chat template; a conversation goes through
-    the template once, which writes all special tokens itself (see `tokenize_pairs`).
+    the template once (see `Encoder`).
     """
-    if isinstance(prompt, str):
-        ids = list(tokenizer(prompt)["input_ids"])
-        if ids and ids[-1] == tokenizer.eos_token_id:
-            ids.pop()
-    elif tokenizer.chat_template is None:
-        raise InputError(
-            "A prompt is a list of messages, but the tokenizer has no chat template; "
-            "use a chat model, or give prompts as plain strings."
-        )
-    else:
-        ids = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
+    return _encoded(Encoder(tokenizer), prompt)
+
+
+def _encoded(encoder: Encoder, prompt: Prompt) -> list[int]:
+    shown = repr(prompt)
+    where = f"the prompt {shown if len(shown) <= 80 else shown[:80] + '…'}"
+    ids = encoder.prompt(prompt, where)
     if not ids:
         raise InputError(f"Prompt {prompt!r} has no tokens; leave empty prompts out.")
-    return list(ids)
+    return ids
 
 
 class SeededSampling(LogitsProcessor):
@@ -208,12 +248,14 @@ def left_pad(rows: Sequence[list[int]], pad_id: int, device: Any) -> tuple[Tenso
     return ids, mask
 
 
-def end_token_ids(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end an answer: the model's own and the tokenizer's."""
+def end_token_ids(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
+    """The tokens that end an answer: the model's own, the tokenizer's, the chat template's."""
     own = model.generation_config.eos_token_id
     ids = [own] if isinstance(own, int) else list(own or [])
     if tokenizer.eos_token_id is not None:
         ids.append(tokenizer.eos_token_id)
+    if any(not isinstance(prompt, str) for prompt in prompts):
+        ids.append(Encoder(tokenizer).end_id)
     if not ids:
         raise InputError(
             "Neither the model's generation config nor the tokenizer has an end-of-sequence "

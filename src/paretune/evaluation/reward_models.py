@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import TemplateError
 
-from paretune.data.messages import Messages, Text, assistant, user
+from paretune.data.encoding import Encoder
+from paretune.data.messages import Text, user
 from paretune.errors import InputError
 from paretune.files import read_json, user_path
 from paretune.models import Dtype, Quantization, load_model_and_tokenizer
@@ -83,8 +83,7 @@ class RewardInput:
         """
         cut = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
         if self.kind == "chat":
-            text = _conversation(tokenizer, prompt, response)
-            return dict(tokenizer(text, add_special_tokens=False, **cut))
+            return _conversation(tokenizer, prompt, response, max_length)
         values = {
             "prompt": self._prompt(prompt),
             "response": response,
@@ -118,23 +117,24 @@ class RewardInput:
         )
 
 
-def _conversation(tokenizer: Any, prompt: Text, response: str) -> str:
-    messages: Messages = [
-        *(user(prompt) if isinstance(prompt, str) else prompt),
-        *assistant(response),
-    ]
+def _conversation(
+    tokenizer: Any, prompt: Text, response: str, max_length: int | None
+) -> dict[str, list[int]]:
     if tokenizer.chat_template is None:
         raise InputError(
             "The reward model's tokenizer has no chat template: choose input 'text' or 'pair' and "
             "give the template the model was trained with."
         )
     try:
-        return str(tokenizer.apply_chat_template(messages, tokenize=False))
-    except TemplateError as error:
+        ids = Encoder(tokenizer).conversation(prompt, response, "an answer to be scored")
+    except InputError as error:
         raise InputError(
-            f"The reward model's chat template refuses a conversation ({error}): choose input "
-            "'text' and give a template and turns."
+            f"{error} (a reward model's: choose input 'text' and give a template and turns)."
         ) from error
+    if max_length is not None and len(ids) > max_length:
+        ids = ids[-max_length:] if tokenizer.truncation_side == "left" else ids[:max_length]
+    fields = {"input_ids": ids, "attention_mask": [1] * len(ids), "token_type_ids": [0] * len(ids)}
+    return {name: fields[name] for name in tokenizer.model_input_names if name in fields}
 
 
 class RewardModelScorer:

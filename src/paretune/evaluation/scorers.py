@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from paretune.data import demo
-from paretune.data.messages import Text
+from paretune.data.messages import Text, prompt_key, response_key
 from paretune.data.records import PreferenceData
 from paretune.errors import InputError
 
@@ -126,16 +126,16 @@ def pair_accuracy(scorer: Scorer, pairs: Iterable[Mapping[str, Any]]) -> float:
     return right / total
 
 
-def _distinct(rows: Iterable[Mapping[str, Any]]) -> dict[str, tuple[Text, str]]:
-    found: dict[str, tuple[Text, str]] = {}
+def _distinct(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[Text, str]]:
+    found: dict[tuple[str, str], tuple[Text, str]] = {}
     for row in rows:
         for side in _SIDES:
             found.setdefault(_key(row, side), (row["prompt"], text_of(row[side])))
     return found
 
 
-def _key(row: Mapping[str, Any], side: str) -> str:
-    return repr((row["prompt"], text_of(row[side])))
+def _key(row: Mapping[str, Any], side: str) -> tuple[str, str]:
+    return prompt_key(row["prompt"]), response_key(row[side])
 
 
 def text_of(response: Text) -> str:

@@ -1,7 +1,6 @@
 """Training one point and keeping what came of it."""
 
 import gc
-import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from paretune.files import main_process, move, read_json, sync, write_json, write_text
+from paretune.files import main_process, move, read_json, sync, write_json, write_jsonl
 from paretune.progress import Report
 from paretune.spend import Spend, Watch
 from paretune.training import MultiObjectiveTrainer
@@ -66,7 +65,7 @@ def _save(
     if main_process():
         save_weights(trainer.model, trainer.processing_class, folder)
         history = trainer.state.log_history
-        write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        write_jsonl(folder / "log.jsonl", history)
         summary = _summary(history, trainer.state.global_step, peak_memory)
         write_json(folder / "training.json", {**summary, **more})
     wait_for_all()

@@ -5,7 +5,6 @@
 goes on from its newest complete checkpoint.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from paretune.evaluation.scorers import normalise, pair_accuracy, text_of
 from paretune.experiment.keep import StepReport, free_memory, save_weights, wait_for_all
 from paretune.experiment.resume import Clock, train_to_end
 from paretune.experiment.setup import checked_arguments, lora_config
-from paretune.files import main_process, read_json, write_json, write_text
+from paretune.files import main_process, read_json, write_json, write_jsonl
 from paretune.models import load_model_and_tokenizer
 from paretune.progress import Report
 from paretune.training.checkpoints import CompleteCheckpoints
@@ -153,8 +152,7 @@ def train_reward(
     }
     if main_process():
         save_weights(trainer.model, tokenizer, folder)
-        history = trainer.state.log_history
-        write_text(folder / "log.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        write_jsonl(folder / "log.jsonl", trainer.state.log_history)
         write_json(done, record)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     wait_for_all()

@@ -6,7 +6,6 @@ never asks for them a second time; what a kill cuts off in the middle of a line 
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 from paretune.errors import InputError
+from paretune.files import append_jsonl, read_jsonl, read_objects, write_jsonl
 
 REFUSAL = "refusal"
 """Why a reply ended, where the model says beside its words that it declines."""
@@ -141,8 +141,7 @@ class Cache:
 
     def failures(self) -> list[str]:
         """The reasons of those questions that failed the last time."""
-        lines = self._failed.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line)["reason"] for line in lines]
+        return [row["reason"] for row in read_objects(self._failed)]
 
     def read(self, patience: float = 0.0) -> Self:
         """Read what is there.
@@ -156,14 +155,12 @@ class Cache:
                 return self
             with self._path.open("r+b") as file:
                 content = file.read()
-                whole = content.rfind(b"\n") + 1
-                file.truncate(whole)
-        for number, line in enumerate(content[:whole].split(b"\n")[:-1], start=1):
+                file.truncate(content.rfind(b"\n") + 1)  # a kill can cut the last line
+        for number, value in read_jsonl(self._path):
             try:
-                value = json.loads(line)
                 key = value.pop("key")
                 self._replies[key] = Reply(**value)
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+            except (KeyError, TypeError, AttributeError) as error:
                 raise InputError(
                     f"'{self._path}', line {number} is no reply of a judge ({error}): delete that "
                     "line."
@@ -173,24 +170,19 @@ class Cache:
     @contextmanager
     def writing(self) -> Iterator[Receive]:
         """A function that keeps what came: it is on the disk when that returns."""
-        with (
-            self._locked(0.0),
-            self._path.open("ab") as file,
-            self._failed.open("w", encoding="utf-8") as failed,
-        ):
+        with self._locked(0.0):
+            write_jsonl(self._failed, [])
 
             def receive(outcomes: Sequence[Outcome]) -> None:
+                failed, replies = [], []
                 for asked, outcome in outcomes:
                     if isinstance(outcome, Failure):
-                        row = {"key": asked.key, "reason": outcome.reason}
-                        failed.write(json.dumps(row) + "\n")
-                        continue
-                    line = json.dumps({"key": asked.key, **asdict(outcome)}, ensure_ascii=False)
-                    file.write(line.encode("utf-8", errors="replace") + b"\n")
-                    self._replies[asked.key] = outcome
-                failed.flush()
-                file.flush()
-                os.fsync(file.fileno())
+                        failed.append({"key": asked.key, "reason": outcome.reason})
+                    else:
+                        replies.append({"key": asked.key, **asdict(outcome)})
+                        self._replies[asked.key] = outcome
+                append_jsonl(self._failed, failed)
+                append_jsonl(self._path, replies)
 
             yield receive
 

@@ -1,6 +1,5 @@
 """All questions about a run for one judge, and what its replies say."""
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +32,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One trained model and its answers, by prompt (as JSON text).
+    """One trained model and its answers, by the `prompt_key` of what was asked.
 
     Attributes:
         title: of the method.
@@ -91,7 +90,7 @@ class JudgeSession:
     """A run's answers and a judge's replies to questions about them, as far as there are any.
 
     Attributes:
-        prompts: those that count, as JSON text.
+        prompts: keys of those that count.
     """
 
     judge: Judge
@@ -179,7 +178,7 @@ class JudgeSession:
             reply, reading = self.cache.get(asked.key), self.reading(asked)
             yield {
                 "folder": self._folder(place.candidate),
-                "prompt": json.loads(place.prompt),
+                "prompt": self.base[place.prompt].prompt,
                 "kind": place.kind,
                 "status": reading.status,
                 "value": reading.value,

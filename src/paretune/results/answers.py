@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from paretune.errors import InputError
-from paretune.files import write_text
+from paretune.files import read_jsonl, write_jsonl
 
 Prompt = str | list[dict[str, str]]
 """A plain prompt, or a conversation as a list of {"role", "content"} messages."""
@@ -27,8 +26,7 @@ class Answer:
 
 def write_answers(path: str | os.PathLike[str], answers: Iterable[Answer]) -> None:
     """Write one JSON object a line: prompt, response, finished, scores. Replaces `path` whole."""
-    lines = (json.dumps(asdict(answer), ensure_ascii=False) + "\n" for answer in answers)
-    write_text(Path(path), "".join(lines))
+    write_jsonl(Path(path), map(asdict, answers))
 
 
 def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
@@ -38,13 +36,10 @@ def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
         InputError: naming the file and line that is not an answer.
     """
     answers = []
-    # Not `splitlines`: answers may hold other line separators, which JSON leaves as they are.
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
+    for number, row in read_jsonl(Path(path)):
         try:
-            answers.append(Answer(**json.loads(line)))
-        except (json.JSONDecodeError, TypeError) as error:
+            answers.append(Answer(**row))
+        except TypeError as error:
             raise InputError(
                 f"{path}, line {number}: not an answer ({error}); "
                 "expected a JSON object with prompt, response, finished and scores."

@@ -4,7 +4,6 @@ Points from before there were statistics of texts get them from their answers: n
 and nothing here imports torch.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import InputError
-from paretune.files import read_json
+from paretune.files import read_json, read_objects
 from paretune.moo.preference import Preference
 from paretune.results.comparison import Cell, Comparison
 from paretune.results.front import Front, FrontPoint
@@ -43,7 +42,7 @@ def _complete(point: FrontPoint, folder: Path) -> FrontPoint:
     if point.text is not None or not path.exists():
         return point
     try:
-        rows = [json.loads(row) for row in path.read_text(encoding="utf-8").split("\n") if row]
+        rows = read_objects(path)
         return replace(point, text=text_statistics((r["response"], r["finished"]) for r in rows))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(

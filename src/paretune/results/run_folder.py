@@ -1,6 +1,5 @@
 """Run folders as a report needs them: read, checked, and not changed."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Self
 
 from paretune import yaml_syntax
 from paretune.errors import InputError
-from paretune.files import read_json
+from paretune.files import read_json, read_objects
 from paretune.results.comparison import Cell, Comparison
 from paretune.results.front import Front, FrontPoint
 from paretune.results.points import measured_comparison, measured_sweep, read_front, read_point
@@ -95,11 +94,11 @@ class Run:
 
     def log(self, point: FrontPoint) -> list[dict[str, Any]]:
         """The training log of a point, one row a logged step; empty if there is none."""
-        return read_lines(self.path / point.folder / "log.jsonl")
+        return _rows(self.path / point.folder / "log.jsonl")
 
     def answers(self, point: FrontPoint) -> list[dict[str, Any]]:
         """A point's answers: prompt, response, finished, scores; empty if there are none."""
-        rows = read_lines(self.path / point.folder / "answers.jsonl")
+        rows = _rows(self.path / point.folder / "answers.jsonl")
         if any(not {"prompt", "response"} <= row.keys() for row in rows):
             raise InputError(
                 f"'{self.path / point.folder / 'answers.jsonl'}' does not hold answers: delete it "
@@ -109,7 +108,7 @@ class Run:
 
     def base_answers(self) -> list[dict[str, Any]]:
         """The base model's answers; empty if there are none."""
-        return read_lines(self.path / BASE_FOLDER / "answers.jsonl")
+        return _rows(self.path / BASE_FOLDER / "answers.jsonl")
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:
@@ -164,29 +163,9 @@ def read_comparison(path: Path) -> Comparison:
         ) from error
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; none if there is no such file.
-
-    Raises:
-        InputError: naming the line that is not a JSON object.
-    """
-    if not path.is_file():
-        return []
-    rows = []
-    # Not `splitlines`: texts may hold other line separators, which JSON leaves as they are.
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
-            raise InputError(
-                f"'{path}', line {number}, is not a JSON object: remove the line or the file."
-            )
-        rows.append(row)
-    return rows
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; none if there is no such file."""
+    return read_objects(path, nan=True) if path.is_file() else []
 
 
 def point_slug(point: FrontPoint) -> str:

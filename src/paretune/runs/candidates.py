@@ -1,12 +1,12 @@
 """The answers that are judged: a run's points', and the base model's to the same prompts."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretune.data.messages import prompt_key
 from paretune.errors import InputError
-from paretune.files import read_json
+from paretune.files import read_json, read_jsonl
 from paretune.judging.session import Answered, Candidate
 from paretune.moo.preference import Preference
 from paretune.progress import Progress, Silent
@@ -129,18 +129,14 @@ def _compares(run: Path) -> bool:
 
 
 def _by_prompt(path: Path) -> dict[str, Answered]:
-    # Prompts of a run are distinct.
-    answers = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line.strip():
-            continue
+    answers: dict[str, Answered] = {}  # prompts of a run are distinct
+    for number, value in read_jsonl(path):
         try:
-            value = json.loads(line)
             answer = Answered(value["prompt"], value["response"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise InputError(
                 f"{path}, line {number}: not an answer ({error}); "
                 "expected a JSON object with prompt and response."
             ) from error
-        answers[json.dumps(answer.prompt, sort_keys=True)] = answer
+        answers.setdefault(prompt_key(answer.prompt), answer)
     return answers

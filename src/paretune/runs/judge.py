@@ -5,14 +5,13 @@ the last time), ``results.jsonl`` (each answer's result with the judge's words) 
 ``summary.json``; ``judge/judge.json``, ``judge.md`` and ``judge.png`` show all judges.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from paretune.errors import InputError
-from paretune.files import read_json, write_json, write_text
+from paretune.files import read_json, write_json, write_jsonl, write_text
 from paretune.judging.endpoint import EndpointJudge
 from paretune.judging.questions import Cache, Judge, Question, keep_replies
 from paretune.judging.session import JudgeSession, Wanted
@@ -146,8 +145,7 @@ def _publish(session: JudgeSession, summary: Summary, folder: Path, shown: Path)
     """Write the results of this judge, and what shows all judges of the run."""
     from paretune.report.judges import draw_judges, markdown
 
-    lines = (json.dumps(result, ensure_ascii=False) + "\n" for result in session.results())
-    write_text(folder / "results.jsonl", "".join(lines))
+    write_jsonl(folder / "results.jsonl", session.results())
     write_json(folder / "summary.json", summary.to_json())
     judges = [read_json(path) for path in sorted(shown.glob("*/summary.json"))]
     write_json(shown / "judge.json", {"judges": judges})

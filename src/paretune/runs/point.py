@@ -1,6 +1,5 @@
 """One point of a run: trained, kept, and measured."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.data import PreferenceData
+from paretune.data.messages import distinct_prompts
 from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
 from paretune.errors import InputError
 from paretune.evaluation.generation import generate_answers
@@ -199,8 +199,8 @@ def _answers(
 ) -> list[Answer]:
     """Answers to the first distinct prompts of the split, each with its scores."""
     settings = recipe.evaluation
-    distinct = {json.dumps(p): p for pairs in data.pairs.values() for p in pairs["prompt"]}
-    prompts = list(distinct.values())[: settings.n_prompts]
+    asked = (prompt for pairs in data.pairs.values() for prompt in pairs["prompt"])
+    prompts = distinct_prompts(asked)[: settings.n_prompts]
     answers = generate_answers(
         trainer.model,
         trainer.processing_class,

@@ -81,7 +81,7 @@ class MultiObjectiveTrainer(BaseTrainer):
         self._tokenizer = tokenizer
         self._train_pairs = self._tokenize(train_dataset, args)
         eval_pairs = None if eval_dataset is None else self._tokenize(eval_dataset, args)
-        rows = PairRows(self._train_pairs, self.live, args.sampling, args.seed)
+        self._train_rows = rows = PairRows(self._train_pairs, self.live, args.sampling, args.seed)
         super().__init__(
             model,
             args,
@@ -119,17 +119,16 @@ class MultiObjectiveTrainer(BaseTrainer):
         if missing:
             raise InputError(f"The data set has no pairs for objective {missing[0]!r}.")
         ordered = {name: dataset[name] for name in self.objectives}
-        pairs = tokenize_pairs(ordered, self._tokenizer, args.max_length, args.overlong)
-        for name, dropped in pairs.dropped.items():
-            if dropped:
-                logger.warning(
-                    "%d of %d pairs of %r are longer than max_length=%s and are left out.",
-                    dropped,
-                    dropped + len(pairs.pairs[name]),
-                    name,
-                    args.max_length,
-                )
-        return pairs
+        return tokenize_pairs(ordered, self._tokenizer, args.max_length, args.overlong)
+
+    @property
+    def data_counts(self) -> dict[str, dict[str, Any]]:
+        """Per objective, what became of its training pairs; JSON-able."""
+        unmatched = self._train_rows.unmatched
+        return {
+            name: {**counts.to_json(), "unmatched": unmatched.get(name, 0)}
+            for name, counts in self._train_pairs.counts.items()
+        }
 
     def _attach_reference(self, pairs: TokenizedPairs, title: str) -> None:
         if not any(loss.needs_reference for loss in self.losses.values()):

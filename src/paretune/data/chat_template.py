@@ -1,0 +1,317 @@
+"""What a chat template makes of a prompt and of the response to it, as text.
+
+The prompt is what ``apply_chat_template(prompt, add_generation_prompt=True)`` gives; the response
+is what the template writes after that, up to and with the token that ends the turn.
+"""
+
+import inspect
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from jinja2 import TemplateError
+
+from paretune.data.messages import OPTIONS, TOOLS
+from paretune.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+MARK = "\ufdd0"
+"""Set into text that reads like a special token; Unicode keeps this noncharacter out of texts."""
+
+_PROBE = "xyzzy"  # a response that is easily found in a rendering
+_OPENED = re.compile(r"<(?:think|thinking|thought|reasoning)>\s*\Z", re.IGNORECASE)
+_OPENING = re.compile(r"\A\s*<(?:think|thinking|thought|reasoning)>\s*", re.IGNORECASE)
+_CLOSED = re.compile(r"</(?:think|thinking|thought|reasoning)>", re.IGNORECASE)
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A prompt's messages and options as the template is given them, and what it makes of them."""
+
+    messages: list[Message]
+    options: dict[str, Any]
+    text: str
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """How a template writes a response: between the generation prompt and the response's words,
+    after them, and that up to the token that ends the turn. `closed` says whether there is one."""
+
+    glue: str | None
+    tail: str
+    end: str
+    closed: bool
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._told: set[str] = set()
+        added = list(tokenizer.added_tokens_decoder.values())
+        special = {str(t.content) for t in added if t.special} | set(tokenizer.all_special_tokens)
+        self._ends = special | {str(token.content) for token in added}
+        # A token of one character cannot be taken apart.
+        words = sorted((re.escape(t) for t in special if len(t) > 1), key=len, reverse=True)
+        self._special = re.compile("|".join(words)) if words else None
+
+    @property
+    def name(self) -> str:
+        """What to call it in messages."""
+        name = getattr(self._tokenizer, "name_or_path", "")
+        return f"the chat template of '{name}'" if name else "the tokenizer's chat template"
+
+    def prompt(self, prompt: Sequence[Message], where: str) -> ChatPrompt:
+        """Render a prompt, which ends with what is to be answered.
+
+        Args:
+            where: What to call it in messages, such as "row 3 of the 'a' pairs".
+
+        Raises:
+            InputError: there is no template, it refuses the conversation, or leaves some of it out.
+        """
+        if self._tokenizer.chat_template is None:
+            raise InputError(
+                f"In {where}, the prompt is a list of messages, and the tokenizer has no chat "
+                "template: use a chat model, or give prompts and responses as plain strings."
+            )
+        messages = [self._message(message, where) for message in prompt]
+        if not messages:
+            raise InputError(f"In {where}, the prompt is an empty list of messages.")
+        if messages[-1]["role"] == "assistant":
+            raise InputError(
+                f"In {where}, the prompt ends with an assistant message, so there is nothing to "
+                "answer: put that message at the start of the response."
+            )
+        options = self._options(messages, where)
+        text = self._render(messages, options, where, add_generation_prompt=True)
+        if lost := _missing(messages, text, response=False):
+            raise InputError(
+                f"In {where}, {self.name} does not write {lost}: leave it out, or use a model "
+                "whose template does."
+            )
+        if options.get(TOOLS):
+            fewer = {key: value for key, value in options.items() if key != TOOLS}
+            if text == self._render(messages, fewer, where, add_generation_prompt=True):
+                raise InputError(
+                    f"In {where}, {self.name} does not write the tools: leave them out, or use a "
+                    "model whose template does."
+                )
+        return ChatPrompt(messages, options, text)
+
+    def response(self, prompt: ChatPrompt, response: Sequence[Message], where: str) -> str:
+        """What the template writes after the prompt for a response, with the end of the turn.
+
+        Where a template writes the conversation in another way once it is answered (Mistral's
+        moves the system prompt, DeepSeek's strips thoughts), the response's part is taken from the
+        end of that, or its words are written as the template writes other responses.
+
+        Raises:
+            InputError: it is not one assistant message, or the template does not write it whole.
+        """
+        [answer] = self._answer(response, where)
+        full = self._render([*prompt.messages, answer], prompt.options, where)
+        text = full[len(prompt.text) :] if full.startswith(prompt.text) else ""
+        if not text or _missing([answer], text, response=True):
+            text = self._apart(prompt, answer, full, where)
+        if _OPENED.search(prompt.text) and not _CLOSED.search(text):
+            self._tell("%s opens a thought, and responses such as %s do not close it", where)
+        turn = self._turn
+        if text.endswith(turn.tail):
+            return text[: len(text) - len(turn.tail)] + turn.end
+        # A call of a tool may have an end of its own.
+        stripped = text.rstrip()
+        if any(stripped.endswith(token) for token in self._ends):
+            return stripped
+        raise InputError(f"In {where}, {self.name} ends the response in a way of its own.")
+
+    def conversation(self, prompt: ChatPrompt, response: str, where: str) -> str:
+        """The whole conversation as the template writes it, for models that score one."""
+        answer = {"role": "assistant", "content": response}
+        messages = [*prompt.messages, self._message(answer, where)]
+        text = self._render(messages, prompt.options, where)
+        if not _missing(prompt.messages, text, response=False):
+            return text
+        return prompt.text + self.response(prompt, [answer], where)
+
+    @property
+    def end(self) -> str:
+        """The token that the template ends a response with; empty if it has none."""
+        turn = self._turn
+        return max((t for t in self._ends if turn.end.endswith(t)), key=len) if turn.closed else ""
+
+    @cached_property
+    def _turn(self) -> _Turn:
+        asked = [{"role": "user", "content": "?"}]
+        where = "a conversation of one question"
+        try:
+            before = self._render(asked, {}, where, add_generation_prompt=True)
+        except InputError:
+            asked = [{"role": "system", "content": "!"}, *asked]  # some insist on one
+            before = self._render(asked, {}, where, add_generation_prompt=True)
+        full = self._render([*asked, {"role": "assistant", "content": _PROBE}], {}, where)
+        place = full.rfind(_PROBE)
+        if place < 0:
+            raise InputError(f"In {where}, {self.name} does not write responses.")
+        opened = _OPENED.search(before)
+        start = before[: opened.start()] if opened and not full.startswith(before) else before
+        glue = full[len(start) : place] if full.startswith(start) else None
+        tail = full[place + len(_PROBE) :]
+        found = [(tail.find(token), -len(token)) for token in self._ends if token in tail]
+        if not found:
+            self._tell("%s writes no token that ends a response, so the tokenizer's is added")
+            return _Turn(glue, tail, tail.rstrip(), False)
+        position, length = min(found)
+        return _Turn(glue, tail, tail[: position - length], True)
+
+    def _apart(self, prompt: ChatPrompt, answer: Message, full: str, where: str) -> str:
+        """The response of a conversation that is not the prompt's rendering and some more."""
+        turn, content = self._turn, str(answer["content"])
+        if turn.glue is not None and set(answer) == {"role", "content"}:
+            for words in (content, content.strip()):
+                if full.endswith(turn.glue + words + turn.tail):
+                    return turn.glue + words + turn.tail
+            *thoughts, words = _CLOSED.split(content)
+            if thoughts and full.endswith(words.strip() + turn.tail):  # they were stripped
+                if _OPENED.search(prompt.text):
+                    content = _OPENING.sub("", content)
+                glue = "" if _CLOSED.search(turn.glue) else turn.glue
+                return glue + content + turn.tail
+        lost = _missing([answer], full, response=True) or "what stands before the response"
+        raise InputError(
+            f"In {where}, {self.name} leaves out or changes {lost} when it writes the response: "
+            "change the row, or use a model with another template."
+        )
+
+    def _answer(self, response: Sequence[Message], where: str) -> list[Message]:
+        messages = [self._message(message, where) for message in response]
+        if [message["role"] for message in messages] != ["assistant"]:
+            raise InputError(f"In {where}, a response must be one assistant message.")
+        return messages
+
+    def _message(self, message: Any, where: str) -> Message:
+        """A message without empty keys, text that reads like a special token being marked."""
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise InputError(f"In {where}, a message needs a role and content, not {message!r}.")
+        found = {key: value for key, value in message.items() if value is not None}
+        if found.get("tool_calls"):
+            found["tool_calls"] = _decoded(found["tool_calls"], "tool_calls", where)
+        else:
+            found.pop("tool_calls", None)
+        if not isinstance(found.setdefault("content", ""), str):
+            kind = type(found["content"]).__name__
+            raise InputError(f"In {where}, the content of a message must be text, not {kind}.")
+        return {key: self._marked(value, where) for key, value in found.items()}
+
+    def _options(self, messages: list[Message], where: str) -> dict[str, Any]:
+        """Take from the first message what the template is given besides messages."""
+        tools, more = messages[0].pop(TOOLS, None), messages[0].pop(OPTIONS, None)
+        options: dict[str, Any] = _decoded(more, OPTIONS, where) if more else {}
+        if not isinstance(options, dict):
+            raise InputError(f"In {where}, {OPTIONS!r} must be a record of the template's options.")
+        tools = _decoded(tools, TOOLS, where) if tools else None
+        source = self._tokenizer.get_chat_template(tools=tools) if options else ""
+        reserved = inspect.signature(self._tokenizer.apply_chat_template).parameters
+        for name in options:
+            if name in reserved or not re.search(rf"\b{re.escape(name)}\b", source):
+                raise InputError(f"In {where}, {self.name} has no option {name!r} ({OPTIONS!r}).")
+        return {**options, **({TOOLS: tools} if tools else {})}
+
+    def _marked(self, value: Any, where: str) -> Any:
+        if isinstance(value, str):
+            if MARK in value:
+                raise InputError(f"In {where}, a text holds U+FDD0, which is no character.")
+            if self._special is None:
+                return value
+            return self._special.sub(lambda token: token[0][0] + MARK + token[0][1:], value)
+        if isinstance(value, Mapping):
+            return {key: self._marked(each, where) for key, each in value.items()}
+        if isinstance(value, list | tuple):
+            return [self._marked(each, where) for each in value]
+        return value
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        options: Mapping[str, Any],
+        where: str,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    list(messages),
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                    **options,
+                )
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+            problem = f"{self.name} refuses the conversation: {error}"
+            raise InputError(f"In {where}, {problem}") from error
+
+    def _tell(self, sentence: str, *more: str) -> None:
+        if sentence not in self._told:
+            self._told.add(sentence)
+            logger.warning(sentence, self.name, *more)
+
+
+def _decoded(value: Any, name: str, where: str) -> Any:
+    """A value that may be JSON text, without the nulls that a table's columns bring with them."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise InputError(f"In {where}, {name!r} is not valid JSON ({error}).") from error
+    return _without_nulls(value)
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return [_without_nulls(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _missing(messages: Sequence[Message], text: str, *, response: bool) -> str | None:
+    """What a rendering does not hold of the messages, white space aside.
+
+    Thoughts of a response count; of earlier answers, which templates strip, they do not.
+    """
+    bare = _bare(text)
+    for message in messages:
+        words = message["content"]
+        if message["role"] == "assistant" and not response:
+            words = _CLOSED.split(words)[-1]
+        if not any(_bare(each) in bare for each in _spellings(words)):
+            return f"the {message['role']} message {_short(words)}"
+        for key in _THOUGHTS if response else ():
+            if _bare(message.get(key, "")) not in bare:
+                return f"the response's {key!r}"
+        for call in message.get("tool_calls", ()):
+            name = call.get("function", call).get("name", "") if isinstance(call, dict) else ""
+            if not isinstance(name, str) or _bare(name) not in bare:
+                return f"the call of the tool {name!r}"
+    return None
+
+
+def _spellings(text: str) -> tuple[str, ...]:
+    """As it is, and as it stands inside of JSON."""
+    return text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _bare(text: str) -> str:
+    return "".join(text.split())
+
+
+def _short(text: str, limit: int = 40) -> str:
+    return repr(text if len(text) <= limit else text[:limit] + "…").replace(MARK, "")
