@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 from datasets import Dataset
+from transformers import GenerationConfig
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer  # type: ignore[attr-defined]  # all are lazy
 
 from paretune.baselines.context import Job
 from paretune.baselines.reward import ScalarReward
-from paretune.evaluation.generation import encode_prompt
+from paretune.evaluation.generation import encode_prompt, end_token_ids
 from paretune.experiment.keep import StepReport, save_weights
 from paretune.experiment.setup import lora_config
 from paretune.files import write_jsonl
@@ -35,8 +36,13 @@ def train_rloo(
         needed: Keys of shared things the reward needed (see `Job.finish`).
     """
     model, tokenizer = load_model_and_tokenizer(**job.recipe.model.model_dump())
-    account = _Account(reward, tokenizer, options)
-    trainer = RLOOTrainer(
+    ends = end_token_ids(model, tokenizer, prompts)
+    # Of its own settings for generation TRL would take what the arguments leave open.
+    model.generation_config = GenerationConfig(
+        eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
+    )
+    account = _Account(reward, tokenizer, options, ends)
+    trainer = _Trainer(
         model,
         [account],
         args=_arguments(options, folder / "checkpoints", job.seed),
@@ -89,12 +95,22 @@ def _arguments(options: Morlhf, folder: Path, seed: int) -> Any:
     )
 
 
+class _Trainer(RLOOTrainer):
+    """TRL's, with prompts as tokens the way every other method has them."""
+
+    def _tokenize_prompts(self, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+        return [encode_prompt(self.processing_class, prompt) for prompt in prompts], None, {}
+
+
 class _Account:
     """The reward as TRL calls it, once a batch of answers, with what the trainer spends on it."""
 
-    def __init__(self, reward: ScalarReward, tokenizer: Any, options: Morlhf) -> None:
+    def __init__(
+        self, reward: ScalarReward, tokenizer: Any, options: Morlhf, ends: Sequence[int]
+    ) -> None:
         self.__name__ = "scalarised"  # TRL logs rewards by name
         self._reward, self._tokenizer, self._options = reward, tokenizer, options
+        self._ends = frozenset(ends)
         self.spend, self._watch = Spend(), Watch()
 
     def __call__(
@@ -110,9 +126,9 @@ class _Account:
         for name, value in entry.items():
             log_metric(name, value)
         self._count(prompts, completion_ids, int(entry["reward_tokens"]))
-        penalty, eos = self._options.missing_eos_penalty, self._tokenizer.eos_token_id
+        penalty = self._options.missing_eos_penalty
         return [
-            reward - penalty * (eos not in ids or not text.strip())
+            reward - penalty * (self._ends.isdisjoint(ids) or not text.strip())
             for reward, text, ids in zip(rewards, texts, completion_ids, strict=True)
         ]
 

@@ -196,14 +196,13 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:
     try:
-        with path.open("rb") as file:
-            listed = file.read(100).lstrip().startswith(b"[")
-        text = path.read_text(encoding="utf-8") if listed else ""
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"'{path}' is no text in UTF-8: unpack it, if it is packed.") from error
     try:
+        listed = text.lstrip().startswith("[")
         # Annotations without a verdict may hold NaN.
         rows = parse_json(text, nan=True) if listed else [r for _, r in read_jsonl(path, nan=True)]
     except ValueError as error:

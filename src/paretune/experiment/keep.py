@@ -67,7 +67,7 @@ def _save(
         history = trainer.state.log_history
         write_jsonl(folder / "log.jsonl", history)
         summary = _summary(history, trainer.state.global_step, peak_memory)
-        write_json(folder / "training.json", {**summary, **more})
+        write_json(folder / "training.json", {**summary, "pairs": trainer.data_counts, **more})
     wait_for_all()
 
 
