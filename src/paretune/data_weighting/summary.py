@@ -23,11 +23,11 @@ from paretune.moo.indicators import (
     radar_area,
 )
 from paretune.moo.preference import Preference
-from paretune.recipes.data_weighting import BLIND, METHODS, WeighRecipe
+from paretune.recipes.data_weighting import METHODS, PREFERENCE_AGNOSTIC, WeighRecipe
 
 Array = NDArray[np.float64]
 
-OURS = ("wc_augmented", "wc_penalty")
+WEIGHTED_CHEBYSHEV = ("wc_augmented", "wc_penalty")
 KINDS = ("own", "resolved", "held_out")
 """Losses where the method stopped, after re-solving, and on test data after re-solving."""
 
@@ -89,7 +89,7 @@ class Summary:
 
     def of(self, method: str, preference: Preference) -> list[CellResult]:
         """The finished cells of a method that stand for a preference, one a seed."""
-        wanted = None if method in BLIND else dict(preference)
+        wanted = None if method in PREFERENCE_AGNOSTIC else dict(preference)
         return [c for c in self.done if c.method == method and c.preference == wanted]
 
     def title(self, preference: Mapping[str, float]) -> str:
@@ -170,9 +170,9 @@ def _quality(
                 }
                 if union.shape[1] >= 3:
                     values["radar_area"] = radar_area(found)
-                    for ours in OURS:
-                        if ours in points:
-                            values[f"area_{ours}"] = area_ratio(points[ours], found)
+                    for name in WEIGHTED_CHEBYSHEV:
+                        if name in points:
+                            values[f"area_{name}"] = area_ratio(points[name], found)
                 for name, value in values.items():
                     collected[method][kind].setdefault(name, []).append(value)
     return {
@@ -184,16 +184,17 @@ def _quality(
     }
 
 
-def time_to_match(summary: Summary, ours: str, rival: str) -> list[dict[str, float]]:
-    """How soon `ours` is as good as the rival ever is, per preference and seed.
+def time_to_match(summary: Summary, method: str, baseline: str) -> list[dict[str, float]]:
+    """How soon the method is as good as the baseline ever is, per preference and seed.
 
-    Good is max λ_s f_s after re-solving. Entries have the rival's ``seconds`` and ``n_gradients``
-    up to its best, and ours up to the first record that is as good, infinite if there is none.
+    Good is max λ_s f_s after re-solving. Entries have what the baseline took to its best
+    (``baseline_seconds``, ``baseline_n_gradients``), and what the method took to the first record
+    that is as good (``seconds``, ``n_gradients``; infinite if there is none).
     """
     found = []
     for preference in summary.preferences:
-        theirs = {cell.seed: cell for cell in summary.of(rival, preference)}
-        for cell in summary.of(ours, preference):
+        theirs = {cell.seed: cell for cell in summary.of(baseline, preference)}
+        for cell in summary.of(method, preference):
             other = theirs.get(cell.seed)
             if other is None or cell.curve is None or other.curve is None:
                 continue
@@ -207,7 +208,7 @@ def time_to_match(summary: Summary, ours: str, rival: str) -> list[dict[str, flo
             for key in ("seconds", "n_gradients"):
                 column = getattr(cell.curve, key)
                 entry[key] = float(column[reached[0]]) if len(reached) else math.inf
-                entry[f"rival_{key}"] = float(getattr(other.curve, key)[end])
+                entry[f"baseline_{key}"] = float(getattr(other.curve, key)[end])
             found.append(entry)
     return found
 

@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from paretune.data_weighting.summary import OURS, Array, Spread, Summary, shortfall, time_to_match
+from paretune.data_weighting.summary import (
+    WEIGHTED_CHEBYSHEV,
+    Array,
+    Spread,
+    Summary,
+    shortfall,
+    time_to_match,
+)
 from paretune.moo.preference import Preference
 
 
@@ -20,7 +27,7 @@ def to_markdown(summary: Summary) -> str:
         lines += [*_truth_tables(summary), *_speed_table(summary)]
         for preference in summary.preferences:
             lines += _preference_table(summary, preference)
-        lines += _honesty_table(summary)
+        lines += _lower_level_gap_table(summary)
     if summary.failed:
         lines += ["## Cells that failed", "", "Delete a cell's folder to run it again.", ""]
         for cell in summary.failed:
@@ -44,7 +51,8 @@ def _quality_table(summary: Summary) -> list[str]:
         "",
         f"Hypervolume (larger is better) against the reference point ({reference}). ε against the "
         "non-dominated points of all methods (smaller is better; 0 and 1 are best). Area: of the "
-        "radar polygon of 1/loss; area ratios S_ours / S_method, above 1 where ours is larger.",
+        "radar polygon of 1/loss; area ratios S_wc / S_method, above 1 where that of the "
+        "weighted-Chebyshev method is larger.",
         "",
     ]
     titles = {"own": "where the method stopped", "resolved": "after re-solving the lower level"}
@@ -112,14 +120,14 @@ def _truth_tables(summary: Summary) -> list[str]:
 
 def _speed_table(summary: Summary) -> list[str]:
     rows = []
-    for ours in OURS:
-        for rival in summary.methods:
-            found = time_to_match(summary, ours, rival) if ours in summary.methods else []
-            if rival == ours or not found:
+    for method in WEIGHTED_CHEBYSHEV:
+        for baseline in summary.methods:
+            found = time_to_match(summary, method, baseline) if method in summary.methods else []
+            if baseline == method or not found:
                 continue
-            row: list[object] = [ours, rival]
+            row: list[object] = [method, baseline]
             for key in ("seconds", "n_gradients"):
-                ratios = [each[key] / max(each[f"rival_{key}"], 1e-9) for each in found]
+                ratios = [each[key] / max(each[f"baseline_{key}"], 1e-9) for each in found]
                 middle = float(np.median(ratios))
                 row.append(f"{middle:.3g}" if math.isfinite(middle) else "never")
             row.append(f"{sum(math.isfinite(e['seconds']) for e in found)} of {len(found)}")
@@ -127,12 +135,12 @@ def _speed_table(summary: Summary) -> list[str]:
     if not rows:
         return []
     return [
-        "## How soon ours is as good as the rival ever gets",
+        "## How soon a method is as good as a baseline ever gets",
         "",
-        "Good is max λ_s f_s after re-solving, of each preference and seed; what ours took over "
-        "what the rival took to its best, the median.",
+        "Good is max λ_s f_s after re-solving, of each preference and seed; what the method took "
+        "over what the baseline took to its best, the median.",
         "",
-        *_table(["ours", "rival", "seconds", "gradient evaluations", "reached"], rows),
+        *_table(["method", "baseline", "seconds", "gradient evaluations", "reached"], rows),
     ]
 
 
@@ -164,7 +172,7 @@ def _preference_table(summary: Summary, preference: Preference) -> list[str]:
     ]
 
 
-def _honesty_table(summary: Summary) -> list[str]:
+def _lower_level_gap_table(summary: Summary) -> list[str]:
     """What each method spent, and how far from feasible and stationary it stopped."""
     rows = []
     for method in summary.methods:

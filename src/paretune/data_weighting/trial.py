@@ -26,7 +26,7 @@ from paretune.moo.bilevel.problem import AnyBilevel, StochasticBilevelProblem
 from paretune.moo.bilevel.result import BilevelResult
 from paretune.moo.preference import Preference
 from paretune.moo.solvers.wc_augmented import WCAugmented
-from paretune.recipes.data_weighting import BLIND, WeighRecipe
+from paretune.recipes.data_weighting import PREFERENCE_AGNOSTIC, WeighRecipe
 
 ANY = "any"  # stands for the preference where it plays no part
 
@@ -123,7 +123,7 @@ def cells(recipe: WeighRecipe) -> list[Cell]:
         Cell(method, preference, seed)
         for seed in recipe.seeds
         for method in recipe.methods
-        for preference in ([None] if method in BLIND else recipe.points)
+        for preference in ([None] if method in PREFERENCE_AGNOSTIC else recipe.points)
     ]
 
 

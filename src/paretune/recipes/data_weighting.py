@@ -32,7 +32,7 @@ METHODS = (
 )
 """Methods by name, in the order of tables and figures."""
 
-BLIND = frozenset({"moml", "moco", "forum", "gmoba"})
+PREFERENCE_AGNOSTIC = frozenset({"moml", "moco", "forum", "gmoba"})
 """Methods in which the preference plays no part: one run a seed stands for all preferences."""
 
 UNIFORM = "uniform"

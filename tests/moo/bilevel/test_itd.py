@@ -2,7 +2,7 @@ import torch
 
 from paretune.moo.bilevel.itd import ITD
 from paretune.moo.bilevel.oracle import Oracle
-from paretune.moo.bilevel.unrolled import inner_steps
+from paretune.moo.bilevel.unroll import inner_steps
 from paretune.moo.preference import Preference
 from paretune.moo.test_problems.bilevel import quadratic_bilevel
 

@@ -4,7 +4,7 @@ import torch
 from paretune.moo.bilevel.moml import MOML, unrolled_rows
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.problem import BilevelProblem
-from paretune.moo.bilevel.unrolled import inner_steps
+from paretune.moo.bilevel.unroll import inner_steps
 from paretune.moo.preference import Preference
 from paretune.moo.test_problems.bilevel import quadratic_bilevel
 

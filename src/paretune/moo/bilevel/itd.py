@@ -11,7 +11,7 @@ from torch import Tensor
 from paretune.moo.bilevel.method import BilevelMethod, Iterate
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.steps import Optimizer, Stepper, as_multipliers, check_options, norm
-from paretune.moo.bilevel.unrolled import inner_steps, unrolled_gradient
+from paretune.moo.bilevel.unroll import inner_steps, unrolled_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class ITD(BilevelMethod):
     Per step D + 1 gradients and D products. Defaults are those of the authors' code; the WC-Penalty
     paper runs D = 50 (40 on language models), α = 1e-3, β = 1e-8.
 
-    Departures: the path of y is kept in place of the graph (see `unrolled`); y starts where it was,
+    Departures: the path of y is kept in place of the graph (see `unroll`); y starts where it was,
     where the authors' code starts each task anew.
 
     Attributes:

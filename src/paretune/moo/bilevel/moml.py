@@ -18,7 +18,7 @@ from paretune.moo.bilevel.steps import (
     min_norm_weights,
     norm,
 )
-from paretune.moo.bilevel.unrolled import inner_steps, unrolled_gradient
+from paretune.moo.bilevel.unroll import inner_steps, unrolled_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class MOML(BilevelMethod):
     task weights; the WC-Penalty paper runs D = 50, α = 1e-3, β = 1e-8.
 
     Departures: the path of y is kept in place of the graph (same numbers, memory D + 1 vectors; see
-    `unrolled`); the authors' code normalises each d_s before it chooses λ, the paper and this do
+    `unroll`); the authors' code normalises each d_s before it chooses λ, the paper and this do
     not; their code moves y by a separate Adam step on training and validation data, here y is y^D.
 
     Attributes:
