@@ -16,7 +16,7 @@ from paretune.data.tokenization import TokenizedPairs
 from paretune.gradients import GradientBank, ObjectiveGradients, per_objective
 from paretune.gradients.objectives import loss_sums, restrict
 from paretune.logprobs import sequence_logps
-from paretune.losses import PreferenceLoss
+from paretune.losses import DPO
 from paretune.moo.weightings import Clamp
 
 Step = Callable[[], None]
@@ -37,7 +37,7 @@ class Case:
         rows = range(len(self.data.pairs[self.names[0]]))
         collate = PairCollator(self.data, self.tokenizer.pad_token_id)
         self.batch = collate([dict.fromkeys(self.names, row) for row in rows])
-        self.losses = dict.fromkeys(self.names, PreferenceLoss("dpo", beta=0.1))
+        self.losses = dict.fromkeys(self.names, DPO(beta=0.1))
         self.preference = torch.full((len(self.names),), 1 / len(self.names)).double()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 

@@ -1,12 +1,14 @@
 """The four losses against values worked out by hand, and their properties."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from paretune import InputError, losses
-from paretune.losses import PreferenceLoss, Scored
+from paretune.losses import DPO, IPO, Scored, losses_by_objective, read_loss
 
 CHOSEN, REJECTED = torch.tensor([-10.0]), torch.tensor([-14.0])
 REF_CHOSEN, REF_REJECTED = torch.tensor([-11.0]), torch.tensor([-12.0])
@@ -58,7 +60,8 @@ def test_spec_agrees_with_the_functions(name: str, token_mean: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     c, r, rc, rr = (-torch.rand(5, generator=generator) * 20 for _ in range(4))
     nc, nr = torch.tensor([3, 4, 5, 6, 7]), torch.tensor([7, 6, 5, 4, 3])
-    loss = PreferenceLoss(name, beta=0.3, gamma=0.2, nll_weight=0.7, token_mean=token_mean)  # type: ignore[arg-type]
+    constants = {"beta": 0.3, "gamma": 0.2, "nll_weight": 0.7, "token_mean": token_mean}
+    loss = read_loss(name, constants)
     found = loss(Scored(c, nc, rc), Scored(r, nr, rr))
     expected = {
         "dpo": losses.dpo(c, r, rc, rr, 0.3),
@@ -75,8 +78,26 @@ def test_spec_agrees_with_the_functions(name: str, token_mean: bool) -> None:
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(InputError, match="Unknown loss 'dop'"):
-        PreferenceLoss("dop")  # type: ignore[arg-type]
+        read_loss("dop")
     with pytest.raises(InputError, match="beta must be positive"):
-        PreferenceLoss("dpo", beta=0)
+        DPO(beta=0)
     with pytest.raises(InputError, match="reference"):
-        PreferenceLoss("dpo")(Scored(CHOSEN, CHOSEN), Scored(REJECTED, REJECTED))
+        DPO()(Scored(CHOSEN, CHOSEN), Scored(REJECTED, REJECTED))
+    with pytest.raises(InputError, match="'dpo' has no constant 'bta'; did you mean 'beta'"):
+        read_loss({"name": "dpo", "bta": 1.0})
+
+
+def test_each_objective_may_have_its_own() -> None:
+    given = {"a": "dpo", "b": IPO(beta=0.3), "c": {"name": "cpo", "nll_weight": 0.5}}
+    found = losses_by_objective(given, "abc", {"beta": 0.2, "gamma": 9.0})
+    assert found == {"a": DPO(0.2), "b": IPO(0.3), "c": losses.CPO(0.2, nll_weight=0.5)}
+    assert losses_by_objective("dpo", "ab") == {"a": DPO(), "b": DPO()}
+    with pytest.raises(InputError, match="'helpfull', which is no objective; did you mean"):
+        losses_by_objective({"helpfull": "dpo"}, ["helpful", "harmless"])
+    with pytest.raises(InputError, match="loss of objective 'harmless' is missing"):
+        losses_by_objective({"helpful": "dpo"}, ["helpful", "harmless"])
+
+
+def test_importing_the_losses_needs_no_torch() -> None:
+    code = "import sys, paretune.losses, paretune.moo.weightings; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import pytest
 import typer
+from paretune.recipes.comparison import CompareRecipe
 from pydantic import BaseModel
 from transformers import TrainingArguments
 from typer.testing import CliRunner
@@ -31,7 +32,6 @@ from typer.testing import CliRunner
 from paretune import cli, moo
 from paretune.moo import bilevel
 from paretune.recipes import Recipe, shipped_recipes
-from paretune.recipes.comparison import CompareRecipe
 from paretune.recipes.data_weighting import WeighRecipe
 from paretune.training import ClampConfig
 

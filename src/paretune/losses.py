@@ -3,17 +3,23 @@
 Every argument named ``chosen``, ``rejected``, ``ref_chosen`` or ``ref_rejected`` has shape ``(B,)``
 and holds log-probabilities in nats, summed over the tokens of a response; lengths count those
 tokens. Each function returns the ``(B,)`` losses of the pairs, unreduced and unweighted.
+
+A new loss is a `PreferenceLoss`, its fields the constants, and a line in `LOSSES`. Importing this
+file does not load torch, so that recipes can read the constants here.
 """
 
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from __future__ import annotations
 
-from torch import Tensor
-from torch.nn.functional import logsigmoid
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from paretune.errors import InputError
+from paretune.options import load_kind, name_of, nearest, options_of
 
-LossName = Literal["dpo", "ipo", "cpo", "simpo"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def dpo(
@@ -32,7 +38,7 @@ def dpo(
     is MODPO's loss (Zhou 2024).
     """
     logits = beta / temperature * ((chosen - ref_chosen) - (rejected - ref_rejected))
-    return -logsigmoid(logits if offset is None else logits - offset / temperature)
+    return -_log_sigmoid(logits if offset is None else logits - offset / temperature)
 
 
 def ipo(
@@ -71,7 +77,7 @@ def cpo(
     below one. With ``chosen_lengths`` given it is the mean per token.
     """
     likelihood = chosen if chosen_lengths is None else chosen / chosen_lengths
-    return -logsigmoid(beta * (chosen - rejected)) - nll_weight * likelihood
+    return -_log_sigmoid(beta * (chosen - rejected)) - nll_weight * likelihood
 
 
 def simpo(
@@ -83,91 +89,224 @@ def simpo(
     gamma: float,
 ) -> Tensor:
     """``-log sigmoid(beta * (mean chosen - mean rejected) - gamma)``, token means (Meng 2024)."""
-    return -logsigmoid(beta * (chosen / chosen_lengths - rejected / rejected_lengths) - gamma)
+    return -_log_sigmoid(beta * (chosen / chosen_lengths - rejected / rejected_lengths) - gamma)
+
+
+def _log_sigmoid(values: Tensor) -> Tensor:
+    from torch.nn.functional import logsigmoid
+
+    return logsigmoid(values)
 
 
 @dataclass(frozen=True)
-class PreferenceLoss:
-    """A loss of Table 1 with its constants: what an objective minimises.
+class PreferenceLoss(ABC):
+    """What an objective minimises: a loss with its constants.
 
     Attributes:
-        name: Which of the four losses.
-        beta: Inverse temperature of the preference model, > 0.
-        gamma: SimPO's target margin.
-        nll_weight: Weight of CPO's likelihood term.
-        token_mean: Divide IPO's log-ratios and CPO's likelihood by the response length.
-        temperature: DPO's logits are divided by it (MODPO: the weight of the objective).
+        beta: Inverse temperature of the preference model, scale of the implicit reward; > 0.
 
     Raises:
-        InputError: for an unknown name or a constant outside its range.
+        InputError: for a constant outside its range.
     """
 
-    name: LossName = "dpo"
+    needs_reference: ClassVar[bool] = False
+    """Whether the loss compares with a reference model."""
+
     beta: float = 0.1
-    gamma: float = 0.5
-    nll_weight: float = 1.0
-    token_mean: bool = False
-    temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(LossName):
-            known = ", ".join(get_args(LossName))
-            raise InputError(f"Unknown loss {self.name!r}: choose one of {known}.")
         if not self.beta > 0:
             raise InputError(f"The loss's beta must be positive, not {self.beta}.")
-        if self.nll_weight < 0:
-            raise InputError(f"The loss's nll_weight must not be negative, not {self.nll_weight}.")
-        if not self.temperature > 0:
-            raise InputError(f"The loss's temperature must be positive, not {self.temperature}.")
-        if self.temperature != 1 and self.name != "dpo":
-            raise InputError(f"Only the loss 'dpo' has a temperature, not {self.name!r}.")
+
+    @abstractmethod
+    def __call__(self, chosen: Scored, rejected: Scored, offset: Tensor | None = None) -> Tensor:
+        """The ``(B,)`` losses of the pairs of responses; `offset` ``(B,)`` is for DPO alone."""
+
+    @abstractmethod
+    def reward(self, response: Scored) -> Tensor:
+        """The implicit rewards of responses in units of beta, ``(B,)``."""
+
+    def margins(self, chosen: Scored, rejected: Scored) -> Tensor:
+        """Implicit rewards of the chosen responses less those of the rejected ones, ``(B,)``."""
+        return self.beta * (self.reward(chosen) - self.reward(rejected))
+
+    def _no_offset(self, offset: Tensor | None) -> None:
+        if offset is not None:
+            raise InputError(f"Offsets of pairs are for the loss 'dpo', not {self.name!r}.")
 
     @property
-    def needs_reference(self) -> bool:
-        """Whether the loss compares with a reference model (DPO, IPO) or not (CPO, SimPO)."""
-        return self.name in ("dpo", "ipo")
+    def name(self) -> str:
+        """Its name in `LOSSES`."""
+        return name_of(LOSSES, self) or type(self).__name__
 
-    def __call__(
-        self, chosen: "Scored", rejected: "Scored", offset: Tensor | None = None
-    ) -> Tensor:
-        """The ``(B,)`` losses of the pairs of responses; `offset` ``(B,)`` is for DPO alone."""
-        if offset is not None and self.name != "dpo":
-            raise InputError(f"Offsets of pairs are for the loss 'dpo', not {self.name!r}.")
-        if self.name == "simpo":
-            return simpo(
-                chosen.logps,
-                rejected.logps,
-                chosen.lengths,
-                rejected.lengths,
-                self.beta,
-                self.gamma,
-            )
-        if self.name == "cpo":
-            lengths = chosen.lengths if self.token_mean else None
-            return cpo(chosen.logps, rejected.logps, self.beta, self.nll_weight, lengths)
+
+@dataclass(frozen=True)
+class DPO(PreferenceLoss):
+    """DPO: the reward is the log-ratio to the reference, summed over tokens.
+
+    Attributes:
+        temperature: The logits are divided by it (MODPO: the weight of the objective).
+    """
+
+    needs_reference = True
+    temperature: float = field(default=1.0, metadata={"key": None})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise InputError(f"The loss's temperature must be positive, not {self.temperature}.")
+
+    def __call__(self, chosen: Scored, rejected: Scored, offset: Tensor | None = None) -> Tensor:
         references = chosen.required_reference, rejected.required_reference
-        if self.name == "ipo":
-            lengths_of_both = (
-                (chosen.lengths, rejected.lengths) if self.token_mean else (None, None)
-            )
-            return ipo(chosen.logps, rejected.logps, *references, self.beta, *lengths_of_both)
         return dpo(chosen.logps, rejected.logps, *references, self.beta, offset, self.temperature)
 
-    def margins(self, chosen: "Scored", rejected: "Scored") -> Tensor:
-        """The ``(B,)`` differences of the rewards this loss implies, in its own units.
+    def reward(self, response: Scored) -> Tensor:
+        return response.logps - response.required_reference
 
-        DPO and IPO: ``beta`` times the log-ratio to the reference. CPO: ``beta`` times the
-        log-probability. SimPO: ``beta`` times its mean per token, before ``gamma`` is taken off.
-        """
-        return self.beta * (self._reward(chosen) - self._reward(rejected))
 
-    def _reward(self, response: "Scored") -> Tensor:
-        if self.name == "simpo":
-            return response.logps / response.lengths
-        if self.name == "cpo":
-            return response.logps
+@dataclass(frozen=True)
+class IPO(PreferenceLoss):
+    """IPO: the reward is the log-ratio to the reference.
+
+    Attributes:
+        token_mean: Mean over the response's tokens in place of sums.
+    """
+
+    needs_reference = True
+    token_mean: bool = False
+
+    def __call__(self, chosen: Scored, rejected: Scored, offset: Tensor | None = None) -> Tensor:
+        self._no_offset(offset)
+        references = chosen.required_reference, rejected.required_reference
+        lengths = (chosen.lengths, rejected.lengths) if self.token_mean else (None, None)
+        return ipo(chosen.logps, rejected.logps, *references, self.beta, *lengths)
+
+    def reward(self, response: Scored) -> Tensor:
         ratio = response.logps - response.required_reference
-        return ratio / response.lengths if self.name == "ipo" and self.token_mean else ratio
+        return ratio / response.lengths if self.token_mean else ratio
+
+
+@dataclass(frozen=True)
+class CPO(PreferenceLoss):
+    """CPO: the reward is the log-probability, summed over tokens.
+
+    Attributes:
+        nll_weight: Weight of the likelihood of the chosen response.
+        token_mean: Mean over the response's tokens in place of sums, in the likelihood.
+    """
+
+    nll_weight: float = 1.0
+    token_mean: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.nll_weight >= 0:
+            raise InputError(f"The loss's nll_weight must not be negative, not {self.nll_weight}.")
+
+    def __call__(self, chosen: Scored, rejected: Scored, offset: Tensor | None = None) -> Tensor:
+        self._no_offset(offset)
+        lengths = chosen.lengths if self.token_mean else None
+        return cpo(chosen.logps, rejected.logps, self.beta, self.nll_weight, lengths)
+
+    def reward(self, response: Scored) -> Tensor:
+        return response.logps
+
+
+@dataclass(frozen=True)
+class SimPO(PreferenceLoss):
+    """SimPO: the reward is the log-probability per token.
+
+    Attributes:
+        gamma: Target margin, taken off the difference of rewards; at least 0.
+    """
+
+    gamma: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.gamma >= 0:
+            raise InputError(f"The loss's gamma must be at least 0, not {self.gamma}.")
+
+    def __call__(self, chosen: Scored, rejected: Scored, offset: Tensor | None = None) -> Tensor:
+        self._no_offset(offset)
+        sides = chosen.logps, rejected.logps, chosen.lengths, rejected.lengths
+        return simpo(*sides, self.beta, self.gamma)
+
+    def reward(self, response: Scored) -> Tensor:
+        return response.logps / response.lengths
+
+
+LOSSES: dict[str, type[PreferenceLoss]] = {"dpo": DPO, "ipo": IPO, "cpo": CPO, "simpo": SimPO}
+"""The losses by name."""
+
+LossName = str
+AnyLoss = str | PreferenceLoss | Mapping[str, Any]
+"""A loss by name, with its constants, or as a mapping with ``name`` and constants."""
+
+
+def read_loss(given: AnyLoss, constants: Mapping[str, Any] | None = None) -> PreferenceLoss:
+    """The loss that is meant.
+
+    Args:
+        constants: Taken, where the loss has them, in place of its defaults.
+
+    Raises:
+        InputError: an unknown loss or constant, or a value outside its range.
+    """
+    if isinstance(given, PreferenceLoss):
+        return given
+    named = {"name": given} if isinstance(given, str) else dict(given)
+    name = named.pop("name", "dpo")
+    kind = load_kind(LOSSES, name, "loss")
+    known = {each.name: each for each in options_of(kind)}
+    for key in named:
+        if key not in known:
+            raise InputError(f"The loss {name!r} has no constant {key!r}{nearest(key, known)}")
+    own = {key: value for key, value in (constants or {}).items() if key in known}
+    try:
+        loss: PreferenceLoss = kind(**own | named)
+    except TypeError as error:
+        raise InputError(f"The constants of the loss {name!r} do not fit: {error}.") from None
+    return loss
+
+
+def is_single_loss(given: Any) -> bool:
+    """Whether it is one loss, not a mapping with one for each objective."""
+    if not isinstance(given, Mapping):
+        return True
+    constants = {each.name for kind in LOSSES.values() for each in options_of(kind)}
+    each = given.values()
+    return not (
+        all(isinstance(v, str | Mapping | PreferenceLoss) for v in each)
+        and given.keys().isdisjoint({"name", *constants})
+    )
+
+
+def losses_by_objective(
+    given: AnyLoss | Mapping[str, AnyLoss],
+    objectives: Collection[str],
+    constants: Mapping[str, Any] | None = None,
+) -> dict[str, PreferenceLoss]:
+    """The loss of every objective, from one for all or a mapping with one for each.
+
+    Raises:
+        InputError: an objective that there is not, or one without a loss; see `read_loss`.
+    """
+    if is_single_loss(given):
+        return dict.fromkeys(objectives, read_loss(given, constants))
+    assert isinstance(given, Mapping)
+    for name in given:
+        if name not in objectives:
+            near = nearest(name, dict.fromkeys(objectives))
+            raise InputError(f"The loss is given for {name!r}, which is no objective{near}")
+    if missing := [name for name in objectives if name not in given]:
+        raise InputError(f"The loss of objective {missing[0]!r} is missing: give every one a loss.")
+    return {name: read_loss(given[name], constants) for name in objectives}
+
+
+def plain_loss(loss: PreferenceLoss) -> dict[str, Any]:
+    """Its name and constants, from which `read_loss` makes it again."""
+    return {"name": loss.name, **asdict(loss)}
 
 
 @dataclass(frozen=True)
@@ -187,9 +326,9 @@ class Scored:
     @property
     def required_reference(self) -> Tensor:
         if self.reference is None:
-            raise InputError("DPO and IPO need reference log-probabilities, and none were given.")
+            raise InputError("The loss needs reference log-probabilities, and none were given.")
         return self.reference
 
-    def __getitem__(self, index: Tensor) -> "Scored":
+    def __getitem__(self, index: Tensor) -> Scored:
         values = (getattr(self, field.name) for field in fields(self))
         return Scored(*(None if value is None else value[index] for value in values))  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ import torch
 from paretune.baselines.modpo import offsets, trained_objective
 from paretune.baselines.single_objective import OneObjectiveTrainer
 from paretune.errors import InputError
-from paretune.losses import PreferenceLoss, Scored
+from paretune.losses import DPO, IPO, Scored
 from paretune.moo.preference import Preference
 from paretune.training import ClampConfig, ClampTrainer, MultiObjectiveConfig, MultiObjectiveTrainer
 
@@ -22,13 +22,13 @@ OTHER = Scored(REJECTED, torch.tensor([2, 2, 5]), REJECTED + torch.tensor([0.1, 
 
 @pytest.mark.parametrize("weight", [0.1, 0.3, 1.0])
 def test_zero_margins_are_dpo_at_beta_over_the_weight(weight: float) -> None:
-    found = PreferenceLoss("dpo", beta=0.3, temperature=weight)(CHOSEN, OTHER, torch.zeros(3))
-    assert torch.equal(found, PreferenceLoss("dpo", beta=0.3 / weight)(CHOSEN, OTHER))
+    found = DPO(beta=0.3, temperature=weight)(CHOSEN, OTHER, torch.zeros(3))
+    assert torch.equal(found, DPO(beta=0.3 / weight)(CHOSEN, OTHER))
 
 
 def test_the_loss_against_its_formula() -> None:
     weight, beta, margin = 0.3, 0.2, torch.tensor([1.5, -0.4, 0.0])
-    found = PreferenceLoss("dpo", beta=beta, temperature=weight)(CHOSEN, OTHER, 0.7 * margin)
+    found = DPO(beta=beta, temperature=weight)(CHOSEN, OTHER, 0.7 * margin)
     delta = (CHOSEN.logps - CHOSEN.reference) - (OTHER.logps - OTHER.reference)  # type: ignore[operator]
     expected = [
         -torch.log(1 / (1 + torch.exp(-(beta * d - 0.7 * m) / weight)))
@@ -37,13 +37,11 @@ def test_the_loss_against_its_formula() -> None:
     assert found.tolist() == pytest.approx([float(value) for value in expected], rel=1e-5)
 
 
-def test_offsets_and_temperatures_are_for_dpo_alone() -> None:
+def test_offsets_are_for_dpo_alone() -> None:
     with pytest.raises(InputError, match="for the loss 'dpo', not 'ipo'"):
-        PreferenceLoss("ipo")(CHOSEN, OTHER, torch.zeros(3))
-    with pytest.raises(InputError, match="temperature, not 'simpo'"):
-        PreferenceLoss("simpo", temperature=0.5)
+        IPO()(CHOSEN, OTHER, torch.zeros(3))
     with pytest.raises(InputError, match="must be positive"):
-        PreferenceLoss(temperature=0.0)
+        DPO(temperature=0.0)
 
 
 def test_which_objective_is_trained() -> None:
@@ -105,7 +103,7 @@ def sides(batch: dict[str, Any], name: str) -> list[Any]:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_all_methods_see_the_same_batches(make: Callable[..., Any], shared: bool) -> None:
-    modpo = partial(OneObjectiveTrainer, trained="two", loss=PreferenceLoss(temperature=0.5))
+    modpo = partial(OneObjectiveTrainer, trained="two", loss=DPO(temperature=0.5))
     clamp, linear, one = (
         batches(make(kind, P, shared)) for kind in (ClampTrainer, MultiObjectiveTrainer, modpo)
     )
@@ -123,9 +121,7 @@ def test_all_methods_see_the_same_batches(make: Callable[..., Any], shared: bool
 
 def test_without_margins_it_trains_as_dpo_on_one_objective(make: Callable[..., Any]) -> None:
     """All rows have all objectives' pairs here, so a weight of one is plain DPO at β / w."""
-    modpo = partial(
-        OneObjectiveTrainer, trained="two", loss=PreferenceLoss(beta=0.1, temperature=0.5)
-    )
+    modpo = partial(OneObjectiveTrainer, trained="two", loss=DPO(beta=0.1, temperature=0.5))
     ours = make(modpo, P)
     ours.prepared["train"].pairs["two"].offset = [0.0] * 8
     plain = make(MultiObjectiveTrainer, {"one": 0.0, "two": 1.0, "three": 0.0}, beta=0.2)
@@ -139,7 +135,7 @@ def test_without_margins_it_trains_as_dpo_on_one_objective(make: Callable[..., A
 
 
 def test_offsets_of_pairs(make: Callable[..., Any]) -> None:
-    modpo = partial(OneObjectiveTrainer, trained="two", loss=PreferenceLoss(temperature=0.5))
+    modpo = partial(OneObjectiveTrainer, trained="two", loss=DPO(temperature=0.5))
     trainer = make(modpo, P)
     pairs = trainer.prepared["train"]
     rewards = {name: torch.randn(len(pairs.sequences)) for name in ("one", "three")}

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from paretune.baselines import morlhf
 from paretune.baselines.context import Job, trained
+from paretune.baselines.morlhf import Morlhf
 from paretune.baselines.ppo import PPO
 from paretune.baselines.reward import ScalarReward
 from paretune.data.splitting import split_by_prompt
@@ -20,7 +21,6 @@ from paretune.evaluation.scorers import FunctionScorer, Normalised
 from paretune.experiment.setup import load_data
 from paretune.moo.preference import Preference
 from paretune.recipes.load import load_recipe
-from paretune.recipes.methods import Morlhf
 from paretune.recipes.rewards import RewardSource
 
 P = Preference.of({"concise": 0.8, "informative": 0.2})
@@ -111,7 +111,7 @@ def test_the_preference_decides_which_of_two_rewards_wins(
 
 def test_a_point_is_an_adapter_and_is_trained_once(make_job: Callable[..., Job]) -> None:
     job = make_job()
-    morlhf.train(job, [P, CORNER], options(stop_kl=None))
+    options(stop_kl=None).train(job, [P, CORNER])
     for preference in (P, CORNER):
         folder = job.point(preference)
         assert trained(folder)
@@ -140,7 +140,7 @@ def test_a_point_is_an_adapter_and_is_trained_once(make_job: Callable[..., Job])
     assert spend["reference_tokens"] == spend["policy_tokens"]  # two readings, two epochs
     assert spend["reward_tokens"] == 0
     before = (job.point(P) / "training.json").stat().st_mtime_ns
-    morlhf.train(job, [P, CORNER], options(stop_kl=None))
+    options(stop_kl=None).train(job, [P, CORNER])
     assert (job.point(P) / "training.json").stat().st_mtime_ns == before
 
 
@@ -148,7 +148,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make_job("whole")
-    morlhf.train(whole, [P], options())
+    options().train(whole, [P])
     step = PPO.step
     for last in (1, 2):  # before and after the first checkpoint
         cut = make_job(f"cut{last}")
@@ -160,17 +160,17 @@ def test_a_killed_run_goes_on_to_the_same_adapter(
 
         monkeypatch.setattr(PPO, "step", dying)
         with pytest.raises(KeyboardInterrupt):
-            morlhf.train(cut, [P], options())
+            options().train(cut, [P])
         assert not trained(cut.point(P))
         monkeypatch.setattr(PPO, "step", step)
-        morlhf.train(cut, [P], options())
+        options().train(cut, [P])
         assert equal(weights(whole.point(P)), weights(cut.point(P)))
         assert len((cut.point(P) / "log.jsonl").read_text().splitlines()) == 3
 
 
 def test_without_steps_the_budget_of_all_methods_is_spent(make_job: Callable[..., Job]) -> None:
     job = make_job()
-    morlhf.train(job, [P], options(steps=None, batch_size=16, mini_batch_size=8, epochs=4))
+    options(steps=None, batch_size=16, mini_batch_size=8, epochs=4).train(job, [P])
     rows = [json.loads(row) for row in (job.point(P) / "log.jsonl").read_text().splitlines()]
     from paretune.baselines.budget import policy_tokens
     from paretune.models import load_model_and_tokenizer
@@ -188,7 +188,7 @@ def test_single_objective_adapters_are_shared(make_job: Callable[..., Job]) -> N
     assert folder.parent == job.shared
     assert folder.name.startswith("ppo-concise-seed0-")
     assert folder == morlhf.single_objective(job, "concise", options())
-    morlhf.train(job, [CORNER], options())
+    options().train(job, [CORNER])
     assert equal(weights(folder), weights(job.point(CORNER)))
 
 
@@ -198,7 +198,7 @@ def test_rloo_trains_an_adapter_and_goes_on(
 ) -> None:
     settings = options(backend="rloo", steps=2, epochs=1, save_steps=1)
     whole, cut = make_job("whole"), make_job("cut")
-    morlhf.train(whole, [P], settings)
+    settings.train(whole, [P])
     score, calls = ScalarReward.__call__, []
 
     def dying(self: ScalarReward, prompts: Sequence[Any], texts: Sequence[str]) -> Any:
@@ -209,9 +209,9 @@ def test_rloo_trains_an_adapter_and_goes_on(
 
     monkeypatch.setattr(ScalarReward, "__call__", dying)
     with pytest.raises(KeyboardInterrupt):
-        morlhf.train(cut, [P], settings)
+        settings.train(cut, [P])
     monkeypatch.setattr(ScalarReward, "__call__", score)
-    morlhf.train(cut, [P], settings)
+    settings.train(cut, [P])
     assert equal(weights(whole.point(P)), weights(cut.point(P)))
     first, second = (
         json.loads((job.point(P) / "training.json").read_text())["spend"] for job in (whole, cut)
@@ -225,12 +225,12 @@ def test_rloo_trains_an_adapter_and_goes_on(
 def test_an_objective_that_nothing_scores_is_named(make_job: Callable[..., Job]) -> None:
     sources = {"concise": RewardSource(scorer="demo")}
     with pytest.raises(InputError, match="Nothing scores the objective 'informative'"):
-        morlhf.train(make_job(), [P], options(rewards=sources))
+        options(rewards=sources).train(make_job(), [P])
 
 
 def test_a_recipe_without_adapter_is_refused(make_job: Callable[..., Job]) -> None:
     with pytest.raises(InputError, match="give the recipe a 'lora' section"):
-        morlhf.train(make_job("run", "lora=null"), [P], options())
+        options().train(make_job("run", "lora=null"), [P])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from paretune.baselines.morlhf import Morlhf
 from paretune.baselines.ppo import (
     PPO,
     Targets,
@@ -22,7 +23,6 @@ from paretune.baselines.ppo import (
 from paretune.baselines.rollouts import PolicyWithValue, answer_mask, sample
 from paretune.data.tokenization import TokenSequence
 from paretune.errors import TrainingStoppedError
-from paretune.recipes.methods import Morlhf
 
 LENGTHS = [5, 1, 3]
 PROMPTS = ["cat dog", "red", "how why what", "tea milk", "sun", "run walk sit", "yes", "no maybe"]

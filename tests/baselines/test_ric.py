@@ -12,9 +12,9 @@ import pytest
 import torch
 from peft import load_peft_weights
 
-from paretune.baselines import ric
 from paretune.baselines.context import Job, spend_of
 from paretune.baselines.ric import (
+    Ric,
     Sample,
     keep_good,
     online_goals,
@@ -27,7 +27,6 @@ from paretune.errors import InputError
 from paretune.experiment.setup import load_data
 from paretune.moo.preference import Preference
 from paretune.recipes.load import load_recipe
-from paretune.recipes.methods import Ric
 
 RANGES = {"a": (-4.0, 4.0), "b": (-3.0, 5.0)}
 POINTS = [
@@ -144,7 +143,7 @@ def test_one_adapter_for_all_points_gone_on_with_at_every_stage(
     make_job: Callable[..., Job], short_answers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = make_job("whole")
-    ric.train(whole, POINTS, options())
+    options().train(whole, POINTS)
     (built,) = (path for path in whole.shared.iterdir() if path.name.startswith("ric-"))
     first, second = (load_peft_weights(str(whole.point(point)), device="cpu") for point in POINTS)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -178,7 +177,7 @@ def test_one_adapter_for_all_points_gone_on_with_at_every_stage(
     monkeypatch.setattr(CompleteCheckpoints, "on_save", dies)
     for _ in range(10):
         try:
-            ric.train(cut, POINTS, options())
+            options().train(cut, POINTS)
             break
         except Killed:
             continue
@@ -191,7 +190,7 @@ def test_mistakes(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="needs a lora section"):
-        ric.train(make_job("full", "lora=null"), POINTS, options())
+        options().train(make_job("full", "lora=null"), POINTS)
     from paretune.results.answers import Answer
 
     monkeypatch.setattr(
@@ -199,4 +198,4 @@ def test_mistakes(
         lambda model, tokenizer, prompts, **_: [Answer(p, "and so on", False) for p in prompts],
     )
     with pytest.raises(InputError, match="None of the 6 online answers ended"):
-        ric.train(make_job("endless"), POINTS, options(offline_steps=1))
+        options(offline_steps=1).train(make_job("endless"), POINTS)

@@ -15,7 +15,7 @@ from paretune.gradients.bank import GradientBank
 from paretune.gradients.objectives import loss_sums
 from paretune.gradients.one_pass import unsupported_reason
 from paretune.logprobs import score_sequences, sequence_logps
-from paretune.losses import PreferenceLoss
+from paretune.losses import DPO, LOSSES
 
 
 def make_batch(
@@ -58,7 +58,7 @@ def test_one_pass_equals_separate_passes(
     batch = make_batch(
         random_pairs(objectives, shared=shared, weights=True), tokenizer, tiny_llama(3)
     )
-    losses = dict.fromkeys(objectives, PreferenceLoss(name, beta=0.3))
+    losses = dict.fromkeys(objectives, LOSSES[name](beta=0.3))
     model = tiny_lora()
     one, one_losses = gradients(model, [batch], losses, "one_pass")
     separate, losses_apart = gradients(model, [batch], losses, "per_objective")
@@ -78,7 +78,7 @@ def test_same_dropout_masks(
     shared: bool, tiny_lora: Any, tokenizer: Any, random_pairs: Any
 ) -> None:
     batch = make_batch(random_pairs(shared=shared), tokenizer, tiny_lora(5))
-    losses = dict.fromkeys(("one", "two"), PreferenceLoss())
+    losses = dict.fromkeys(("one", "two"), DPO())
     model = tiny_lora(dropout=0.3)
     one, _ = gradients(model, [batch], losses, "one_pass")
     again, _ = gradients(model, [batch], losses, "one_pass", seed=8)
@@ -102,7 +102,7 @@ def test_accumulation_equals_one_large_batch(
     rows, collate = PairRows(data, list(pairs)), PairCollator(data, tokenizer.pad_token_id)
     everything = collate([rows[i] for i in range(7)])
     parts = [collate([rows[i] for i in range(3)]), collate([rows[i] for i in range(3, 7)])]
-    losses = dict.fromkeys(pairs, PreferenceLoss())
+    losses = dict.fromkeys(pairs, DPO())
     for method in ("one_pass", "per_objective"):
         whole, whole_losses = gradients(tiny_lora(), [everything], losses, method)
         summed, summed_losses = gradients(tiny_lora(), parts, losses, method)
@@ -115,7 +115,7 @@ def test_activation_checkpointing(
     method: Any, tiny_lora: Any, tokenizer: Any, random_pairs: Any
 ) -> None:
     batch = make_batch(random_pairs(), tokenizer, tiny_lora(5))
-    losses = dict.fromkeys(("one", "two"), PreferenceLoss())
+    losses = dict.fromkeys(("one", "two"), DPO())
     model = tiny_lora(dropout=0.2)
     plain, _ = gradients(model, [batch], losses, method)
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
@@ -128,7 +128,7 @@ def test_checkpointing_still_saves_memory(
 ) -> None:
     """Bytes that autograd keeps between forward and backward, counted as they are saved."""
     batch = make_batch(random_pairs(n=12), tokenizer, tiny_lora(5))
-    losses = dict.fromkeys(("one", "two"), PreferenceLoss())
+    losses = dict.fromkeys(("one", "two"), DPO())
 
     def kept(model: Any) -> int:
         engine, seen = ObjectiveGradients(model, losses, "one_pass"), {}
@@ -154,7 +154,7 @@ def test_checkpointing_still_saves_memory(
 def test_gramian_and_combination(tiny_lora: Any, tokenizer: Any, random_pairs: Any) -> None:
     batch = make_batch(random_pairs(), tokenizer, tiny_lora(5))
     model = tiny_lora()
-    engine = ObjectiveGradients(model, dict.fromkeys(("one", "two"), PreferenceLoss()))
+    engine = ObjectiveGradients(model, dict.fromkeys(("one", "two"), DPO()))
     engine.accumulate(batch)
     engine.bank.finish()
     matrix = flat(engine.bank).double()
@@ -170,7 +170,7 @@ def test_gramian_and_combination(tiny_lora: Any, tokenizer: Any, random_pairs: A
 
 def test_loss_scale_cancels(tiny_lora: Any, tokenizer: Any, random_pairs: Any) -> None:
     batch = make_batch(random_pairs(), tokenizer, tiny_lora(5))
-    losses = dict.fromkeys(("one", "two"), PreferenceLoss())
+    losses = dict.fromkeys(("one", "two"), DPO())
     for method in ("auto", "one_pass", "per_objective"):
         results = []
         for scale in (1.0, 1024.0):
@@ -183,7 +183,7 @@ def test_loss_scale_cancels(tiny_lora: Any, tokenizer: Any, random_pairs: Any) -
 def test_small_gradients_survive_float16(tiny_lora: Any, tokenizer: Any, random_pairs: Any) -> None:
     """Late in training W is small; divided by the loss scale it would vanish in float16."""
     batch = make_batch(random_pairs(n=10), tokenizer, tiny_lora(5))
-    losses = dict.fromkeys(("one", "two"), PreferenceLoss(beta=1e-3))
+    losses = dict.fromkeys(("one", "two"), DPO(beta=1e-3))
     exact, _ = gradients(tiny_lora(), [batch], losses, "per_objective")
     for method in ("one_pass", "per_objective"):
         engine = ObjectiveGradients(tiny_lora(), losses, method)  # type: ignore[arg-type]
@@ -195,7 +195,7 @@ def test_small_gradients_survive_float16(tiny_lora: Any, tokenizer: Any, random_
 
 def test_bfloat16_autocast(tiny_lora: Any, tokenizer: Any, random_pairs: Any) -> None:
     batch = make_batch(random_pairs(n=10), tokenizer, tiny_lora(5))
-    losses = dict.fromkeys(("one", "two"), PreferenceLoss())
+    losses = dict.fromkeys(("one", "two"), DPO())
     model = tiny_lora()
     exact, _ = gradients(model, [batch], losses, "per_objective")
     with torch.autocast("cpu", torch.bfloat16):
@@ -207,7 +207,7 @@ def test_bfloat16_autocast(tiny_lora: Any, tokenizer: Any, random_pairs: Any) ->
 def test_one_pass_is_refused_where_it_is_not_exact(
     tiny_lora: Any, tiny_llama: Any, tokenizer: Any, random_pairs: Any
 ) -> None:
-    losses = dict.fromkeys(("one", "two"), PreferenceLoss())
+    losses = dict.fromkeys(("one", "two"), DPO())
     dora = tiny_lora(use_dora=True)
     assert "magnitude" in str(unsupported_reason(dora))
     with pytest.raises(InputError, match="not exact"):
@@ -248,7 +248,7 @@ def test_auto_falls_back_when_samples_mix(
     wrapper: Any, tiny_lora: Any, tokenizer: Any, random_pairs: Any, caplog: Any
 ) -> None:
     batch = make_batch(random_pairs(), tokenizer, tiny_lora(5))
-    losses = dict.fromkeys(("one", "two"), PreferenceLoss())
+    losses = dict.fromkeys(("one", "two"), DPO())
     model = tiny_lora()
     mlp = model.get_base_model().model.layers[0].mlp
     mlp.up_proj = wrapper(mlp.up_proj)

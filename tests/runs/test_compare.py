@@ -15,10 +15,10 @@ from paretune.baselines import modpo
 from paretune.baselines import single_objective as single
 from paretune.baselines.budget import policy_tokens
 from paretune.baselines.context import Job
+from paretune.baselines.recipe import CompareRecipe, load_comparison
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
 from paretune.evaluation.scorers import FunctionScorer
-from paretune.recipes.comparison import CompareRecipe, load_comparison
 from paretune.report.comparison import markdown
 from paretune.results.comparison import Cell, Comparison, Spread
 from paretune.results.front import FrontPoint, ObjectiveMetrics
@@ -307,7 +307,7 @@ sweep: {preferences: [[0.2, 0.8]]}
     assert (one["steps"], two["steps"]) == (3, 2)
     assert two["spend"]["policy_tokens"] > one["spend"]["policy_tokens"]
     methods = "methods: [{name: modpo, train: {max_steps: 1}}]"
-    with pytest.raises(InputError, match="modpo: train is for clamp, linear, mgda and raco"):
+    with pytest.raises(InputError, match="modpo: train is for the weightings"):
         load_comparison(write(methods, "other.yaml"))
 
 

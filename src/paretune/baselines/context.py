@@ -1,11 +1,9 @@
 """What a method of a comparison is given, and what it tells of its expenses.
 
-A method is a module with a section of options (`paretune.recipes.methods`) and
-``train(job, preferences, options)``, which leaves in `Job.point` of every preference a PEFT adapter
-and, written last, ``training.json`` (see `Job.finish`). A point that has it is never trained again.
+A method is a `Baseline` in a file of its own and a line in `paretune.baselines.BASELINES`.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +11,28 @@ from typing import TYPE_CHECKING, Any
 from paretune.files import main_process, move, read_json, write_json
 from paretune.moo.preference import Preference
 from paretune.progress import Report
+from paretune.recipes.section import Section
 from paretune.spend import Spend as Spend
 from paretune.spend import Watch as Watch
 
 if TYPE_CHECKING:
     from paretune.data import PreferenceData
     from paretune.recipes.schema import Recipe
+
+
+class Baseline(Section):
+    """A method of a comparison that trains by itself; its keys are its options in the recipe."""
+
+    def check_recipe(self, recipe: "Recipe") -> None:
+        """Raise InputError where it is plain before any training that the recipe does not fit."""
+
+    def train(self, job: "Job", preferences: Sequence[Preference]) -> None:
+        """Train what is missing for these preferences.
+
+        Leaves in `Job.point` of every preference a PEFT adapter and, written last,
+        ``training.json`` (see `Job.finish`). A point that has it is never trained again.
+        """
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)

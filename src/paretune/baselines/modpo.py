@@ -11,12 +11,14 @@ import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paretune.baselines.context import Job, Spend, Watch, trained
+from paretune.baselines.context import Baseline, Job, Spend, Watch, trained
 from paretune.baselines.reward import tokens_read
 from paretune.baselines.single_objective import (
     OneObjectiveTrainer,
@@ -31,41 +33,56 @@ from paretune.evaluation.scorers import text_of
 from paretune.experiment.keep import StepReport, free_memory, train_point
 from paretune.experiment.reward_sources import recipe_scorers, recipe_sources
 from paretune.experiment.setup import build_trainer, load_weights
-from paretune.losses import PreferenceLoss
+from paretune.losses import DPO
 from paretune.moo.preference import Preference
-from paretune.recipes.methods import Modpo
 from paretune.recipes.schema import Recipe
 
 
-def train(job: Job, preferences: Sequence[Preference], options: Modpo) -> None:
-    """Train a MODPO adapter for every preference.
+class Modpo(Baseline):
+    """MODPO (Zhou et al., 2024): the margins of the other objectives in one preference loss."""
 
-    A preference with all its weight on one objective is that objective's own adapter.
+    objective: str | None = None
+    """Whose pairs to train on; null takes, at each p, the objective of largest weight."""
+    margins: Literal["implicit", "scorer"] = "implicit"
+    """Rewards of the other objectives: `implicit` in adapters trained on each alone, or of the
+    recipe's answer scorers, standardised on the training responses."""
+    beta: float | None = Field(default=None, gt=0)
+    """β of the loss; null is the recipe's. The implicit rewards are in units of `loss.beta`."""
 
-    Raises:
-        InputError: a loss other than DPO; or, once all other points are trained, a preference that
-            gives no weight to the objective chosen to be trained on.
-    """
-    if job.recipe.loss.name != "dpo":
-        raise InputError(
-            f"MODPO is an extension of DPO, and the recipe's loss is '{job.recipe.loss.name}': "
-            "set loss.name=dpo, or leave MODPO out."
-        )
-    refused = None
-    for preference in preferences:
-        if trained(job.point(preference)):
-            continue
-        try:
-            objective = trained_objective(preference, options.objective)
-        except InputError as error:
-            refused = refused or error
-            continue
-        if len(preference.live) == 1:
-            _copy_single(job, preference)
-        else:
-            _train_point(job, preference, objective, options)
-    if refused is not None:
-        raise refused
+    def check_recipe(self, recipe: Recipe) -> None:
+        if self.objective is not None and self.objective not in recipe.data.objectives:
+            raise InputError(f"there is no objective {self.objective!r}")
+
+    def train(self, job: Job, preferences: Sequence[Preference]) -> None:
+        """Train a MODPO adapter for every preference.
+
+        A preference with all its weight on one objective is that objective's own adapter.
+
+        Raises:
+            InputError: a loss other than DPO; or, once all other points are trained, a preference
+                that gives no weight to the objective chosen to be trained on.
+        """
+        for loss in job.recipe.losses.values():
+            if not isinstance(loss, DPO):
+                raise InputError(
+                    f"MODPO is an extension of DPO, and the recipe's loss is '{loss.name}': "
+                    "set loss.name=dpo, or leave MODPO out."
+                )
+        refused = None
+        for preference in preferences:
+            if trained(job.point(preference)):
+                continue
+            try:
+                objective = trained_objective(preference, self.objective)
+            except InputError as error:
+                refused = refused or error
+                continue
+            if len(preference.live) == 1:
+                _copy_single(job, preference)
+            else:
+                _train_point(job, preference, objective, self)
+        if refused is not None:
+            raise refused
 
 
 def trained_objective(preference: Preference, chosen: str | None) -> str:
@@ -135,9 +152,8 @@ def _trainer(
     job: Job, preference: Preference, objective: str, temperature: float, beta: float | None
 ) -> OneObjectiveTrainer:
     recipe: Recipe = linear(job.recipe)
-    loss = PreferenceLoss(
-        "dpo", beta=recipe.loss.beta if beta is None else beta, temperature=temperature
-    )
+    own = recipe.losses[objective].beta if beta is None else beta
+    loss = DPO(beta=own, temperature=temperature)
     trainer = build_trainer(
         recipe,
         preference,
@@ -167,7 +183,7 @@ def _rewards(job: Job, objective: str, options: Modpo) -> list[str]:
         load_weights(trainer.model, job.shared / single)
         watch, tokens = Watch(), 0
         for split, pairs in trainer.prepared.items():
-            rewards = trainer.implicit_rewards(pairs, job.recipe.loss.beta)
+            rewards = trainer.implicit_rewards(pairs, job.recipe.losses[objective].beta)
             save_file({"rewards": rewards}, folder / f"{split}.safetensors")
             tokens += sum(len(sequence.input_ids) for sequence in pairs.sequences)
         batch = trainer.args.per_device_eval_batch_size

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from paretune.baselines.context import Job, trained
+from pydantic import Field, model_validator
+
+from paretune.baselines.context import Baseline, Job, trained
 from paretune.baselines.reward import (
     ScalarReward,
     Source,
@@ -16,25 +18,101 @@ from paretune.data.messages import distinct_prompts
 from paretune.errors import InputError
 from paretune.files import move, sync, write_jsonl
 from paretune.moo.preference import Preference
-from paretune.recipes.methods import Morlhf
+from paretune.recipes.rewards import RewardSource
+from paretune.recipes.section import Positive
+
+_PPO_ONLY = (
+    "kl_target",
+    "kl_horizon",
+    "value_clip",
+    "value_weight",
+    "discount",
+    "gae_lambda",
+    "stop_kl",
+)
 
 
-def train(job: Job, preferences: Sequence[Preference], options: Morlhf) -> None:
-    """Train the adapter of every preference that has none yet.
+class Morlhf(Baseline):
+    """MORLHF. Table 8 of the CLAMP paper, else RiC's (docs/methods/morlhf.md)."""
 
-    Each folder gets the adapter without the value head, ``log.jsonl`` and ``training.json``.
+    backend: Literal["ppo", "rloo"] = "ppo"
+    """`ppo` (our own) or `rloo` (TRL's RLOOTrainer, which has no value function)."""
+    rewards: dict[str, RewardSource] | None = None
+    """What scores each objective; null is what the recipe's `rewards` says, or the demo data's own
+    scorers."""
+    steps: Positive | None = None
+    """Batches of answers to learn from; null goes on until the tokens that every method of a
+    comparison may send forward and backward are spent."""
+    batch_size: Positive = 64
+    """Answers in a batch, each to another prompt (RLOO: two to a prompt)."""
+    mini_batch_size: Positive = 8
+    """Answers to an update of the weights; answers are scored in groups of this size, too."""
+    epochs: Positive = 4
+    """Passes over each batch."""
+    max_new_tokens: Positive = 256
+    """Longest answer."""
+    temperature: float = Field(default=0.7, gt=0)
+    """Of the sampling, and of the policy and the reference whose probabilities are compared."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """Of Adam, constant."""
+    max_grad_norm: float = Field(default=0.5, gt=0)
+    """Longer gradients are cut to this norm."""
+    kl_coefficient: float = Field(default=0.2, ge=0)
+    """Weight, at first, of the divergence from the reference in the reward."""
+    kl_target: float | None = Field(default=3.0, gt=0)
+    """Divergence of an answer, in nats, to which that weight is steered; null keeps the weight."""
+    kl_horizon: float = Field(default=10_000.0, gt=0)
+    """Answers in which the weight changes by at most a fifth."""
+    clip: float = Field(default=0.2, gt=0)
+    """Ratios of probabilities beyond 1 ± this bring no further gain."""
+    value_clip: float = Field(default=0.2, gt=0)
+    """How far a value may move, with gain, from what it was when the batch was sampled."""
+    value_weight: float = Field(default=0.1, ge=0)
+    """Weight of the value loss."""
+    discount: float = Field(default=1.0, gt=0, le=1)
+    """γ of a token."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """λ of generalised advantage estimation."""
+    missing_eos_penalty: float = Field(default=1.0, ge=0)
+    """Taken off the reward of an answer that is empty or cut at `max_new_tokens`."""
+    stop_kl: float | None = Field(default=1.5, gt=0)
+    """A batch is left once the policy is this far from the one that sampled it, in nats a token;
+    null never leaves early."""
+    save_steps: Positive = 10
+    """Batches between checkpoints."""
 
-    Raises:
-        InputError: a recipe without adapter, or an objective without a scorer.
-        TrainingStoppedError: a loss that is not finite.
-    """
-    pending = [each for each in preferences if not trained(job.point(each))]
-    live = {name: None for preference in pending for name in preference.live}
-    scorers = normalised_scorers(job, options.rewards, list(live))
-    for preference in pending:
-        folder = job.point(preference)
-        folder.mkdir(parents=True, exist_ok=True)
-        _train_point(job, preference, scorers, options, folder)
+    @model_validator(mode="after")
+    def _sizes(self) -> "Morlhf":
+        if self.batch_size % self.mini_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of mini_batch_size "
+                f"{self.mini_batch_size}"
+            )
+        if self.backend == "rloo" and self.mini_batch_size % 2:
+            raise ValueError("mini_batch_size must be even for rloo, which answers prompts twice")
+        if self.backend == "rloo" and self.steps is None:
+            raise ValueError("rloo needs steps, the number of batches")
+        for name in _PPO_ONLY if self.backend == "rloo" else ():
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"rloo has no use for {name}")
+        return self
+
+    def train(self, job: Job, preferences: Sequence[Preference]) -> None:
+        """Train the adapter of every preference that has none yet.
+
+        Each folder gets the adapter without the value head, ``log.jsonl`` and ``training.json``.
+
+        Raises:
+            InputError: a recipe without adapter, or an objective without a scorer.
+            TrainingStoppedError: a loss that is not finite.
+        """
+        pending = [each for each in preferences if not trained(job.point(each))]
+        live = {name: None for preference in pending for name in preference.live}
+        scorers = normalised_scorers(job, self.rewards, list(live))
+        for preference in pending:
+            folder = job.point(preference)
+            folder.mkdir(parents=True, exist_ok=True)
+            _train_point(job, preference, scorers, self, folder)
 
 
 def single_objective(job: Job, objective: str, options: Morlhf) -> Path:

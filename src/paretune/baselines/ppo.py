@@ -7,7 +7,7 @@ a token; entries beyond an answer's end are masked.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,11 @@ from torch import Tensor
 
 from paretune.baselines.rollouts import PolicyWithValue, Rollouts, TokenScores, sample
 from paretune.errors import TrainingStoppedError
-from paretune.recipes.methods import Morlhf
 from paretune.results.answers import Prompt
 from paretune.spend import Spend, Watch
+
+if TYPE_CHECKING:
+    from paretune.baselines.morlhf import Morlhf
 
 Reward = Callable[[Sequence[Prompt], Sequence[str]], tuple[list[float], dict[str, float]]]
 """From N prompts and answers to their N rewards, and what to log (`reward_tokens` is spent)."""
@@ -153,7 +155,7 @@ class PPO:
         tokenizer: Any,
         prompts: Sequence[Prompt],
         reward: Reward,
-        settings: Morlhf,
+        settings: "Morlhf",
         seed: int = 0,
         budget: int = 0,
     ) -> None:

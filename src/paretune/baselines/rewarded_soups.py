@@ -14,32 +14,43 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paretune.baselines.context import Job, Watch, trained
+from paretune.baselines.context import Baseline, Job, Watch, trained
+from paretune.baselines.morlhf import Morlhf
 from paretune.baselines.single_objective import single_objective
 from paretune.errors import InputError
 from paretune.files import read_json, write_json
 from paretune.moo.preference import Preference
-from paretune.recipes.methods import RewardedSoups
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def train(job: Job, preferences: Sequence[Preference], options: RewardedSoups) -> None:
-    """Train the adapters of single objectives that are missing, and merge them for every p.
+class RewardedSoups(Baseline):
+    """Rewarded Soups (Ramé et al., 2023): adapters of single objectives, averaged by p."""
 
-    Raises:
-        InputError: the recipe trains all weights, or adapters that cannot be merged.
-    """
-    if job.recipe.lora is None:
-        raise InputError("Rewarded Soups merge adapters: the recipe needs a lora section.")
-    for preference in preferences:
-        folder = job.point(preference)
-        if trained(folder):
-            continue
-        sources = {_adapter(job, name, options): preference[name] for name in preference.live}
-        watch = Watch()
-        merge_adapters(sources, folder, options.average)
-        job.finish(folder, steps=0, spend=watch.spend(), shared=_keys(sources))
+    adapters: Literal["preference", "ppo"] = "preference"
+    """How the adapters are trained: on preference pairs, or by `ppo` as in the paper."""
+    average: Literal["exact", "raw"] = "exact"
+    """What is averaged: the changes of the weights, B A, or `raw` B and A each, as the authors
+    do."""
+    ppo: Morlhf = Morlhf()
+    """Settings of the PPO, for those adapters."""
+
+    def train(self, job: Job, preferences: Sequence[Preference]) -> None:
+        """Train the adapters of single objectives that are missing, and merge them for every p.
+
+        Raises:
+            InputError: the recipe trains all weights, or adapters that cannot be merged.
+        """
+        if job.recipe.lora is None:
+            raise InputError("Rewarded Soups merge adapters: the recipe needs a lora section.")
+        for preference in preferences:
+            folder = job.point(preference)
+            if trained(folder):
+                continue
+            sources = {_adapter(job, name, self): preference[name] for name in preference.live}
+            watch = Watch()
+            merge_adapters(sources, folder, self.average)
+            job.finish(folder, steps=0, spend=watch.spend(), shared=_keys(sources))
 
 
 def _adapter(job: Job, objective: str, options: RewardedSoups) -> Path:

@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import Field
 
-from paretune.baselines.context import Job, Watch, spend_of, trained
+from paretune.baselines.context import Baseline, Job, Watch, spend_of, trained
 from paretune.baselines.reward import Source, normalised_scorers, section_digest, tokens_read
 from paretune.baselines.score_prompts import with_scores
 from paretune.data.messages import distinct_prompts
@@ -22,14 +23,89 @@ from paretune.errors import InputError
 from paretune.evaluation.scorers import answers_of
 from paretune.files import read_objects, write_json, write_jsonl
 from paretune.moo.preference import Preference
-from paretune.recipes.methods import PreferenceMap, Ric
+from paretune.recipes.rewards import RewardSource
+from paretune.recipes.section import Positive
 
 if TYPE_CHECKING:
     from paretune.results.answers import Prompt
 
 Range = tuple[float, float]
+PreferenceMap = Literal["l2", "linf", "linear"]
+"""From weights to the scores that RiC asks for."""
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class Ric(Baseline):
+    """Rewards-in-Context (Yang et al., 2024). The defaults are those of the authors' code."""
+
+    rewards: dict[str, RewardSource] | None = None
+    """What scores each objective; null is what the recipe's `rewards` says, or the demo data's own
+    scorers."""
+    preference_map: PreferenceMap = "l2"
+    """From weights p to scores to ask for: `l2` (p / ‖p‖₂ of the range, as in the authors'
+    evaluation), `linf` (the largest weight gets the top, the others M p of the range) or `linear`
+    (p of the range)."""
+    batch_size: Positive = 8
+    """Answers to an update of the weights."""
+    offline_steps: Positive = 20_000
+    """Updates on the training answers."""
+    offline_learning_rate: float = Field(default=1.414e-4, gt=0)
+    """Of AdamW, falling linearly to 0."""
+    online_rounds: int = Field(default=1, ge=0)
+    """Times that the model answers, and imitates its best answers."""
+    online_steps: Positive = 4_000
+    """Updates in each round."""
+    online_learning_rate: float = Field(default=1e-5, gt=0)
+    """Of AdamW, constant."""
+    online_prompts: Positive = 20_000
+    """Training prompts answered in each round, drawn with replacement if there are fewer."""
+    offline_mixed: int = Field(default=10_000, ge=0)
+    """Most training answers that are imitated along with the online ones."""
+    keep_quantile: float = Field(default=0.7, ge=0, lt=1)
+    """Answers are imitated online if one of their scores reaches this quantile of all."""
+    max_length: Positive = 512
+    """Longest prompt and answer in tokens; longer ones are left out."""
+    max_new_tokens: Positive = 128
+    """Longest answer of the model; answers cut there are left out."""
+    temperature: float = Field(default=0.7, gt=0)
+    """Of the sampling."""
+    top_p: float = Field(default=0.9, gt=0, le=1)
+    """Nucleus."""
+    generation_batch_size: Positive = 32
+    """Prompts answered at a time."""
+    save_steps: Positive = 100
+    """Updates between checkpoints."""
+
+    def train(self, job: Job, preferences: Sequence[Preference]) -> None:
+        """Train the one adapter, and give every preference a copy with the scores to ask for.
+
+        Each folder gets the adapter, ``prompt.json`` (scores by objective, see `with_scores`) and
+        ``training.json``, whose spend is that of the shared adapter's folder alone.
+
+        Raises:
+            InputError: a recipe without adapter, an objective without a scorer, or online answers
+                of which none can be used.
+        """
+        pending = [each for each in preferences if not trained(job.point(each))]
+        if not pending:
+            return
+        if job.recipe.lora is None:
+            raise InputError("RiC trains an adapter: the recipe needs a lora section.")
+        names = job.recipe.data.objectives
+        sources = normalised_scorers(job, self.rewards, names)
+        training = self.model_copy(update={"preference_map": "l2"})  # which it does not depend on
+        key = f"ric-seed{job.seed}-{section_digest(training)}"
+        adapter = job.once(key, lambda folder: _build(job, self, sources, folder))
+        for preference in pending:
+            folder, watch = job.point(preference), Watch()
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in _ADAPTER:
+                shutil.copyfile(adapter / name, folder / name)
+            scores = target_scores(preference, score_ranges(names, job.seed), self.preference_map)
+            write_json(folder / "prompt.json", scores)
+            needed = [key, *(source.key for source in sources.values())]
+            job.finish(folder, 0, watch.spend(), shared=needed)
 
 
 @dataclass(frozen=True)
@@ -39,37 +115,6 @@ class Sample:
     prompt: "Prompt"
     response: str
     scores: dict[str, float]
-
-
-def train(job: Job, preferences: Sequence[Preference], options: Ric) -> None:
-    """Train the one adapter, and give every preference a copy with the scores to ask for.
-
-    Each folder gets the adapter, ``prompt.json`` (scores by objective, see `with_scores`) and
-    ``training.json``, whose spend is that of the shared adapter's folder alone.
-
-    Raises:
-        InputError: a recipe without adapter, an objective without a scorer, or online answers of
-            which none can be used.
-    """
-    pending = [each for each in preferences if not trained(job.point(each))]
-    if not pending:
-        return
-    if job.recipe.lora is None:
-        raise InputError("RiC trains an adapter: the recipe needs a lora section.")
-    names = job.recipe.data.objectives
-    sources = normalised_scorers(job, options.rewards, names)
-    training = options.model_copy(update={"preference_map": "l2"})  # which it does not depend on
-    key = f"ric-seed{job.seed}-{section_digest(training)}"
-    adapter = job.once(key, lambda folder: _build(job, options, sources, folder))
-    for preference in pending:
-        folder, watch = job.point(preference), Watch()
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _ADAPTER:
-            shutil.copyfile(adapter / name, folder / name)
-        scores = target_scores(preference, score_ranges(names, job.seed), options.preference_map)
-        write_json(folder / "prompt.json", scores)
-        needed = [key, *(source.key for source in sources.values())]
-        job.finish(folder, 0, watch.spend(), shared=needed)
 
 
 def score_ranges(objectives: Sequence[str], seed: int, draws: int = 50_000) -> dict[str, Range]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -17,16 +17,18 @@ from paretune.experiment.keep import StepReport, save_weights
 from paretune.experiment.setup import lora_config
 from paretune.files import write_jsonl
 from paretune.models import load_model_and_tokenizer
-from paretune.recipes.methods import Morlhf
 from paretune.spend import Spend, Watch
 from paretune.training.checkpoints import CompleteCheckpoints, newest_complete, read_state
+
+if TYPE_CHECKING:
+    from paretune.baselines.morlhf import Morlhf
 
 
 def train_rloo(
     job: Job,
     prompts: Sequence[Any],
     reward: ScalarReward,
-    options: Morlhf,
+    options: "Morlhf",
     folder: Path,
     needed: Sequence[str],
 ) -> None:
@@ -63,7 +65,7 @@ def train_rloo(
     job.finish(folder, trainer.state.global_step, account.spend, needed)
 
 
-def _arguments(options: Morlhf, folder: Path, seed: int) -> Any:
+def _arguments(options: "Morlhf", folder: Path, seed: int) -> Any:
     groups = options.batch_size // options.mini_batch_size
     updates = options.epochs * groups  # from one batch of answers
     assert options.steps is not None  # the options see to it
@@ -106,7 +108,7 @@ class _Account:
     """The reward as TRL calls it, once a batch of answers, with what the trainer spends on it."""
 
     def __init__(
-        self, reward: ScalarReward, tokenizer: Any, options: Morlhf, ends: Sequence[int]
+        self, reward: ScalarReward, tokenizer: Any, options: "Morlhf", ends: Sequence[int]
     ) -> None:
         self.__name__ = "scalarised"  # TRL logs rewards by name
         self._reward, self._tokenizer, self._options = reward, tokenizer, options

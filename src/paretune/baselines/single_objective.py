@@ -19,13 +19,14 @@ from paretune.files import read_objects
 from paretune.gradients import ObjectiveGradients
 from paretune.losses import PreferenceLoss
 from paretune.moo.preference import Preference
-from paretune.recipes.schema import Method, Recipe
+from paretune.moo.weightings import Linear
+from paretune.recipes.schema import Recipe
 from paretune.training import MultiObjectiveTrainer
 
 
 def linear(recipe: Recipe, **update: Any) -> Recipe:
     """The recipe with linear weighting, and other sections replaced."""
-    return recipe.model_copy(update={"method": Method(name="linear"), **update})
+    return recipe.model_copy(update={"method": Linear(), **update})
 
 
 def corner(objective: str, objectives: Sequence[str]) -> Preference:

@@ -18,8 +18,8 @@ def compare(
     the recipe later. If a method fails the others go on, and the exit code is 1.
     """
     with resumable():
+        from paretune.baselines.recipe import load_comparison
         from paretune.cli.progress import console_progress
-        from paretune.recipes.comparison import load_comparison
         from paretune.runs.compare import run_compare
 
         loaded = load_comparison(recipe, overrides or [])

@@ -23,10 +23,12 @@ from paretune.data import (
 )
 from paretune.errors import InputError
 from paretune.experiment.train_keys import key_fault
+from paretune.losses import LOSSES
 from paretune.models import cache_folder, load_model_and_tokenizer
 from paretune.moo.preference import Preference
-from paretune.moo.weightings import MGDA, RACO, Linear, Weighting
+from paretune.moo.weightings import ClampOptions
 from paretune.names import shown
+from paretune.options import options_of
 from paretune.training import (
     ClampConfig,
     ClampTrainer,
@@ -42,12 +44,9 @@ _ELSEWHERE = {
     "output_dir": "output_dir",
     "preference": "sweep.preferences",
     "seed": "sweep.seeds",
-    "loss": "loss.name",
-    **{name: f"loss.{name}" for name in ("beta", "gamma", "nll_weight", "token_mean")},
-    **{
-        name: f"method.{name}"
-        for name in ("mu", "mu_final", "mu_schedule", "scale_free", "ideal", "nadir", "loss_ema")
-    },
+    "loss": "loss",
+    **{o.name: f"loss.{o.key}" for kind in LOSSES.values() for o in options_of(kind) if o.key},
+    **{option.name: f"method.{option.key}" for option in options_of(ClampOptions)},
 }
 
 
@@ -98,7 +97,8 @@ def training_arguments(
         InputError: a key of the recipe's train section that does not exist, belongs to another
             section, or has a value of the wrong type.
     """
-    clamp = recipe.method.name == "clamp"
+    method = recipe.method
+    clamp = isinstance(method, ClampOptions)
     kind = ClampConfig if clamp else MultiObjectiveConfig
     train = checked_arguments(recipe.train, kind, "train", _ELSEWHERE)
     defaults: dict[str, Any] = {
@@ -106,16 +106,14 @@ def training_arguments(
         "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is no GPU
         "reference_cache": str(cache_folder() / "reference"),
     }
-    loss = recipe.loss.model_dump(exclude={"name"})
-    method = recipe.method.model_dump(exclude={"name", "radius"}) if clamp else {}
+    options = vars(method) if clamp else {}
     try:
         return kind(
             **defaults
             | train
-            | loss
-            | method
+            | options
             | {
-                "loss": recipe.loss.name,
+                "loss": recipe.loss,
                 "preference": dict(preference),
                 "seed": seed,
                 "output_dir": str(folder),
@@ -205,9 +203,8 @@ def build_trainer(
     elif isinstance(args, ClampConfig):
         trainer = ClampTrainer(model, args, **named)
     else:
-        weightings: dict[str, Weighting] = {"mgda": MGDA(), "raco": RACO(recipe.method.radius)}
-        weighting = weightings.get(recipe.method.name, Linear())
-        trainer = MultiObjectiveTrainer(model, args, weighting=weighting, **named)
+        assert not isinstance(recipe.method, ClampOptions)
+        trainer = MultiObjectiveTrainer(model, args, weighting=recipe.method, **named)
     trainer.remove_callback(PrinterCallback)  # prints every log entry
     return trainer
 

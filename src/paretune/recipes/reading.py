@@ -16,6 +16,7 @@ from paretune import yaml_syntax
 from paretune.errors import InputError
 from paretune.files import user_path
 from paretune.names import shown
+from paretune.recipes.choice import Chosen
 
 Command = Literal["sweep", "compare", "weigh"]
 Keys = tuple[str, ...]
@@ -140,6 +141,10 @@ def _inside(places: Sequence[Place], key: str) -> list[Place]:
             found.append(place.section)
         elif key in place.model_fields:
             annotation = place.model_fields[key].annotation
+            for choice in place.model_fields[key].metadata:
+                if isinstance(choice, Chosen):
+                    found += choice.sections()
+                    found += [_Named(each) for each in choice.sections() if choice.single]
             for kind in (annotation, *get_args(annotation)):
                 if _is_section(kind):
                     found.append(kind)
@@ -150,7 +155,8 @@ def _inside(places: Sequence[Place], key: str) -> list[Place]:
 
 def _names(place: Place) -> tuple[Any, ...]:
     """The values of `name` by which a section is chosen."""
-    return () if isinstance(place, _Named) else get_args(place.model_fields["name"].annotation)
+    field = None if isinstance(place, _Named) else place.model_fields.get("name")
+    return () if field is None else get_args(field.annotation)
 
 
 def _is_section(kind: Any) -> bool:

@@ -13,9 +13,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from paretune import yaml_syntax
 from paretune.errors import InputError
+from paretune.losses import DPO, LOSSES, PreferenceLoss, is_single_loss, losses_by_objective
 from paretune.models import EMBEDDED
 from paretune.moo.preference import Preference
+from paretune.moo.weightings import WEIGHTINGS, ClampOptions, Weighting
 from paretune.names import name_fault, shown
+from paretune.recipes.choice import EARLIER, Chosen
 from paretune.recipes.points import resolve_points
 from paretune.recipes.rewards import RewardSource, RewardTraining
 from paretune.recipes.section import FolderName, Location, Positive, Section, Seed
@@ -54,7 +57,7 @@ class Written(Section):
             InputError: not a whole recipe of this version.
         """
         try:
-            return cls.model_validate(yaml_syntax.parse(text, source))
+            return cls.model_validate(yaml_syntax.parse(text, source), context=EARLIER)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
@@ -206,43 +209,8 @@ class Data(Section):
         return self
 
 
-class Method(Section):
-    """How the objectives' gradients are combined. Keys from `mu` on are for `clamp` alone."""
-
-    name: Literal["clamp", "linear", "mgda", "raco"] = "clamp"
-    """`clamp` (the paper's Algorithm 1), `linear` (weighted sum, PWG), `mgda` (ignores p) or `raco`
-    (conflict-averse gradients, clipped; arXiv 2602.02495)."""
-    radius: float = Field(default=0.4, ge=0, lt=1)
-    """RACO's c: length of the correction per length of the weighted gradient; for `raco` alone."""
-    mu: float = Field(default=100.0, ge=0)
-    """μ of Eq. (6): weight of following p against reaching a Pareto-stationary point."""
-    mu_final: float | None = Field(default=None, ge=0)
-    """μ at the last step, when scheduled."""
-    mu_schedule: Literal["constant", "linear", "cosine", "exponential"] = "constant"
-    """How μ goes from `mu` to `mu_final`."""
-    scale_free: bool = False
-    """Divide both terms of Eq. (6) by their running magnitudes, so that μ has no unit."""
-    ideal: dict[str, float] | None = None
-    """Best reachable loss of each objective, subtracted from its losses."""
-    nadir: dict[str, float] | None = None
-    """Worst loss of each objective; with `ideal`, losses are divided by the range."""
-    loss_ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay of the moving average of the losses in Eq. (6); 0 takes the batch's own."""
-
-
-class Loss(Section):
-    """The preference loss of every objective (Table 1 of the CLAMP paper)."""
-
-    name: Literal["dpo", "ipo", "cpo", "simpo"] = "dpo"
-    """Which loss."""
-    beta: float = Field(default=0.1, gt=0)
-    """Scale of the implicit reward."""
-    gamma: float = Field(default=0.5, ge=0)
-    """Target margin (SimPO)."""
-    nll_weight: float = Field(default=1.0, ge=0)
-    """Weight of the likelihood of the chosen response (CPO)."""
-    token_mean: bool = False
-    """Mean over tokens in place of sums, in IPO and in CPO's likelihood."""
+METHOD = Chosen(WEIGHTINGS, "method", "clamp")
+LOSS = Chosen(LOSSES, "loss", "dpo", is_single_loss)
 
 
 class Sweep(Section):
@@ -297,8 +265,12 @@ class Recipe(Written):
     lora: Lora | None = Lora()
     """null trains all weights."""
     data: Data
-    method: Method = Method()
-    loss: Loss = Loss()
+    method: Annotated[Weighting | ClampOptions, METHOD] = ClampOptions()
+    """How the objectives' gradients are combined: `clamp` (the CLAMP paper's Algorithm 1), `linear`
+    (weighted sum, PWG), `mgda` (ignores p), `raco` (conflict-averse gradients, clipped)."""
+    loss: Annotated[PreferenceLoss | dict[str, PreferenceLoss], LOSS] = DPO()
+    """The preference loss of every objective (Table 1 of the CLAMP paper), or a mapping that gives
+    each objective its own: a name, or a section."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Any field of `MultiObjectiveConfig`, which has those of `transformers.TrainingArguments`."""
     sweep: Sweep
@@ -315,8 +287,8 @@ class Recipe(Written):
         if self.model.quantization and self.lora is None:
             raise ValueError("model.quantization needs lora: a quantised base cannot be trained")
         for key, named in (
-            ("method.ideal", self.method.ideal),
-            ("method.nadir", self.method.nadir),
+            ("method.ideal", getattr(self.method, "ideal", None)),
+            ("method.nadir", getattr(self.method, "nadir", None)),
             ("evaluation.reference_point", self.evaluation.reference_point),
             ("data.path", self.data.path if isinstance(self.data.path, dict) else None),
         ):
@@ -324,6 +296,7 @@ class Recipe(Written):
                 raise ValueError(
                     f"{key} must have one value for each of {', '.join(self.data.objectives)}"
                 )
+        self.losses  # noqa: B018  (raises)
         for name in self.rewards or {}:
             if name not in self.data.objectives:
                 raise ValueError(f"rewards.{name}: there is no objective {name!r}")
@@ -337,6 +310,15 @@ class Recipe(Written):
                 f"than {MAX_SLUG}: give shorter names"
             )
         return self
+
+    @property
+    def method_name(self) -> str:
+        return METHOD.name(self.method)
+
+    @property
+    def losses(self) -> dict[str, PreferenceLoss]:
+        """The loss of each objective."""
+        return losses_by_objective(self.loss, self.data.objectives)
 
     @property
     def points(self) -> list[Preference]:

@@ -9,9 +9,10 @@ from paretune.errors import InputError
 from paretune.files import read_json, read_jsonl
 from paretune.judging.session import Answered, Candidate
 from paretune.moo.preference import Preference
+from paretune.moo.weightings import Linear
 from paretune.progress import Progress, Silent
 from paretune.recipes.load import load_recipe
-from paretune.recipes.schema import Method, Recipe
+from paretune.recipes.schema import Recipe
 from paretune.results.points import PlannedPoint
 from paretune.results.run_folder import BASE_FOLDER
 from paretune.runs.plan import plan
@@ -31,7 +32,7 @@ def load_run(run: Path) -> Recipe:
         raise InputError(f"'{run}' is not a run folder: it has no recipe.yaml.")
     if not _compares(run):
         return load_recipe(saved)
-    from paretune.recipes.comparison import load_comparison  # imports torch
+    from paretune.baselines.recipe import load_comparison  # imports torch
 
     return load_comparison(saved)
 
@@ -81,7 +82,7 @@ def measure_base(recipe: Recipe, run: Path, progress: Progress | None = None) ->
     split: Any = read_json(front)["split"] if front.exists() else "test"
     objectives = recipe.data.objectives
     equal = Preference.of(dict.fromkeys(objectives, 1 / len(objectives)))
-    plain = recipe.model_copy(update={"method": Method(name="linear")})
+    plain = recipe.model_copy(update={"method": Linear()})
     progress.begin(["base model"], 0)
     progress.point("base model")
     data = split_by_prompt(load_data(recipe.data), recipe.data.split, recipe.data.seed)[split]
@@ -109,9 +110,9 @@ def common_prompts(candidates: Sequence[Candidate], base: Mapping[str, Answered]
 
 def _points(recipe: Recipe, run: Path) -> list[tuple[str, int, PlannedPoint, Path]]:
     if not _compares(run):
-        title = recipe.method.name
+        title = recipe.method_name
         return [(title, point.seed, point, point.folder(run)) for point in plan(recipe)]
-    from paretune.recipes.comparison import CompareRecipe
+    from paretune.baselines.recipe import CompareRecipe
 
     assert isinstance(recipe, CompareRecipe)
     rows = []

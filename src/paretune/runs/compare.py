@@ -6,7 +6,6 @@ several methods use in ``shared/``, and in ``cells/<method>-seed<n>/points/`` wh
 again; a method that fails is reported, and the others go on.
 """
 
-import importlib
 import os
 import shutil
 import traceback
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from paretune.errors import InputError
 from paretune.files import read_json, write_json, write_text
 from paretune.moo.preference import Preference
+from paretune.moo.weightings import ClampOptions, Linear
 from paretune.progress import Phase, Progress, Report, Silent
-from paretune.recipes.schema import Method, Recipe
+from paretune.recipes.schema import Recipe
 from paretune.results.comparison import Cell, Comparison
 from paretune.results.front import FrontPoint
 from paretune.results.points import PlannedPoint, read_point
@@ -29,8 +29,8 @@ from paretune.spend import Spend
 
 if TYPE_CHECKING:
     from paretune.baselines.context import Job
+    from paretune.baselines.recipe import CompareRecipe, Entry
     from paretune.data import PreferenceData
-    from paretune.recipes.comparison import CompareRecipe, Entry
 
 _RESULTS = ("compare.json", "compare.md", "compare.png", "compare-scores.png")
 _FILES = ("manifest.json", "recipe.yaml", "report.html", *_RESULTS)
@@ -58,7 +58,7 @@ class _Task:
     @property
     def own_training(self) -> bool:
         """Whether the method trains by itself, not as a weighting of a sweep."""
-        return not isinstance(self.entry.parsed, Method)
+        return not self.entry.is_weighting
 
     @property
     def pending(self) -> list[PlannedPoint]:
@@ -113,7 +113,7 @@ def _tasks(recipe: "CompareRecipe", run: Path) -> list[_Task]:
             fields = {name: getattr(recipe, name) for name in Recipe.model_fields}
             fields["sweep"] = recipe.sweep.model_copy(update={"seeds": [seed]})
             fields["train"] = recipe.train | entry.train
-            fields["method"] = parsed if isinstance(parsed, Method) else Method(name="linear")
+            fields["method"] = parsed if entry.is_weighting else Linear()
             folder = run / "cells" / f"{entry.slug}-seed{seed}"
             tasks.append(_Task(entry, seed, Recipe(**fields), folder))
     return tasks
@@ -178,15 +178,15 @@ def _with_ranges(task: _Task, job: "Job") -> tuple[_Task, list[str]]:
     keys = {name: single_objective(job, name) for name in task.recipe.data.objectives}
     ranges = {name: loss_range(job.shared / key, name) for name, key in keys.items()}
     ideal, nadir = ({name: pair[i] for name, pair in ranges.items()} for i in (0, 1))
-    method = task.recipe.method.model_copy(update={"ideal": ideal, "nadir": nadir})
+    assert isinstance(task.recipe.method, ClampOptions)
+    method = replace(task.recipe.method, ideal=ideal, nadir=nadir)
     recipe = task.recipe.model_copy(update={"method": method})
     return replace(task, recipe=recipe), list(keys.values())
 
 
 def _train(task: _Task, job: "Job") -> None:
     job.report("train", 0.0)
-    method = importlib.import_module(f"paretune.baselines.{task.entry.name}")
-    method.train(job, [point.preference for point in task.points], task.entry.parsed)
+    task.entry.parsed.train(job, [point.preference for point in task.points])
 
 
 def _run_point(
@@ -226,7 +226,7 @@ def _measure_base(
     equal = Preference.of(dict.fromkeys(objectives, 1 / len(objectives)))
     point = PlannedPoint(equal, recipe.evaluation.seed, "base")
     progress.point("base model")
-    plain = recipe.model_copy(update={"method": Method(name="linear")})
+    plain = recipe.model_copy(update={"method": Linear()})
     measure_point(plain, point, None, run / "base", splits["test"], progress.phase)
     free_memory()
 
@@ -270,7 +270,7 @@ def _claim_cell(task: _Task) -> None:
     path = task.folder / "method.json"
     settings = {
         "method": task.entry.name,
-        "options": task.entry.parsed.model_dump(mode="json"),
+        "options": task.entry.settings,
         "range_normalised": task.entry.range_normalised,
         **({"train": task.entry.train} if task.entry.train else {}),
     }
@@ -296,7 +296,7 @@ def _collect(
             Cell(
                 title=task.entry.title,
                 method=task.entry.name,
-                options=task.entry.parsed.model_dump(mode="json"),
+                options=task.entry.settings,
                 seed=task.seed,
                 points=tuple(read(point.folder(task.folder)) for point in done),
                 missing=tuple(point.name for point in missing),

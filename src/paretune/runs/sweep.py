@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from paretune.data.splitting import Split, split_by_prompt
 from paretune.errors import InputError
 from paretune.files import main_process, read_json, write_json, write_text
+from paretune.losses import plain_loss
 from paretune.progress import Progress, Silent
 from paretune.results.front import Front
 from paretune.results.points import PlannedPoint, read_front, read_point
@@ -202,7 +203,8 @@ def _note(recipe: "Recipe", run: Path, counts: Mapping[str, Any]) -> None:
         "recipe": recipe.name,
         "seeds": recipe.sweep.seeds,
         "data": counts,
-        "normalisation": {"ideal": recipe.method.ideal, "nadir": recipe.method.nadir},
+        "normalisation": {key: getattr(recipe.method, key, None) for key in ("ideal", "nadir")},
+        "losses": {name: plain_loss(loss) for name, loss in recipe.losses.items()},
         "sessions": [*sessions, session],
     }
     write_json(path, manifest)
@@ -214,7 +216,7 @@ def _collect(recipe: "Recipe", run: Path, planned: Sequence[PlannedPoint], split
     return Front.of(
         points,
         name=recipe.name,
-        method=recipe.method.name,
+        method=recipe.method_name,
         split=split,
         reference_point=[reference[n] for n in recipe.data.objectives] if reference else None,
     )

@@ -150,7 +150,7 @@ def open_run(folder: Path, overrides: Sequence[str] = (), method: str | None = N
 def _recipe(run: Run, overrides: Sequence[str]) -> Recipe:
     if run.comparison is None:
         return load_recipe(run.path / "recipe.yaml", overrides)
-    from paretune.recipes.comparison import load_comparison  # imports torch
+    from paretune.baselines.recipe import load_comparison  # imports torch
 
     return load_comparison(run.path / "recipe.yaml", overrides)
 

@@ -1,14 +1,14 @@
 """CLAMP: multi-gradient alignment steered by a weighted Chebyshev term (Algorithm 1, Eq. 6)."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from paretune.errors import InputError
-from paretune.moo.weightings import Weights
-from paretune.moo.weightings.clamp_state import ClampState
+from paretune.moo.weightings import ClampOptions, ClampState, Weights
 from paretune.training.config import ClampConfig
 from paretune.training.trainer import MultiObjectiveTrainer, Pairs
 
@@ -43,15 +43,10 @@ class ClampTrainer(MultiObjectiveTrainer):
             optimizers=optimizers,
             on_scored=on_scored,
         )
-        self.clamp = ClampState(
-            mu=args.mu,
-            mu_final=args.mu_final,
-            mu_schedule=args.mu_schedule,
-            scale_free=args.scale_free,
-            ideal=self._per_objective(args.ideal, "ideal"),
-            nadir=self._per_objective(args.nadir, "nadir"),
-            loss_ema=args.loss_ema,
-        )
+        options: dict[str, Any] = {f.name: getattr(args, f.name) for f in fields(ClampOptions)}
+        for name in ("ideal", "nadir"):
+            options[name] = self._per_objective(options[name], name)
+        self.clamp = ClampState(**options)
 
     def _per_objective(self, values: dict[str, float] | None, name: str) -> list[float] | None:
         if values is None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from transformers import TrainingArguments
 
@@ -11,11 +11,28 @@ from paretune.data.sampling import Sampling
 from paretune.data.tokenization import Overlong
 from paretune.errors import InputError
 from paretune.gradients import Method
-from paretune.losses import LossName, PreferenceLoss
+from paretune.losses import (
+    CPO,
+    DPO,
+    IPO,
+    AnyLoss,
+    PreferenceLoss,
+    SimPO,
+    is_single_loss,
+    losses_by_objective,
+    plain_loss,
+    read_loss,
+)
 from paretune.moo.bilevel.problem import HVP
 from paretune.moo.preference import Preference
 from paretune.moo.solvers.multipliers import StepwiseMultipliers
-from paretune.moo.weightings.clamp_state import ClampState, MuSchedule
+from paretune.moo.weightings import ClampOptions
+from paretune.options import as_option
+
+if TYPE_CHECKING:
+    Loss = AnyLoss | dict[str, AnyLoss]
+else:
+    Loss = str  # as HfArgumentParser reads it, which knows no such unions
 
 
 @dataclass
@@ -98,14 +115,17 @@ class MultiObjectiveConfig(CommonConfig):
     Every field is also a key of a recipe's ``train`` section.
     """
 
-    loss: LossName = field(default="dpo", metadata={"help": "dpo, ipo, cpo or simpo (Table 1)."})
-    beta: float = field(default=0.1, metadata={"help": "Inverse temperature of the loss."})
-    gamma: float = field(default=0.5, metadata={"help": "SimPO's target margin."})
-    nll_weight: float = field(default=1.0, metadata={"help": "Weight of CPO's likelihood term."})
-    token_mean: bool = field(
-        default=False,
-        metadata={"help": "Token means in IPO's log-ratios and CPO's likelihood (Table 1: sums)."},
+    loss: Loss = field(
+        default="dpo",
+        metadata={
+            "help": "dpo, ipo, cpo or simpo (Table 1), or an object of paretune.losses; or a "
+            "mapping that gives each objective its own, by name, with constants, or as an object."
+        },
     )
+    beta: float = as_option(DPO, "beta")
+    gamma: float = as_option(SimPO, "gamma")
+    nll_weight: float = as_option(CPO, "nll_weight")
+    token_mean: bool = as_option(IPO, "token_mean")
     sampling: Sampling = field(
         default="auto",
         metadata={"help": "joint: same rows for every objective; independent: own rows each."},
@@ -126,6 +146,17 @@ class MultiObjectiveConfig(CommonConfig):
     )
 
     def __post_init__(self) -> None:
+        # What is kept is plain, so that it can be written down with the other arguments.
+        if isinstance(self.loss, PreferenceLoss):
+            self.loss = plain_loss(self.loss)
+        elif not is_single_loss(self.loss):
+            assert isinstance(self.loss, dict)
+            self.loss = {
+                name: plain_loss(read_loss(each, self._constants()))
+                for name, each in self.loss.items()
+            }
+        else:
+            read_loss(self.loss, self._constants())
         if self.early_stopping_patience > 0:
             if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
                 raise InputError(
@@ -140,53 +171,25 @@ class MultiObjectiveConfig(CommonConfig):
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps
         super().__post_init__()
 
-    def preference_loss(self) -> PreferenceLoss:
-        """The loss of every objective."""
-        return PreferenceLoss(self.loss, self.beta, self.gamma, self.nll_weight, self.token_mean)
+    def preference_losses(self, objectives: Iterable[str]) -> dict[str, PreferenceLoss]:
+        """The loss of every objective; `beta` and the other constants are those of losses by name.
+
+        Raises:
+            InputError: an objective without a loss, or a loss of no objective.
+        """
+        return losses_by_objective(self.loss, list(objectives), self._constants())
+
+    def _constants(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("beta", "gamma", "nll_weight", "token_mean")}
 
 
 @dataclass
-class ClampConfig(MultiObjectiveConfig):
+class ClampConfig(ClampOptions, MultiObjectiveConfig):
     """Arguments of :class:`~paretune.training.ClampTrainer`: CLAMP's Eq. 6 and options."""
 
-    mu: float = field(
-        default=100.0, metadata={"help": "Weight of the Chebyshev term against the MGDA term."}
-    )
-    mu_final: float | None = field(
-        default=None, metadata={"help": "Where the schedule of mu ends (large to small)."}
-    )
-    mu_schedule: MuSchedule = field(
-        default="constant", metadata={"help": "constant, linear, cosine or exponential."}
-    )
-    scale_free: bool = field(
-        default=False,
-        metadata={"help": "Restate mu relative to running magnitudes of both terms."},
-    )
-    ideal: dict[str, float] | None = field(
-        default=None, metadata={"help": "Ideal point z*: losses reached by training each alone."}
-    )
-    nadir: dict[str, float] | None = field(
-        default=None, metadata={"help": "Nadir n; losses are divided by n - z* (DPO: ln 2)."}
-    )
-    loss_ema: float = field(
-        default=0.0, metadata={"help": "Decay of the moving average of losses in Eq. 6; 0: none."}
-    )
-
     def __post_init__(self) -> None:
-        super().__post_init__()
-        # What does not fit together shows here, not after the data has been scored.
-        ideal, nadir = (
-            None if values is None else [values[name] for name in sorted(values)]
-            for values in (self.ideal, self.nadir)
-        )
-        ClampState(
-            mu=self.mu,
-            mu_final=self.mu_final,
-            mu_schedule=self.mu_schedule,
-            ideal=ideal,
-            nadir=nadir,
-            loss_ema=self.loss_ema,
-        )
+        MultiObjectiveConfig.__post_init__(self)
+        self.check()  # what does not fit together shows here, not after the data has been scored
 
 
 @dataclass

@@ -75,8 +75,7 @@ class MultiObjectiveTrainer(BaseTrainer):
         self.live = self.preference.live
         self.weighting: Weighting = Linear() if weighting is None else weighting
         model, tokenizer = load_trainable(model, processing_class, peft_config)
-        loss = args.preference_loss()
-        self.losses = dict.fromkeys(self.objectives, loss)
+        self.losses = args.preference_losses(self.objectives)
         self._live_preference = torch.tensor([self.preference[n] for n in self.live]).double()
         self._tokenizer = tokenizer
         self._train_pairs = self._tokenize(train_dataset, args)

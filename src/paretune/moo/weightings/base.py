@@ -2,7 +2,8 @@
 
 A weighting is a pure function of small arrays on the CPU; whoever holds the gradients forms the
 Gramian, calls it, and steps along the weighted sum. What varies from step to step (schedules,
-moving averages) lives in `paretune.moo.weightings.clamp_state`.
+moving averages) lives in `paretune.moo.weightings.clamp_state`. Importing these files does not load
+torch, so that recipes can read the options there.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from paretune.errors import InputError
 from paretune.moo.numerics.simplex_qp import Rows, Vector, check_qp, read_floats, solve_simplex_qp
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Weights:
     @property
     def vertex(self) -> bool:
         """Whether all of λ* is on one objective."""
-        return int(torch.count_nonzero(self.lam)) == 1
+        return int(self.lam.count_nonzero()) == 1
 
 
 class Weighting(Protocol):
@@ -121,6 +122,8 @@ class ActiveObjectives:
         )
 
     def _spread(self, values: Vector) -> Tensor:
+        import torch
+
         full = [0.0] * self.size
         for m, value in zip(self.indices, values, strict=True):
             full[m] = value

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from paretune.errors import InputError
 from paretune.moo.numerics.simplex_qp import Vector, solve_simplex_qp
 from paretune.moo.weightings.base import ActiveObjectives, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

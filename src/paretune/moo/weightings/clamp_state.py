@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from paretune.errors import InputError
 from paretune.moo.numerics.simplex_qp import read_floats
 from paretune.moo.weightings.base import ActiveObjectives, Weights
 from paretune.moo.weightings.clamp import Clamp
+from paretune.options import option
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MuSchedule = Literal["constant", "linear", "cosine", "exponential"]
 
@@ -20,39 +22,53 @@ _MAGNITUDE_DECAY = 0.9  # of the scale-free magnitudes: an average over about te
 
 
 @dataclass
-class ClampState:
-    """CLAMP over a training run: each `step` updates the averages and calls the pure `Clamp`.
+class ClampOptions:
+    """CLAMP as a recipe or a trainer is told of it, objectives by name.
 
-    Attributes:
-        mu: μ at the start, in units of gradient² / loss (a plain number if `scale_free`).
-        mu_final: μ at the end; needed by, and only by, a schedule other than "constant".
-        mu_schedule: how μ moves from `mu` to `mu_final` with progress t in [0, 1]: "linear",
-            "cosine" (half a cosine), or "exponential" (mu^(1-t) mu_final^t; both positive).
-        scale_free: multiply μ by A / B, where A is the moving average (decay 0.9) of
-            mean_m ‖d_m g_m‖² and B that of mean_m |d_m (f_m − z*_m)|, with d = p / (n − z*) or p.
-            Scaling every loss by c then leaves λ* as it is. μ is 0 while B is 0.
-        ideal, nadir: z* and n of `Clamp`.
-        loss_ema: decay in [0, 1) of a moving average of the losses, used in place of the
-            mini-batch's in the linear term; 0 turns it off.
+    Not frozen, because the trainer's arguments inherit the fields, and transformers' are mutable.
     """
 
-    mu: float = 100.0
-    mu_final: float | None = None
-    mu_schedule: MuSchedule = "constant"
-    scale_free: bool = False
-    ideal: Sequence[float] | None = None
-    nadir: Sequence[float] | None = None
-    loss_ema: float = 0.0
-
-    _losses: list[float] | None = field(default=None, init=False)
-    _gradient_size: float | None = field(default=None, init=False)
-    _loss_size: float | None = field(default=None, init=False)
+    mu: float = option(
+        Clamp.mu,
+        "μ of Eq. (6): weight of following p against reaching a Pareto-stationary point, in units "
+        "of gradient² / loss (without unit if `scale_free`).",
+    )
+    mu_final: float | None = option(
+        None, "μ at the end of training; needed by a schedule other than constant, and only there."
+    )
+    mu_schedule: MuSchedule = option(
+        "constant",
+        "How μ goes from `mu` to `mu_final`: constant, linear, cosine (half a cosine) or "
+        "exponential (mu^(1-t) mu_final^t; both above 0).",
+    )
+    scale_free: bool = option(
+        False, "Divide both terms of Eq. (6) by their running magnitudes, so that μ has no unit."
+    )
+    ideal: dict[str, float] | None = option(
+        None,
+        "z*, the best reachable loss of each objective (that of training it alone), subtracted "
+        "from its losses.",
+    )
+    nadir: dict[str, float] | None = option(
+        None,
+        "n, the worst loss of each objective (DPO: ln 2); with `ideal`, losses are divided by the "
+        "range n - z*.",
+    )
+    loss_ema: float = option(
+        0.0,
+        "Decay, in [0, 1), of the moving average of the losses in the linear term of Eq. (6); 0 "
+        "takes the batch's own.",
+    )
 
     def __post_init__(self) -> None:
-        Clamp(self.mu, self.ideal, self.nadir)  # checks them
+        self.check()
+
+    def check(self) -> None:
+        """Raise InputError for values that are out of range or do not fit together."""
+        Clamp(self.mu, _vector(self.ideal), _vector(self.nadir))
         if not 0 <= self.loss_ema < 1:
             raise InputError(f"loss_ema must be in [0, 1), got {self.loss_ema}.")
-        if self.mu_schedule not in ("constant", "linear", "cosine", "exponential"):
+        if self.mu_schedule not in get_args(MuSchedule):
             raise InputError(
                 f"Unknown mu_schedule {self.mu_schedule!r}; "
                 "there are constant, linear, cosine and exponential."
@@ -63,6 +79,26 @@ class ClampState:
             Clamp(self.mu_final)
             if self.mu_schedule == "exponential" and min(self.mu, self.mu_final) == 0:
                 raise InputError("An exponential mu_schedule needs mu and mu_final above 0.")
+
+
+@dataclass
+class ClampState(ClampOptions):
+    """CLAMP over a training run: each `step` updates the averages and calls the pure `Clamp`.
+
+    With `scale_free`, μ is multiplied by A / B, where A is the moving average (decay 0.9) of
+    mean_m ‖d_m g_m‖² and B that of mean_m |d_m (f_m − z*_m)|, with d = p / (n − z*) or p. Scaling
+    every loss by c then leaves λ* as it is. μ is 0 while B is 0.
+
+    Attributes:
+        ideal, nadir: z* and n as in `Clamp`, in the objectives' order.
+    """
+
+    ideal: Sequence[float] | None = None  # type: ignore[assignment]  # not by name
+    nadir: Sequence[float] | None = None  # type: ignore[assignment]
+
+    _losses: list[float] | None = field(default=None, init=False)
+    _gradient_size: float | None = field(default=None, init=False)
+    _loss_size: float | None = field(default=None, init=False)
 
     def step(
         self,
@@ -123,6 +159,11 @@ class ClampState:
         self._losses = None if losses is None else [float(loss) for loss in losses]
         self._gradient_size = state["gradient_size"]
         self._loss_size = state["loss_size"]
+
+
+def _vector(values: Mapping[str, float] | Sequence[float] | None) -> Sequence[float] | None:
+    """In the order of the names, if there are names."""
+    return [values[name] for name in sorted(values)] if isinstance(values, Mapping) else values
 
 
 def _average(old: float | None, new: float, decay: float) -> float:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-from torch import Tensor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from paretune.errors import InputError
 from paretune.moo.numerics.simplex_qp import Vector, solve_simplex_qp
 from paretune.moo.weightings.base import ActiveObjectives, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,12 @@ class RACO:
     g + c ‖g‖ G q / ‖G q‖, or g alone where G q = 0.
 
     Attributes:
-        c: radius of the correction, in [0, 1); 0 is `Linear`.
+        c: radius of the correction, its length per length of the weighted gradient, in [0, 1); 0 is
+            `Linear`.
         clip: False is CAGrad itself around the preference-weighted gradient: q = q*.
     """
 
-    c: float = 0.4
+    c: float = field(default=0.4, metadata={"key": "radius"})
     clip: bool = True
 
     def __post_init__(self) -> None:

@@ -1,30 +1,36 @@
 """The recipe of a comparison: one like a sweep's, with a list of methods in place of one."""
 
 import re
-from collections.abc import Sequence
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from paretune.baselines import BASELINES
+from paretune.errors import InputError
+from paretune.moo.weightings import WEIGHTINGS
+from paretune.options import load_kind, nearest
+from paretune.recipes.choice import OneOf, OptionsOf, build, section_of, written
 from paretune.recipes.load import resolve
-from paretune.recipes.methods import OPTIONS
 from paretune.recipes.reading import find_recipe, read_recipe, shipped_recipes
-from paretune.recipes.schema import Method, Recipe
+from paretune.recipes.schema import METHOD, Recipe
 from paretune.recipes.section import Name, Section, Seed
 
-MethodName = Literal["clamp", "linear", "mgda", "raco", "modpo", "rewarded_soups", "morlhf", "ric"]
+METHODS: Mapping[str, Any] = ChainMap(BASELINES, WEIGHTINGS)
+"""All that can be compared, by name."""
 
 
 class Entry(Section):
     """One method of a comparison."""
 
-    name: MethodName
-    """Which method."""
+    name: Annotated[str, OneOf(METHODS)]
+    """Which method: a weighting of `sweep`, or one of the baselines."""
     label: Name | None = None
     """What to call it in tables, and its folder; by default its name."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """`clamp`, `linear`, `mgda`, `raco`: keys of a sweep's `method`; else the method's own."""
+    options: Annotated[dict[str, Any], OptionsOf(METHODS)] = Field(default_factory=dict)
+    """Keys of a sweep's `method` for a weighting; else the method's own."""
     seeds: list[Seed] | None = Field(default=None, min_length=1)
     """Each point is trained once with each; null is `sweep.seeds`."""
 
@@ -38,11 +44,11 @@ class Entry(Section):
 
     @model_validator(mode="after")
     def _valid_options(self) -> "Entry":
-        weighting = self.name in get_args(Method.model_fields["name"].annotation)
-        if self.train and (self.range_normalised or not weighting):
+        if self.train and (self.range_normalised or not self.is_weighting):
             # What several methods share is trained as the recipe's own `train` says.
             raise ValueError(
-                f"{self.title}: train is for clamp, linear, mgda and raco, without range_normalised"
+                f"{self.title}: train is for the weightings ({', '.join(WEIGHTINGS)}), without "
+                "range_normalised"
             )
         if self.range_normalised and (self.name != "clamp" or "ideal" in self.options):
             raise ValueError(f"{self.title}: range_normalised is for clamp without options.ideal")
@@ -52,7 +58,12 @@ class Entry(Section):
             first = error.errors()[0]
             key = ".".join(("options", *(str(part) for part in first["loc"])))
             problem = str(first.get("ctx", {}).get("error", first["msg"]))
+            if first["type"] == "extra_forbidden":
+                known = section_of(load_kind(METHODS, self.name, "method")).model_fields
+                problem = f"there is no such option{nearest(first['loc'][-1], known)}"
             raise ValueError(f"{self.title}, {key}: {problem}") from None
+        except InputError as error:
+            raise ValueError(f"{self.title}, options: {error}") from None
         if not self.slug:
             raise ValueError(f"the label {self.label!r} has no letter or digit")
         return self
@@ -67,11 +78,21 @@ class Entry(Section):
         return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
     @property
-    def parsed(self) -> Section:
-        """The options, checked: a `Method`, or the section of the method's own."""
-        if self.name in get_args(Method.model_fields["name"].annotation):
-            return Method.model_validate({**self.options, "name": self.name})
-        return OPTIONS[self.name].model_validate(self.options)
+    def is_weighting(self) -> bool:
+        """Whether it is a weighting of a sweep, not a method that trains by itself."""
+        return self.name in WEIGHTINGS
+
+    @property
+    def parsed(self) -> Any:
+        """The options, checked: the object of the method's class."""
+        if self.is_weighting:
+            return METHOD.read({**self.options, "name": self.name})
+        return build(load_kind(BASELINES, self.name, "method"), self.options)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The options as they are kept in files, each written out."""
+        return METHOD.write(self.parsed) if self.is_weighting else written(self.parsed)
 
 
 class CompareRecipe(Recipe):
@@ -91,14 +112,16 @@ class CompareRecipe(Recipe):
 
     @model_validator(mode="after")
     def _no_single_method(self) -> "CompareRecipe":
-        if self.method != Method():
+        if self.method != type(self).model_fields["method"].default:
             raise ValueError("method is for a sweep; a comparison has its options in methods")
         if self.sweep.warm_start:
             raise ValueError("sweep.warm_start is for a sweep: here points are independent")
         for entry in self.methods:
-            chosen = entry.options.get("objective") if entry.name == "modpo" else None
-            if chosen is not None and chosen not in self.data.objectives:
-                raise ValueError(f"{entry.title}: there is no objective {chosen!r}")
+            if not entry.is_weighting:
+                try:
+                    entry.parsed.check_recipe(self)
+                except InputError as error:
+                    raise ValueError(f"{entry.title}: {error}") from None
         return self
 
 

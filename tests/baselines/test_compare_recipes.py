@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
+from paretune.baselines.morlhf import Morlhf
+from paretune.baselines.recipe import CompareRecipe, load_comparison
+from paretune.baselines.rewarded_soups import RewardedSoups
+from paretune.baselines.ric import Ric
 from paretune.errors import InputError
 from paretune.evaluation.reward_models import RewardInput
 from paretune.recipes import load_recipe
-from paretune.recipes.comparison import CompareRecipe, load_comparison
-from paretune.recipes.methods import Morlhf, RewardedSoups, Ric
 
 TASKS = ("saferlhf_compare", "ultrafeedback_compare")
 OUTPUTS = {"honesty": 8, "helpfulness": 9, "instruction_following": 6}
