@@ -24,14 +24,14 @@ from unittest.mock import patch
 
 import pytest
 import typer
-from paretune.recipes.comparison import CompareRecipe
 from pydantic import BaseModel
 from transformers import TrainingArguments
 from typer.testing import CliRunner
 
 from paretune import cli, moo
+from paretune.baselines.recipe import CompareRecipe
 from paretune.moo import bilevel
-from paretune.recipes import Recipe, shipped_recipes
+from paretune.recipes import Recipe, reference, shipped_recipes
 from paretune.recipes.data_weighting import WeighRecipe
 from paretune.training import ClampConfig
 
@@ -192,11 +192,13 @@ def recipe_keys() -> Surface:
     """
     found: Surface = {}
     for command, recipe in RECIPES.items():
-        found |= section_keys(recipe, f"{command}: ")
-    entry: Any = get_args(CompareRecipe.model_fields["methods"].annotation)[0]
-    for name in get_args(entry.model_fields["name"].annotation):
-        options = type(entry.model_validate({"name": name}).parsed)
-        found |= section_keys(options, f"compare: methods[].options({name}).")
+        for each in reference.recipe_keys(recipe):
+            key = f"{command}: {each.key}"
+            section = each.default == reference.SECTION
+            default = {"default": "a section" if section else plain(each.default)}
+            required = {"required": True}
+            found.setdefault(key, required if each.default is reference.REQUIRED else default)
+            found |= {f"{key} = {choice}": "a choice" for choice in each.choices}
     for name, classes in WEIGH_METHODS.items():
         for kind in classes:
             for field in dataclasses.fields(kind):
@@ -212,42 +214,6 @@ def recipe_keys() -> Surface:
             if name not in elsewhere | {"preference"}:
                 found[f"{command}: train.{name}"] = default
     return found
-
-
-def section_keys(section: type[BaseModel], prefix: str) -> Surface:
-    found: Surface = {}
-    for name, field in section.model_fields.items():
-        key = f"{prefix}{name}"
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
-        if field.is_required():
-            found[key] = {"required": True}
-        elif isinstance(default, BaseModel):
-            found[key] = {"default": "a section"}  # whose keys have theirs
-        else:
-            found[key] = {"default": plain(default)}
-        for suffix, kind in leaves(field.annotation):
-            if inspect.isclass(kind) and issubclass(kind, BaseModel):
-                found |= section_keys(kind, f"{key}{suffix}.")
-            elif get_origin(kind) is Literal:
-                found |= {f"{key}{suffix} = {choice}": "a choice" for choice in get_args(kind)}
-    return found
-
-
-def leaves(annotation: Any) -> Iterator[tuple[str, Any]]:
-    """The types that an annotation is made of, each with how it is got at."""
-    inner = get_args(annotation)
-    if not inner or get_origin(annotation) is Literal:
-        yield "", annotation
-    elif get_origin(annotation) in (list, dict):
-        sign = "[]" if get_origin(annotation) is list else ".*"
-        yield from ((f"{sign}{suffix}", kind) for suffix, kind in leaves(inner[-1]))
-    else:
-        members = [each for each in inner if inspect.isclass(each) and issubclass(each, BaseModel)]
-        for each in inner:
-            if len(members) > 1 and each in members:
-                yield f"({get_args(each.model_fields['name'].annotation)[0]})", each
-            elif not isinstance(each, str):
-                yield from leaves(each)
 
 
 def shipped() -> Surface:

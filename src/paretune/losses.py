@@ -239,7 +239,6 @@ class SimPO(PreferenceLoss):
 LOSSES: dict[str, type[PreferenceLoss]] = {"dpo": DPO, "ipo": IPO, "cpo": CPO, "simpo": SimPO}
 """The losses by name."""
 
-LossName = str
 AnyLoss = str | PreferenceLoss | Mapping[str, Any]
 """A loss by name, with its constants, or as a mapping with ``name`` and constants."""
 
