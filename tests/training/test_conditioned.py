@@ -228,11 +228,11 @@ def test_early_stopping_is_on_the_mean_over_preferences(conditioned: Any, tmp_pa
 def test_one_pass_is_exact_under_gates_of_rows(tiny_lora: Any) -> None:
     """The engine's proof on the first batch compares with autograd; it must hold with gates."""
     model = tiny_lora()
-    from paretune.losses import PreferenceLoss
+    from paretune.losses import CPO
 
     gated = GatedAdapter(model, Gate(2))
     gated.set(np.array([[0.1, 0.9], [0.9, 0.1]] * 2))
-    engine = ObjectiveGradients(model, {"a": PreferenceLoss("cpo")}, "one_pass")
+    engine = ObjectiveGradients(model, {"a": CPO()}, "one_pass")
     ids = torch.arange(5, 45).view(4, 10)
     mask = torch.ones_like(ids)
     batch = {
