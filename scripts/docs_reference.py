@@ -23,9 +23,11 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from transformers import TrainingArguments
 
-from paretune.recipes.comparison import CompareRecipe
+from paretune.baselines import BASELINES
+from paretune.baselines.recipe import CompareRecipe
+from paretune.options import load_kind
+from paretune.recipes.choice import Chosen
 from paretune.recipes.data_weighting import WeighRecipe
-from paretune.recipes.methods import OPTIONS
 from paretune.recipes.schema import Recipe
 
 MODULES = (
@@ -52,7 +54,7 @@ def pages() -> dict[str, str]:
         "compare",
         CompareRecipe,
         "`paretune compare`",
-        {f"methods.options of {name}": section for name, section in OPTIONS.items()},
+        {f"methods.options of {name}": load_kind(BASELINES, name, "method") for name in BASELINES},
         without=Recipe,
     )
     found["reference/weigh.md"] = recipe_page("weigh", WeighRecipe, "`paretune weigh`", {})
@@ -151,7 +153,8 @@ def recipe_page(
 
 def _sections(prefix: str, field: FieldInfo) -> Iterator[str]:
     """The sections that a key holds, one heading each."""
-    found = list(dict.fromkeys(_models(field.annotation)))
+    chosen = [s for each in field.metadata if isinstance(each, Chosen) for s in each.sections()]
+    found = chosen or list(dict.fromkeys(_models(field.annotation)))
     for section in found:
         title = prefix
         if len(found) > 1 and "name" in section.model_fields:
@@ -194,7 +197,7 @@ def default_text(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel):
+    if isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
         return "default: as below"
     return f"default `{yaml_value(value)}`"
 
@@ -230,7 +233,9 @@ def _type_words(annotation: Any) -> str:
     if origin is dict:
         key, value = get_args(annotation)
         return f"mapping from {_type_words(key)} to {_type_words(value)}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if isinstance(annotation, type) and (
+        issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)
+    ):
         return "section"
     words = {int: "whole number", float: "number", str: "text", bool: "true or false"}
     words |= {type(None): "null", Any: "anything"}
