@@ -395,7 +395,7 @@ def test_redirects_are_not_followed(serve: Any, reply: Any, status: int) -> None
         ({"error": {"code": 502, "message": "upstream"}}, "HTTP 502: upstream", 3),
         ({"error": {"code": 403, "message": "flagged"}}, "HTTP 403: flagged", 1),
         ({"error": {"message": "what?"}, "choices": []}, "HTTP 502: what?", 3),
-        ({"choices": []}, "HTTP 200 with a malformed body", 3),
+        ({"choices": []}, "HTTP 200 with: a malformed body", 3),
         ({"choices": [{"finish_reason": "stop", "message": None}]}, "a malformed body", 3),
         ({"choices": [{"finish_reason": "error", "message": {"content": "Rating: 4"}}]}, "502", 3),
         ({"choices": [{"finish_reason": "SAFETY"}]}, Reply("", "SAFETY"), 1),
