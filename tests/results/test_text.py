@@ -2,17 +2,15 @@
 
 import re
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from paretune.names import printable
 from paretune.results.text import (
     markdown_code,
     markdown_text,
     number,
-    plot_text,
     preference_text,
-    terminal_text,
 )
 
 HOSTILE = "a | b <img src=x onerror=alert(1)>\n# heading `code` **bold** [x](y) &lt; US$5 \x1b[2J"
@@ -34,7 +32,7 @@ def test_markdown_of_any_text_is_undone_by_reading_it(text: str) -> None:
     made = markdown_text(text)
     assert not set(made) & set("<>\n\r\x1b\u2028")
     read = re.sub(r"\\([\\`*\[\]|#~$_])", r"\1", made.replace("&lt;", "<").replace("&gt;", ">"))
-    assert read.replace("&amp;", "&") == " ".join(terminal_text(text).split())
+    assert read.replace("&amp;", "&") == " ".join(printable(text).split())
 
 
 @given(st.text(alphabet="a` |", max_size=20))
@@ -45,21 +43,6 @@ def test_a_code_span_ends_where_it_should(text: str) -> None:
     fence = marks[0]
     inner = span[len(fence) : -len(fence)]
     assert len(fence) not in {len(run) for run in re.findall("`+", inner)}
-
-
-@given(st.text(max_size=40))
-def test_a_terminal_gets_no_controls(text: str) -> None:
-    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e]", terminal_text(text))
-
-
-@pytest.mark.parametrize("text", ["cost $a_{$", "$x_{$", "US$ and $5^", r"\$a", "\x1b[31m"])
-def test_matplotlib_takes_no_name_for_a_formula(text: str) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure()
-    figure.text(0, 0, plot_text(text))
-    FigureCanvasAgg(figure).draw()
 
 
 def test_numbers_and_preferences() -> None:

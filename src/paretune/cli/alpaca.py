@@ -10,10 +10,9 @@ from paretune.cli.arguments import Method, Overrides, TrustRemoteCode, resumable
 from paretune.cli.output import echo
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from paretune.evaluation.alpaca_eval import WinRate
     from paretune.evaluation.length_control import LengthControlled
+    from paretune.results.table import Table
 
 alpaca = typer.Typer(no_args_is_help=True, help="AlpacaEval 2.0.")
 
@@ -112,28 +111,27 @@ def score(
         read = read_annotations(path, listed, None if difficulties is None else len(difficulties))
         controlled = length_controlled(read, gamed=table, difficulties=known)
         rows.append((read[0].generator_2, win_rate(read), controlled))
-    console().print(_table(rows))
+    console().print(_table(rows).to_rich())
 
 
 def _table(rows: "list[tuple[str, WinRate, LengthControlled]]") -> "Table":
-    from rich.table import Table
-    from rich.text import Text
+    from paretune.results.table import Column, Table, left, numbers
 
-    title = f"AlpacaEval, in percent ± standard error; LC: {rows[0][2].formula}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("model")
-    for column in ("LC win rate", "win rate", "win / draw / loss", "no verdict", "characters"):
-        table.add_column(column, justify="right")
-    for name, raw, controlled in rows:
-        table.add_row(
-            Text(name),
+    columns = [left("model"), *numbers(["LC win rate", "win rate", "win / draw / loss"])]
+    columns += [Column("no verdict"), Column("characters", ".0f")]
+    cells = [
+        [
+            name,
             f"{controlled.win_rate:.2f} ± {controlled.standard_error:.2f}",
             f"{raw.win_rate:.2f} ± {raw.standard_error:.2f}",
             f"{raw.wins} / {raw.draws} / {raw.losses}",
-            str(raw.missing),
-            f"{raw.mean_length:.0f}",
-        )
-    return table
+            raw.missing,
+            raw.mean_length,
+        ]
+        for name, raw, controlled in rows
+    ]
+    title = f"AlpacaEval, in percent ± standard error; LC: {rows[0][2].formula}"
+    return Table(columns, cells, title)
 
 
 def _told(done: int, total: int) -> None:

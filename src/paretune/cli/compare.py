@@ -28,7 +28,7 @@ def compare(
         from paretune.cli.output import console
         from paretune.cli.tables import comparison_table
 
-        console().print(comparison_table(comparison))
+        console().print(comparison_table(comparison).to_rich())
         echo(f"\nIn {loaded.output_dir}: compare.md, compare.png, compare.json, cells/")
     for cell in comparison.failures:
         echo(f"failed: {cell.title}, seed {cell.seed}: {cell.failure}", err=True)

@@ -14,8 +14,6 @@ from paretune.cli.output import echo
 from paretune.errors import InputError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from paretune.judging.questions import Judge
     from paretune.runs.judge import Forecast
 
@@ -149,11 +147,10 @@ def judge(
         echo("Nothing was asked.")
         raise typer.Exit(1)
     from paretune.cli.output import console
-    from paretune.report.judges import account
+    from paretune.report.judges import account_text, improvements
 
-    judged = summary.to_json()
-    console().print(_table(judged))
-    echo(f"{account(judged)}; {summary.asked} asked now.")
+    console().print(improvements(summary).to_rich())
+    echo(f"{account_text(summary)}; {summary.asked} asked now.")
     names = ("judge.md", "judge.png", "judge.json")
     shown = [name for name in names if (run / FOLDER / name).exists()]
     echo(f"In {run / FOLDER}: {', '.join(shown)}")
@@ -228,28 +225,6 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
         yield told
     finally:
         bars.stop()
-
-
-def _table(judged: dict[str, Any]) -> "Table":
-    from rich.table import Table
-    from rich.text import Text
-
-    from paretune.report.figures import preference_label
-    from paretune.report.judges import interval_text
-
-    pairs = any(row["wins"] for row in judged["rows"])
-    table = Table(title="improvement over the base model [95 %]", title_justify="left")
-    names = ", ".join(judged["rows"][0]["preference"])
-    for column in ("method", f"p = ({names})", *judged["aspects"]):
-        table.add_column(column)
-    if pairs:
-        table.add_column("win rate")
-    for row in judged["rows"]:
-        cells = [row["title"], preference_label(row["preference"])]
-        cells += [interval_text(row["aspects"][name]["percent"]) for name in judged["aspects"]]
-        cells += [interval_text(row["wins"]["rate"], "")] if pairs else []
-        table.add_row(*(Text(cell) for cell in cells))
-    return table
 
 
 def _given(context: typer.Context, name: str) -> bool:

@@ -1,11 +1,13 @@
 """``paretune reward``."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.table import Table
 
 from paretune.cli.arguments import Fresh, Overrides, RecipeName, TrustRemoteCode, resumable
+
+if TYPE_CHECKING:
+    from paretune.results.table import Table
 
 reward = typer.Typer(no_args_is_help=True, help="Reward models.")
 
@@ -39,25 +41,21 @@ def train(
             records = run_rewards(loaded, fresh=fresh, progress=progress)
         if main_process():
             terminal = console()
-            terminal.print(_table(records))
+            terminal.print(_table(records).to_rich())
             terminal.print(f"In {loaded.output_dir}/{FOLDER}", highlight=False, markup=False)
 
 
-def _table(records: dict[str, dict[str, Any]]) -> Table:
+def _table(records: dict[str, dict[str, Any]]) -> "Table":
     """One row an objective."""
-    columns = ("objective", "pairs", "steps", "validation", "test", "mean", "std")
-    table = Table(title="reward models: accuracy on held-out pairs, scores of the training answers")
-    for name in columns:
-        table.add_column(name, justify="left" if name == "objective" else "right")
+    from paretune.results.table import Column, Table, left, numbers
+
+    columns = [left("objective"), *numbers(["pairs", "steps"])]
+    columns += [Column("validation", ".1%"), Column("test", ".1%")]
+    columns += numbers(["mean", "std"], ".3f")
+    rows = []
     for name, record in records.items():
         accuracy, scale = record["accuracy"], record["normalisation"]
-        table.add_row(
-            name,
-            str(record["pairs"]),
-            str(record["steps"]),
-            f"{accuracy['validation']:.1%}",
-            f"{accuracy['test']:.1%}",
-            f"{scale['mean']:.3f}",
-            f"{scale['std']:.3f}",
-        )
-    return table
+        row = [name, record["pairs"], record["steps"], accuracy["validation"], accuracy["test"]]
+        rows.append([*row, scale["mean"], scale["std"]])
+    title = "reward models: accuracy on held-out pairs, scores of the training answers"
+    return Table(columns, rows, title)

@@ -1,17 +1,18 @@
 """Printing a front: a table of its points, and some answers side by side."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from paretune.cli.output import console
 from paretune.files import main_process, read_jsonl
-from paretune.results.comparison import Comparison, Spread
+from paretune.report.tables import methods
+from paretune.results.comparison import Comparison
 from paretune.results.front import Front, FrontPoint
+from paretune.results.table import Cell, Column, Table, left, numbers
+from paretune.results.text import preference_text
 
 _PROMPTS = 3
 _COLUMNS = 4
@@ -19,23 +20,7 @@ _COLUMNS = 4
 
 def comparison_table(comparison: Comparison) -> Table:
     """One row a method: its front, and what one p and all of them cost."""
-    table = Table(title=f"{comparison.name}: test split", title_justify="left")
-    table.add_column("method")
-    for column in ("points", "hypervolume", "policy tokens\nof a point", "min for\none p"):
-        table.add_column(column, justify="right")
-    table.add_column("min for\nall p", justify="right")
-    for title in comparison.titles:
-        cells, cost = comparison.of_title(title), comparison.cost(title)
-        volume = Spread.of([c.hypervolume for c in cells if c.hypervolume is not None])
-        done = sum(len(cell.points) for cell in cells)
-        row = [title, f"{done} of {done + sum(len(cell.missing) for cell in cells)}"]
-        if volume is not None and cost is not None:
-            deviation = "" if volume.deviation is None else f" ±{volume.deviation:.4f}"
-            row += [f"{volume.mean:.4f}{deviation}", f"{cost.point.policy_tokens:,}"]
-            row += [f"{(cost.point.seconds + cost.shared.seconds) / 60:.2f}"]
-            row += [f"{cost.front.seconds / 60:.2f}"]
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+    return replace(methods(comparison), title=f"{comparison.name}: test split")
 
 
 def print_front(front: Front, folder: str | Path) -> None:
@@ -44,7 +29,7 @@ def print_front(front: Front, folder: str | Path) -> None:
         return
     terminal = console()
     folder = Path(folder)
-    terminal.print(front_table(front))
+    terminal.print(front_table(front).to_rich())
     best = sum(point.nondominated for point in front.points)
     reference = ", ".join(
         f"{name} {value:.3f}"
@@ -54,59 +39,52 @@ def print_front(front: Front, folder: str | Path) -> None:
         f"{best} of {len(front.points)} points non-dominated (*); hypervolume "
         f"{front.hypervolume:.4g} against the reference point ({reference}).",
         highlight=False,
+        markup=False,
     )
     if any(point.text for point in front.points):
         terminal.print()
-        terminal.print(text_table(front))
+        terminal.print(text_table(front).to_rich())
     shown = [point for point in front.points if point.scores][:: _stride(front)]
     for table in answer_tables(shown, folder):
         terminal.print()
-        terminal.print(table)
+        terminal.print(table.to_rich())
     terminal.print(f"\nIn {folder}: front.json, front.png, points/", highlight=False, markup=False)
 
 
 def front_table(front: Front) -> Table:
     """One row a point: p, metrics of each objective, max p·f, means of the answers' scores."""
-    table = Table(title=f"{front.name}: {front.method}, {front.split} split", title_justify="left")
     seeds = len({point.seed for point in front.points}) > 1
-    scorers = list(front.points[0].scores)
-    table.add_column("p = (" + ", ".join(front.objectives) + ")", no_wrap=True)
-    if seeds:
-        table.add_column("seed", justify="right")
-    for name in front.objectives:
-        table.add_column(f"{name}\nloss   acc.  margin", justify="right", no_wrap=True)
-    table.add_column("max\np·loss", justify="right")
-    for name in scorers:
-        table.add_column(f"answers:\n{name}", justify="right")
+    columns = [_preference_column(front), *([Column("seed")] if seeds else [])]
+    columns += [Column(f"{name}\nloss   acc.  margin", wrap=False) for name in front.objectives]
+    columns += [Column("max\np·loss", ".3f")]
+    columns += [Column(f"answers:\n{name}") for name in front.points[0].scores]
+    rows: list[list[Cell]] = []
     for point in front.points:
-        weights = ", ".join(f"{weight:.3g}" for weight in point.preference.values())
-        row = [f"({weights}){'*' if point.nondominated else ''}"]
-        if seeds:
-            row.append(str(point.seed))
+        label = preference_text(point.preference, names=False)
+        row: list[Cell] = [f"{label}{'*' if point.nondominated else ''}"]
+        row += [point.seed] if seeds else []
         row += [f"{m.loss:.3f}  {m.accuracy:4.0%}  {m.margin:+.3f}" for m in point.metrics.values()]
-        row.append(f"{point.chebyshev:.3f}")
-        row += [f"{s.mean:.2f} ±{s.standard_error:.2f}" for s in point.scores.values()]
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+        row.append(point.chebyshev)
+        rows.append(row + [f"{s.mean:.2f} ±{s.standard_error:.2f}" for s in point.scores.values()])
+    return Table(columns, rows, f"{front.name}: {front.method}, {front.split} split")
 
 
 def text_table(front: Front) -> Table:
     """What the answers of each point look like, by which a good score may be explained."""
-    table = Table(title="answers as texts", title_justify="left")
-    table.add_column("p = (" + ", ".join(front.objectives) + ")", no_wrap=True)
-    for column in ("tokens", "refused", "repeated", "empty", "cut", "distinct-1", "distinct-2"):
-        table.add_column(column, justify="right")
+    columns = [_preference_column(front), Column("tokens", ".1f")]
+    columns += numbers(["refused", "repeated", "empty", "cut"], ".1%")
+    columns += numbers(["distinct-1", "distinct-2"], ".3f")
+    rows: list[list[Cell]] = []
     for point in front.points:
-        text = point.text
-        if text is None:
-            continue
-        weights = ", ".join(f"{weight:.3g}" for weight in point.preference.values())
-        tokens = "" if point.answer_tokens is None else f"{point.answer_tokens:.1f}"
-        shares = (text.refusals, text.repetition, text.empty, text.unfinished)
-        distinct = ("" if d is None else f"{d:.3f}" for d in (text.distinct_1, text.distinct_2))
-        row = [f"({weights})", tokens, *(f"{share:.1%}" for share in shares), *distinct]
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+        if (text := point.text) is not None:
+            row: list[Cell] = [preference_text(point.preference, names=False), point.answer_tokens]
+            row += [text.refusals, text.repetition, text.empty, text.unfinished]
+            rows.append([*row, text.distinct_1, text.distinct_2])
+    return Table(columns, rows, "answers as texts")
+
+
+def _preference_column(front: Front) -> Column:
+    return Column(f"p = ({', '.join(front.objectives)})", align="left", wrap=False)
 
 
 def answer_tables(points: Sequence[FrontPoint], folder: Path) -> list[Table]:
@@ -119,14 +97,9 @@ def answer_tables(points: Sequence[FrontPoint], folder: Path) -> list[Table]:
         answers.append([row for _, row in islice(read_jsonl(path), _PROMPTS)])
     tables = []
     for row in zip(*answers, strict=False):
-        table = Table(title=Text(_prompt_text(row[0]["prompt"])), title_justify="left")
-        for point in points:
-            weights = ", ".join(f"{name} {w:.3g}" for name, w in point.preference.items())
-            table.add_column(Text(weights), ratio=1)
-        table.add_row(
-            *(Text(a["response"].strip() + ("" if a["finished"] else " [...]")) for a in row)
-        )
-        tables.append(table)
+        said = [a["response"].strip() + ("" if a["finished"] else " [...]") for a in row]
+        columns = [left(preference_text(point.preference)) for point in points]
+        tables.append(Table(columns, [said], _prompt_text(row[0]["prompt"])))
     return tables
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from paretune.errors import InputError
 from paretune.files import parse_json, read_jsonl, write_json
+from paretune.results.spread import Spread
 
 DATASET = "tatsu-lab/alpaca_eval"
 DRAW = 1.5
@@ -169,14 +170,14 @@ def win_rate(annotations: Sequence[Annotation]) -> WinRate:
         InputError: no annotation has a verdict.
     """
     wins = [a.preference - 1 for a in annotations if a.preference is not None]
-    if not wins:
+    spread = Spread.of(wins)
+    if spread is None:
         raise InputError("None of the annotations has a preference from 1 to 2.")
-    mean, error = mean_and_error(wins)
     won = sum(value > 0.5 for value in wins)
     drawn = sum(value == 0.5 for value in wins)
     return WinRate(
-        win_rate=100 * mean,
-        standard_error=100 * error,
+        win_rate=100 * spread.mean,
+        standard_error=100 * spread.standard_error,
         discrete=100 * (won + drawn / 2) / len(wins),
         wins=won,
         losses=len(wins) - won - drawn,
@@ -184,14 +185,6 @@ def win_rate(annotations: Sequence[Annotation]) -> WinRate:
         missing=len(annotations) - len(wins),
         mean_length=math.fsum(len(a.output_2) for a in annotations) / len(annotations),
     )
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; the error of one value is NaN."""
-    count, mean = len(values), math.fsum(values) / len(values)
-    if count == 1:
-        return mean, math.nan
-    return mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (count - 1) / count)
 
 
 def _rows(path: Path) -> list[Mapping[str, Any]]:

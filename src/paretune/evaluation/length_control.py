@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from paretune.errors import InputError
-from paretune.evaluation.alpaca_eval import Annotation, mean_and_error
+from paretune.evaluation.alpaca_eval import Annotation
+from paretune.results.spread import Spread
 
 Array = NDArray[np.float64]
 Formula = Literal["length_controlled_v1", "length_controlled_noreg", "length_controlled_minimal"]
@@ -143,7 +144,9 @@ def length_controlled(
     fitted = np.zeros(3)
     fitted[used] = _fit(rows[:, used], targets, weights)
     features[:, 0] = 0.0
-    mean, error = mean_and_error(_probability(features @ fitted).tolist())
+    predicted = Spread.of(_probability(features @ fitted).tolist())
+    assert predicted is not None  # there are verdicts
+    mean, error = predicted.mean, predicted.standard_error
     length, difficulty, model = fitted.tolist()
     known = None if difficulties is None else difficulty
     return LengthControlled(100 * mean, 100 * error, formula, length, known, model)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,21 @@ class Estimate:
 
     value: float
     interval: tuple[float, float] | None
+
+    def __format__(self, spec: str) -> str:
+        """``"+12.3 % [+4.5, +20.1]"``."""
+        text = f"{format(self.value, spec)} %"
+        if self.interval is None:
+            return text
+        low, high = self.interval
+        return f"{text} [{format(low, spec)}, {format(high, spec)}]"
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any] | None) -> "Estimate | None":
+        if value is None:
+            return None
+        interval = value["interval"]
+        return cls(value["value"], None if interval is None else tuple(interval))
 
 
 @dataclass(frozen=True)
@@ -42,6 +57,10 @@ class Improvement:
     base_mean: float | None = None
     percent: Estimate | None = None
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**{**value, "percent": Estimate.from_json(value["percent"])})
+
 
 @dataclass(frozen=True)
 class Wins:
@@ -59,6 +78,10 @@ class Wins:
     counts: dict[str, int]
     by_order: int
     rate: Estimate | None = None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**{**value, "rate": Estimate.from_json(value["rate"])})
 
 
 def improvement(ratings: Sequence[Mapping[str, Rating]], base: Mapping[str, Rating]) -> Improvement:
@@ -83,7 +106,7 @@ def improvement(ratings: Sequence[Mapping[str, Rating]], base: Mapping[str, Rati
             pairs.append((sum(values) / len(values), reference.value))
     if not pairs:
         return Improvement(dict(counts), 0)
-    ours, theirs = np.array(pairs).T
+    rated, references = np.array(pairs).T
 
     def percent(rows: Array, base_rows: Array) -> Array:
         return np.asarray(100 * (rows.mean(axis=-1) / base_rows.mean(axis=-1) - 1))
@@ -91,13 +114,13 @@ def improvement(ratings: Sequence[Mapping[str, Rating]], base: Mapping[str, Rati
     return Improvement(
         dict(counts),
         len(pairs),
-        float(ours.mean()),
-        float(theirs.mean()),
-        bootstrap(percent, ours, theirs),
+        float(rated.mean()),
+        float(references.mean()),
+        bootstrap(percent, rated, references),
     )
 
 
-# What a pair of verdicts is worth: the first with our answer shown first, the second with it last.
+# What a pair of verdicts is worth: the first with the method's answer as A, the second as B.
 _SCORES: dict[tuple[Side, Side], tuple[str, float]] = {
     ("A", "B"): ("win", 1.0),
     ("A", "tie"): ("half_win", 0.75),
@@ -115,8 +138,8 @@ def wins(verdicts: Sequence[Mapping[str, tuple[Side | None, Side | None] | None]
     """The win rate over the base model, free of the judge's liking for a place.
 
     Args:
-        verdicts: by prompt, one mapping a seed: the verdict with our answer as A and that with
-            our answer as B; None for two answers that are the same, which nobody was asked about.
+        verdicts: by prompt, one mapping a seed: the verdict with the method's answer as A and
+            that with it as B; None for two answers that are the same, which nobody was asked about.
     """
     counts: Counter[str] = Counter()
     by_order = 0
@@ -169,6 +192,13 @@ class Row:
     aspects: dict[str, Improvement]
     wins: Wins | None
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        aspects = {name: Improvement.from_json(of) for name, of in value["aspects"].items()}
+        won = None if value["wins"] is None else Wins.from_json(value["wins"])
+        folders = tuple(value["folders"])
+        return cls(**{**value, "folders": folders, "aspects": aspects, "wins": won})
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -197,8 +227,27 @@ class Summary:
     base: dict[str, dict[str, Any]]
     rows: tuple[Row, ...]
 
+    @property
+    def model(self) -> str:
+        return str(self.judge["model"])
+
+    @property
+    def pairs(self) -> bool:
+        """Whether pairs were judged."""
+        return any(row.wins is not None for row in self.rows)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """What `to_json` gave.
+
+        Raises:
+            KeyError, TypeError: it is of another version.
+        """
+        rows = tuple(Row.from_json(row) for row in value["rows"])
+        return cls(**{**value, "aspects": tuple(value["aspects"]), "rows": rows})
 
 
 def base_summary(ratings: Mapping[str, Mapping[str, Rating]]) -> dict[str, dict[str, Any]]:

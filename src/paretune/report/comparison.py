@@ -1,11 +1,15 @@
 """A comparison of methods as Markdown tables and as pictures."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from paretune.report.figures import PlotPoint, draw_front, preference_label
-from paretune.results.comparison import Comparison, Spread
+from paretune.report import tables
+from paretune.report.figures import PlotPoint, draw_front
+from paretune.results.comparison import Comparison
 from paretune.results.front import FrontPoint
+from paretune.results.spread import Spread
+from paretune.results.table import Cell, Column, Table, left, numbers
+from paretune.results.text import markdown_text, preference_text
 
 _BASE = "base model"
 
@@ -15,11 +19,11 @@ def markdown(comparison: Comparison) -> str:
     n_seeds = max((len(comparison.of_title(t)) for t in comparison.titles), default=1)
     spread = "; mean ± standard deviation over seeds" if n_seeds > 1 else ""
     parts = [
-        f"# {comparison.name}",
+        f"# {markdown_text(comparison.name)}",
         f"Test split{spread}. Lower losses and perplexities are better, higher scores are.",
         *_fronts(comparison),
         "## Points",
-        _points(comparison),
+        _points(comparison).to_markdown(),
         *_asked_for_scores(comparison),
         *_answers(comparison),
         "## Cost",
@@ -28,7 +32,7 @@ def markdown(comparison: Comparison) -> str:
         "single objectives, margins, reward models), which all points share. Times are of the "
         "work itself, without loading and measuring. Reference log-probabilities of the pairs, "
         "which are computed once for all methods, are not counted.",
-        _costs(comparison),
+        _costs(comparison).to_markdown(),
         *_epsilons(comparison),
         *_failures(comparison),
     ]
@@ -38,8 +42,8 @@ def markdown(comparison: Comparison) -> str:
 def _asked_for_scores(comparison: Comparison) -> list[str]:
     titles = dict.fromkeys(cell.title for cell in comparison.cells if cell.method == "ric")
     return [
-        f"{title}: the losses and perplexities are those of the policy with scores in its prompt, "
-        "against the reference without."
+        f"{markdown_text(title)}: the losses and perplexities are those of the policy with scores "
+        "in its prompt, against the reference without."
         for title in titles
     ]
 
@@ -53,7 +57,7 @@ def draw_comparison(comparison: Comparison, losses: Path, scores: Path) -> None:
     ):
         series = {
             title: [
-                PlotPoint(_means(points, values), preference_label(points[0].preference))
+                PlotPoint(_means(points, values), _label(points))
                 for points in comparison.by_preference(title)
                 if all(values(point) for point in points)
             ]
@@ -72,6 +76,10 @@ def draw_comparison(comparison: Comparison, losses: Path, scores: Path) -> None:
             quantity=quantity,
             lower_is_better=lower,
         )
+
+
+def _label(points: Sequence[FrontPoint]) -> str:
+    return preference_text(points[0].preference, names=False)
 
 
 def _losses(point: FrontPoint) -> Mapping[str, float]:
@@ -93,17 +101,20 @@ def _fronts(comparison: Comparison) -> list[str]:
     if comparison.reference_point is None:
         return []
     reference = ", ".join(f"{value:.4f}" for value in comparison.reference_point)
-    rows = []
-    for title in comparison.titles:
-        cells = comparison.of_title(title)
-        volumes = [cell.hypervolume for cell in cells if cell.hypervolume is not None]
-        done = sum(len(cell.points) for cell in cells)
-        planned = done + sum(len(cell.missing) for cell in cells)
-        rows.append([title, str(len(cells)), f"{done} of {planned}", _number(volumes, 5)])
+    rows = [
+        [
+            title,
+            len(comparison.of_title(title)),
+            comparison.done(title),
+            comparison.hypervolume(title),
+        ]
+        for title in comparison.titles
+    ]
+    columns = [left("method"), *numbers(["seeds", "points"]), Column("hypervolume", ".5f")]
     return [
         "## Fronts",
         f"Hypervolume of the test losses below ({reference}): larger is better.",
-        _table(["method", "seeds", "points", "hypervolume"], rows),
+        Table(columns, rows).to_markdown(),
     ]
 
 
@@ -111,25 +122,28 @@ def _groups(comparison: Comparison) -> list[tuple[str, str, list[FrontPoint]]]:
     """Method, preference, and its points over the seeds, the base model first."""
     base = [] if comparison.base is None else [(_BASE, "", [comparison.base])]
     return base + [
-        (title, preference_label(points[0].preference), points)
+        (title, _label(points), points)
         for title in comparison.titles
         for points in comparison.by_preference(title)
     ]
 
 
-def _points(comparison: Comparison) -> str:
+def _points(comparison: Comparison) -> Table:
     objectives = comparison.objectives
-    head = ["method", f"p = ({', '.join(objectives)})"]
-    head += [f"loss {name}" for name in objectives] + ["max p·loss"]
-    head += [f"perplexity {name}" for name in objectives]
-    rows = []
+    columns = [left("method"), Column(_weights(comparison))]
+    columns += numbers([f"loss {name}" for name in objectives] + ["max p·loss"], ".4f")
+    columns += numbers([f"perplexity {name}" for name in objectives], ".2f")
+    rows: list[list[Cell]] = []
     for title, label, points in _groups(comparison):
         metrics = [[point.metrics[name] for point in points] for name in objectives]
-        row = [title, label, *(_number([m.loss for m in each], 4) for each in metrics)]
-        row += [_number([point.chebyshev for point in points], 4) if label else ""]
-        row += [_number([m.perplexity for m in each], 2) for each in metrics]
-        rows.append(row)
-    return _table(head, rows)
+        row: list[Cell] = [title, label, *(Spread.of(m.loss for m in each) for each in metrics)]
+        row += [Spread.of(point.chebyshev for point in points) if label else None]
+        rows.append([*row, *(Spread.of(m.perplexity for m in each) for each in metrics)])
+    return Table(columns, rows)
+
+
+def _weights(comparison: Comparison) -> str:
+    return f"p = ({', '.join(comparison.objectives)})"
 
 
 def _answers(comparison: Comparison) -> list[str]:
@@ -138,65 +152,60 @@ def _answers(comparison: Comparison) -> list[str]:
     if not groups:
         return []
     scorers = list(groups[0][2][0].scores)
-    head = ["method", f"p = ({', '.join(comparison.objectives)})"]
-    head += [*(f"score {name}" for name in scorers), "tokens", "refused %", "repeated %"]
-    head += ["empty %", "cut %", "distinct-1", "distinct-2"]
-    rows = []
+    columns = [left("method"), Column(_weights(comparison))]
+    columns += numbers([f"score {name}" for name in scorers], ".3f")
+    columns += numbers(["tokens", "refused %", "repeated %", "empty %", "cut %"], ".1f")
+    columns += numbers(["distinct-1", "distinct-2"], ".3f")
+    rows: list[list[Cell]] = []
     for title, label, points in groups:
         texts = [point.text for point in points if point.text is not None]
-        row = [title, label]
-        row += [_number([point.scores[name].mean for point in points], 3) for name in scorers]
-        row += [_number([point.answer_tokens for point in points], 1)]
-        shares = zip(
-            *((t.refusals, t.repetition, t.empty, t.unfinished) for t in texts), strict=True
-        )
-        row += [_number([100 * share for share in each], 1) for each in shares]
-        row += [_number([text.distinct_1 for text in texts], 3)]
-        row += [_number([text.distinct_2 for text in texts], 3)]
-        rows.append(row)
+        row: list[Cell] = [title, label]
+        row += [Spread.of(point.scores[name].mean for point in points) for name in scorers]
+        row += [Spread.of(point.answer_tokens for point in points)]
+        for share in ("refusals", "repetition", "empty", "unfinished"):
+            row += [Spread.of(100 * getattr(text, share) for text in texts)]
+        row += [Spread.of(text.distinct_1 for text in texts)]
+        rows.append([*row, Spread.of(text.distinct_2 for text in texts)])
     explained = (
         "Of the generated answers. A score that rises while answers get longer, refuse or repeat "
         "themselves may have risen for that reason. *Repeated*: 4-grams of words that stood in the "
         "same answer before. *Cut*: answers that reached the limit. *Distinct-n*: different "
         "n-grams of all answers together, over all their n-grams."
     )
-    return ["## Answers", explained, _table(head, rows)]
+    return ["## Answers", explained, Table(columns, rows).to_markdown()]
 
 
-def _costs(comparison: Comparison) -> str:
-    head = ["method", "policy tokens", "generated", "reward", "passes", "minutes"]
-    head += ["besides: policy", "reference", "generated", "reward", "minutes"]
-    head += ["minutes for one p", "minutes for all p", "peak GB"]
-    rows = []
+def _costs(comparison: Comparison) -> Table:
+    counted = ["policy tokens", "generated", "reward", "passes"]
+    besides = ["besides: policy", "reference", "generated", "reward"]
+    columns = [left("method"), *numbers(counted, ","), Column("minutes", ".2f")]
+    columns += numbers(besides, ",")
+    columns += numbers(["minutes", "minutes for one p", "minutes for all p", "peak GB"], ".2f")
+    rows: list[list[Cell]] = []
     for title in comparison.titles:
         cost = comparison.cost(title)
         if cost is None:
             continue
         own, shared = cost.point, cost.shared
-        counts = [own.policy_tokens, own.generated_tokens, own.reward_tokens, own.passes]
-        besides = [shared.policy_tokens, shared.reference_tokens + own.reference_tokens]
-        besides += [shared.generated_tokens, shared.reward_tokens]
-        row = [title, *(f"{count:,}" for count in counts), _minutes(own.seconds)]
-        row += [*(f"{count:,}" for count in besides), _minutes(shared.seconds)]
-        row += [_minutes(own.seconds + shared.seconds), _minutes(cost.front.seconds)]
-        rows.append([*row, f"{cost.front.peak_memory_bytes / 1e9:.2f}"])
-    return _table(head, rows)
+        row: list[Cell] = [title, own.policy_tokens, own.generated_tokens, own.reward_tokens]
+        row += [own.passes, own.seconds / 60]
+        row += [shared.policy_tokens, shared.reference_tokens + own.reference_tokens]
+        row += [shared.generated_tokens, shared.reward_tokens, shared.seconds / 60]
+        row += [(own.seconds + shared.seconds) / 60, cost.front.seconds / 60]
+        rows.append([*row, cost.front.peak_memory_bytes / 1e9])
+    return Table(columns, rows)
 
 
 def _epsilons(comparison: Comparison) -> list[str]:
-    titles = [title for title in comparison.titles if title in comparison.epsilon]
-    if len(titles) < 2:
+    table = tables.epsilons(comparison)
+    if table is None:
         return []
-    rows = []
-    for ours in titles:
-        values = (comparison.epsilon[ours].get(theirs) for theirs in titles)
-        rows.append([ours, *("" if value is None else f"{value:+.4f}" for value in values)])
     return [
         "## ε between fronts",
         "What must be added to the losses of the column's points for the row's points to be as "
         "good as all of them: the smaller the better, and negative where the row is better "
         "everywhere.",
-        _table(["", *titles], rows),
+        table.to_markdown(),
     ]
 
 
@@ -204,25 +213,8 @@ def _failures(comparison: Comparison) -> list[str]:
     if not comparison.failures:
         return []
     lines = [
-        f"- {cell.title}, seed {cell.seed} (no result for {', '.join(cell.missing)}): "
-        f"{cell.failure}"
+        f"- {markdown_text(cell.title)}, seed {cell.seed} (no result for "
+        f"{', '.join(cell.missing)}): {markdown_text(str(cell.failure))}"
         for cell in comparison.failures
     ]
     return ["## What failed", "\n".join(lines)]
-
-
-def _number(values: Iterable[float | None], digits: int) -> str:
-    spread = Spread.of([value for value in values if value is not None])
-    if spread is None:
-        return ""
-    deviation = "" if spread.deviation is None else f" ± {spread.deviation:.{digits}f}"
-    return f"{spread.mean:.{digits}f}{deviation}"
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds / 60:.2f}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -58,12 +58,6 @@ class PlotPoint:
     label: str
 
 
-def preference_label(preference: Mapping[str, float]) -> str:
-    """``"(0.8, 0.2)"``: the weights in the mapping's order, to two decimals."""
-    weights = (f"{weight:.2f}".rstrip("0").rstrip(".") for weight in preference.values())
-    return f"({', '.join(weights)})"
-
-
 def draw_front(
     series: Mapping[str, Sequence[PlotPoint]],
     objectives: Sequence[str],

@@ -15,6 +15,8 @@ from paretune.models import EMBEDDED
 from paretune.report import tables
 from paretune.results.front import FrontPoint
 from paretune.results.run_folder import Run
+from paretune.results.table import Table, left, numbers
+from paretune.results.text import markdown_code, markdown_text, preference_text
 
 CARD = "README.md"
 MARK = "<!-- Written by `paretune report`, which replaces it; without this line it is yours. -->"
@@ -51,31 +53,31 @@ def model_card(run: Run, method: str, point: FrontPoint, *, adapter: bool = True
     """The card's text: a YAML header and Markdown."""
     environment = Environment(
         loader=PackageLoader("paretune.report"),
-        autoescape=False,  # Markdown; cells are escaped by `_table`
+        autoescape=False,  # Markdown: what comes from a run goes through `markdown_text`
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     base = _base_name(run)
-    title = f"{run.name}: {method}, {tables.preference_text(point.preference)}"
+    title = f"{run.name}: {method}, {preference_text(point.preference)}"
     return environment.get_template("model_card.md.j2").render(
         header=_header(run, method, point, base, adapter),
         mark=MARK,
-        title=title,
+        title=markdown_text(title),
         adapter=adapter,
-        base=base,
+        base=markdown_code(base),
         base_literal=json.dumps(base, ensure_ascii=False),
         embedded=base == EMBEDDED,
-        objectives=run.objectives,
-        preference=tables.preference_text(point.preference),
+        objectives=[markdown_text(name) for name in run.objectives],
+        preference=markdown_text(preference_text(point.preference)),
         version=__version__,
-        setting_table=_table(["setting", ""], _settings(run, method, point)),
+        setting_table=_two(["setting", ""], _settings(run, method, point)),
         notes=_notes(run, point, base),
         split=run.split,
         metric_table=_metrics(run, point),
-        data_table=_table(*tables.data_counts(run.manifest.get("data", {}))),
-        training_table=_table(["", ""], _training(run, point)),
+        data_table=tables.data_counts(run.manifest.get("data", {})).to_markdown(),
+        training_table=_two(["", ""], _training(run, point)),
     )
 
 
@@ -124,7 +126,7 @@ def _settings(run: Run, method: str, point: FrontPoint) -> Iterable[Sequence[str
         if own.is_file() and read_json(own).get("range_normalised"):
             constants = dict.fromkeys(("ideal", "nadir"), "from the single-objective trainings")
     yield from known.items()
-    yield "preference p", tables.preference_text(point.preference)
+    yield "preference p", preference_text(point.preference)
     yield "seed", str(point.seed)
     for name in ("ideal", "nadir"):
         if name in constants:
@@ -165,7 +167,9 @@ def _notes(run: Run, point: FrontPoint, base: str) -> list[str]:
         )
     if model.get("template_variables"):
         variables = json.dumps(model["template_variables"], ensure_ascii=False)
-        notes.append(f"Prompts went through the base's chat template with `{variables}`.")
+        notes.append(
+            f"Prompts went through the base's chat template with {markdown_code(variables)}."
+        )
     if (run.path / point.folder / "prompt.json").is_file():
         notes.append(
             "The adapter is told in its prompt which scores to reach: those in `prompt.json` of "
@@ -183,7 +187,11 @@ def _metrics(run: Run, point: FrontPoint) -> str:
         for fact in found
         if fact.group != "training"
     ]
-    return _table(head, rows)
+    return Table([left(head[0]), *numbers(head[1:])], rows).to_markdown()
+
+
+def _two(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return Table([left(head[0]), *numbers(head[1:])], list(rows)).to_markdown()
 
 
 def _training(run: Run, point: FrontPoint) -> Iterable[Sequence[str]]:
@@ -192,7 +200,7 @@ def _training(run: Run, point: FrontPoint) -> Iterable[Sequence[str]]:
             yield fact.name, fact.text
     sessions = tables.sessions(run.manifest)
     if sessions.rows:
-        yield from (row for row in zip(sessions.head, sessions.rows[-1], strict=True))
+        yield from zip(sessions.head, sessions.texts[-1], strict=True)
 
 
 def _data_id(data: Mapping[str, Any]) -> str | None:
@@ -222,14 +230,3 @@ def _hub_model(name: str) -> str | None:
     if name == EMBEDDED:
         return _EMBEDDED_ON_HUB
     return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    """Text that stays in its cell and is no HTML."""
-    flat = " ".join(text.split())
-    return flat.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -18,11 +18,12 @@ from paretune.files import write_text
 from paretune.report import tables
 from paretune.report.comparison import draw_comparison
 from paretune.report.diagnostics import draw_steps, panels
-from paretune.report.figures import PlotPoint, draw_front, preference_label
-from paretune.report.judged import judged_tables
+from paretune.report.figures import PlotPoint, draw_front
+from paretune.report.judges import judge_tables, read_judges
 from paretune.report.model_card import write_model_card
 from paretune.report.page_data import embedded_json, page_data, run_names, shown_points
 from paretune.results.run_folder import Run, point_slug, read_runs
+from paretune.results.text import preference_text
 
 PAGE = "report.html"
 FIGURES = "figures"
@@ -101,7 +102,9 @@ def write_figures(run: Run) -> list[Path]:
         found = panels(run.log(point), run.objectives)
         if found:
             paths = both(f"steps_{point_slug(point)}")
-            label = f"{title}, p = {preference_label(point.preference)}, seed {point.seed}"
+            label = (
+                f"{title}, p = {preference_text(point.preference, names=False)}, seed {point.seed}"
+            )
             draw_steps(found, run.objectives, paths, title=f"{run.name}: {label}")
             written += paths
     return [path for path in written if path.exists()]
@@ -110,7 +113,7 @@ def write_figures(run: Run) -> list[Path]:
 def _draw_sweep(run: Run, paths: Sequence[Path]) -> None:
     reference = None if run.base is None else PlotPoint(run.base.losses, "base")
     series = {
-        title: [PlotPoint(p.losses, preference_label(p.preference)) for p in points]
+        title: [PlotPoint(p.losses, preference_text(p.preference, names=False)) for p in points]
         for title, points in run.series.items()
     }
     for path in paths:
@@ -185,19 +188,19 @@ def _run_context(run: Run, name: str) -> dict[str, Any]:
     command = "sweep" if comparison is None else "compare"
     reference = None
     if (found := comparison or front) is not None and found.reference_point is not None:
-        reference = ", ".join(tables.number(value) for value in found.reference_point)
+        reference = ", ".join(tables.signed(value) for value in found.reference_point)
     counts = run.manifest.get("data", {})
     return {
         "name": name,
         "path": str(run.path),
         "description": str(run.recipe.get("description") or ""),
         "settings": tables.settings(run.recipe),
-        "volume": None if front is None else tables.number(front.hypervolume, ".4g"),
+        "volume": None if front is None else tables.signed(front.hypervolume, ".4g"),
         "reference": reference,
         "methods": None if comparison is None else tables.methods(comparison),
         "epsilons": None if comparison is None else tables.epsilons(comparison),
         "failures": [] if comparison is None else comparison.failures,
-        "judged": judged_tables(run.path),
+        "judged": [part for judge in read_judges(run.path) for part in judge_tables(judge)],
         "counts": tables.data_counts(counts),
         "skipped": counts.get("all", {}).get("skipped_examples", []),
         "sessions": tables.sessions(run.manifest),

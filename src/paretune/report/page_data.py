@@ -10,10 +10,10 @@ import numpy as np
 
 from paretune.moo.indicators import nondominated
 from paretune.report.diagnostics import Panel, panels
-from paretune.report.figures import preference_label
-from paretune.report.tables import Fact, facts, preference_text
+from paretune.report.tables import Fact, facts
 from paretune.results.front import FrontPoint
 from paretune.results.run_folder import Run
+from paretune.results.text import preference_text
 
 ANSWER_BYTES = 2_000_000
 """Room for answers on a page; with plotly.js (4.8 MB) and the rest it stays below 8 MB."""
@@ -63,7 +63,7 @@ def shown_points(runs: Sequence[Run]) -> list[Shown]:
         for method, point in run.points:
             series = method if len(runs) == 1 else f"{name}: {method}"
             seed = f", seed {point.seed}" if len(seeds) > 1 else ""
-            title = f"{series} {preference_label(point.preference)}{seed}"
+            title = f"{series} {preference_text(point.preference, names=False)}{seed}"
             found.append(Shown(run, point, series, title, base=False))
     for run, name in zip(runs, names, strict=True):
         if run.base is not None:
@@ -110,7 +110,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
             "run": runs.index(shown.run),
             "cell": f"{shown.series} {shown.point.seed}",
             "title": shown.title,
-            "label": "base" if shown.base else preference_label(shown.point.preference),
+            "label": "base" if shown.base else preference_text(shown.point.preference, names=False),
             "base": shown.base,
             "preference": "" if shown.base else preference_text(shown.point.preference),
             "values": {m.key: _clean(_values(shown.point, m)) for m in found},

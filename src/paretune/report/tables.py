@@ -1,11 +1,13 @@
-"""What a report says in tables: every cell as the text that is shown."""
+"""What a report says in tables."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from paretune.results.comparison import Comparison, Spread
+from paretune.results.comparison import Comparison
 from paretune.results.front import FrontPoint, Score
+from paretune.results.table import Cell, Column, Table, left, numbers
+from paretune.results.text import number
 
 _COUNTS = {
     "rows": "rows read",
@@ -27,32 +29,18 @@ class Fact(NamedTuple):
     text: str
 
 
-class Table(NamedTuple):
-    """Headings and rows; the first column says what a row is of."""
-
-    head: list[str]
-    rows: list[list[str]]
-
-
-def number(value: float | None, spec: str = ".3f") -> str:
-    """The number, or nothing where there is none; a minus is a real minus sign."""
-    if value is None or math.isnan(value):
-        return ""
-    return format(value, spec).replace("-", "−")
+def signed(value: float | None, spec: str = ".3f") -> str:
+    """The number for a page: a minus is a real minus sign."""
+    return number(value, spec).replace("-", "\N{MINUS SIGN}")
 
 
 def with_error(score: Score) -> str:
     """``mean ± standard error``, to the digits that the error allows."""
     error = score.standard_error
     if not math.isfinite(error) or error <= 0:
-        return number(score.mean)
+        return signed(score.mean)
     digits = min(6, max(0, 1 - math.floor(math.log10(error))))
-    return f"{number(score.mean, f'.{digits}f')} ± {number(error, f'.{digits}f')}"
-
-
-def preference_text(preference: Mapping[str, float]) -> str:
-    """``"concise 0.8, informative 0.2"``."""
-    return ", ".join(f"{name} {weight:.4g}" for name, weight in preference.items())
+    return f"{signed(score.mean, f'.{digits}f')} ± {signed(error, f'.{digits}f')}"
 
 
 def facts(point: FrontPoint, base: bool = False) -> list[Fact]:
@@ -64,24 +52,24 @@ def facts(point: FrontPoint, base: bool = False) -> list[Fact]:
     found = []
     for name, metrics in point.metrics.items():
         found += [
-            Fact(name, "loss", number(metrics.loss)),
-            Fact(name, "ranked right", number(metrics.accuracy, ".0%")),
-            Fact(name, "margin", number(metrics.margin, "+.3f")),
-            Fact(name, "perplexity", number(metrics.perplexity, ".2f")),
+            Fact(name, "loss", signed(metrics.loss)),
+            Fact(name, "ranked right", signed(metrics.accuracy, ".0%")),
+            Fact(name, "margin", signed(metrics.margin, "+.3f")),
+            Fact(name, "perplexity", signed(metrics.perplexity, ".2f")),
         ]
     found += [Fact("scores of answers", name, with_error(s)) for name, s in point.scores.items()]
-    found.append(Fact("answers", "tokens", number(point.answer_tokens, ".1f")))
+    found.append(Fact("answers", "tokens", signed(point.answer_tokens, ".1f")))
     if point.text is not None:
         found += [
-            Fact("answers", "refusals", number(point.text.refusals, ".0%")),
-            Fact("answers", "repetition", number(point.text.repetition, ".1%")),
-            Fact("answers", "distinct-1", number(point.text.distinct_1, ".2f")),
-            Fact("answers", "distinct-2", number(point.text.distinct_2, ".2f")),
-            Fact("answers", "empty", number(point.text.empty, ".0%")),
-            Fact("answers", "cut", number(point.text.unfinished, ".0%")),
+            Fact("answers", "refusals", signed(point.text.refusals, ".0%")),
+            Fact("answers", "repetition", signed(point.text.repetition, ".1%")),
+            Fact("answers", "distinct-1", signed(point.text.distinct_1, ".2f")),
+            Fact("answers", "distinct-2", signed(point.text.distinct_2, ".2f")),
+            Fact("answers", "empty", signed(point.text.empty, ".0%")),
+            Fact("answers", "cut", signed(point.text.unfinished, ".0%")),
         ]
     if not base:
-        found.insert(0, Fact("preference", "max p·loss", number(point.chebyshev)))
+        found.insert(0, Fact("preference", "max p·loss", signed(point.chebyshev)))
         found += _training(point.training)
     return [fact for fact in found if fact.text]
 
@@ -100,30 +88,25 @@ def data_counts(counts: Mapping[str, Mapping[str, Any]]) -> Table:
     flat = {split: dict(_flat_counts(values)) for split, values in counts.items()}
     labels = dict.fromkeys(label for values in flat.values() for label in values)
     rows = [[label, *(values.get(label, "") for values in flat.values())] for label in labels]
-    return Table(["", *flat], rows)
+    return Table([left(""), *numbers(list(flat))], rows, "Data counts")
 
 
 def methods(comparison: Comparison) -> Table:
     """A row a method: its front and what it cost."""
-    head = ["method", "seeds", "points", "hypervolume", "policy tokens of a point"]
-    head += ["minutes for one p", "minutes for all p", "peak GB"]
-    rows = []
+    columns = [left("method"), *numbers(["seeds", "points"]), Column("hypervolume", ".4f")]
+    columns += [Column("policy tokens of a point", ",")]
+    columns += numbers(["minutes for one p", "minutes for all p", "peak GB"], ".2f")
+    rows: list[list[Cell]] = []
     for title in comparison.titles:
-        cells, cost = comparison.of_title(title), comparison.cost(title)
-        done = sum(len(cell.points) for cell in cells)
-        planned = done + sum(len(cell.missing) for cell in cells)
-        volume = Spread.of([c.hypervolume for c in cells if c.hypervolume is not None])
-        row = [title, str(len(cells)), f"{done} of {planned}", "", "", "", "", ""]
-        if volume is not None:
-            deviation = "" if volume.deviation is None else f" ± {number(volume.deviation, '.4f')}"
-            row[3] = number(volume.mean, ".4f") + deviation
-        if cost is not None:
-            row[4] = f"{cost.point.policy_tokens:,}"
-            row[5] = number((cost.point.seconds + cost.shared.seconds) / 60, ".2f")
-            row[6] = number(cost.front.seconds / 60, ".2f")
-            row[7] = number(cost.front.peak_memory_bytes / 1e9, ".2f")
-        rows.append(row)
-    return Table(head, rows)
+        cost = comparison.cost(title)
+        row: list[Cell] = [title, len(comparison.of_title(title)), comparison.done(title)]
+        row += [comparison.hypervolume(title)]
+        if cost is None:
+            rows.append([*row, None, None, None, None])
+            continue
+        row += [cost.point.policy_tokens, (cost.point.seconds + cost.shared.seconds) / 60]
+        rows.append([*row, cost.front.seconds / 60, cost.front.peak_memory_bytes / 1e9])
+    return Table(columns, rows, "Methods")
 
 
 def epsilons(comparison: Comparison) -> Table | None:
@@ -132,17 +115,17 @@ def epsilons(comparison: Comparison) -> Table | None:
     if len(titles) < 2:
         return None
     rows = [
-        [ours, *(number(comparison.epsilon[ours].get(theirs), "+.4f") for theirs in titles)]
-        for ours in titles
+        [title, *(comparison.epsilon[title].get(other) for other in titles)] for title in titles
     ]
-    return Table(["", *titles], rows)
+    return Table([left(""), *numbers(titles, "+.4f")], rows, "Epsilon between fronts")
 
 
 def sessions(manifest: Mapping[str, Any]) -> Table:
-    """When the run was started or gone on with, and with which versions."""
+    """When the run was started or resumed, and with which versions."""
     found = manifest.get("sessions", [])
     head = list(dict.fromkeys(key for session in found for key in session))
-    return Table(head, [[str(session.get(key, "")) for key in head] for session in found])
+    rows = [[str(session.get(key, "")) for key in head] for session in found]
+    return Table([left(name) for name in head], rows, "Sessions and versions")
 
 
 def _training(training: Mapping[str, Any]) -> list[Fact]:
@@ -150,14 +133,14 @@ def _training(training: Mapping[str, Any]) -> list[Fact]:
     if "steps" in training:
         found["steps"] = f"{training['steps']:,}"
     if "seconds" in training:
-        found["minutes"] = number(training["seconds"] / 60, ".1f")
+        found["minutes"] = signed(training["seconds"] / 60, ".1f")
     if "vertex_share" in training:
-        found["λ* at a corner"] = number(training["vertex_share"], ".0%")
+        found["λ* at a corner"] = signed(training["vertex_share"], ".0%")
     if "solver_share" in training:
         found["solver's share"] = f"{100 * training['solver_share']:.2g}%"
     memory = training.get("spend", {}).get("peak_memory_bytes", 0)
     if memory:
-        found["peak GB"] = number(memory / 1e9, ".2f")
+        found["peak GB"] = signed(memory / 1e9, ".2f")
     return [Fact("training", name, text) for name, text in found.items()]
 
 
@@ -167,7 +150,7 @@ def _flat_counts(counts: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
         if key == "conflicts":
             for pair, found in value.items():
                 names = pair.replace("|", " and ")
-                share = number(found["rate"], ".1%") or "none"
+                share = signed(found["rate"], ".1%") or "none"
                 yield f"{label} of {names}", f"{share} of {found['common']:,} common pairs"
         elif isinstance(value, Mapping):
             for name, each in value.items():

@@ -3,34 +3,15 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paretune.moo.indicators import epsilon_additive, hypervolume
 from paretune.results.front import FrontPoint
+from paretune.results.spread import Spread
 from paretune.spend import Spend
-
-
-class Spread(NamedTuple):
-    """Mean and standard deviation over seeds; the deviation is None for one seed."""
-
-    mean: float
-    deviation: float | None
-    seeds: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Self | None:
-        """Of the finite values; None if there is none."""
-        finite = [value for value in values if math.isfinite(value)]
-        if not finite:
-            return None
-        mean = math.fsum(finite) / len(finite)
-        if len(finite) == 1:
-            return cls(mean, None, 1)
-        square = math.fsum((value - mean) ** 2 for value in finite) / (len(finite) - 1)
-        return cls(mean, math.sqrt(square), len(finite))
 
 
 @dataclass(frozen=True)
@@ -167,6 +148,16 @@ class Comparison:
                 groups.setdefault(tuple(point.preference.values()), []).append(point)
         return list(groups.values())
 
+    def hypervolume(self, title: str) -> Spread | None:
+        """A method's, over its seeds; None if it has no point."""
+        return Spread.of(cell.hypervolume for cell in self.of_title(title))
+
+    def done(self, title: str) -> str:
+        """How many of a method's points there are: ``"5 of 7"``."""
+        cells = self.of_title(title)
+        done = sum(len(cell.points) for cell in cells)
+        return f"{done} of {done + sum(len(cell.missing) for cell in cells)}"
+
     def cost(self, title: str) -> Cost | None:
         """What a method took; None if it has no point."""
         cells = [cell for cell in self.of_title(title) if cell.points]
@@ -189,11 +180,11 @@ class Comparison:
         """Everything, with a summary of each method over its seeds."""
         summary = {}
         for title in self.titles:
-            cost = self.cost(title)
-            volumes = [c.hypervolume for c in self.of_title(title) if c.hypervolume is not None]
-            spread = Spread.of(volumes)
+            cost, volume = self.cost(title), self.hypervolume(title)
             summary[title] = {
-                "hypervolume": None if spread is None else spread._asdict(),
+                "hypervolume": None
+                if volume is None
+                else {"mean": volume.mean, "deviation": volume.deviation, "seeds": volume.count},
                 "cost": None if cost is None else cost.to_json(),
             }
         return {
@@ -229,11 +220,10 @@ def _epsilons(cells: Sequence[Cell]) -> dict[str, dict[str, float]]:
         if len(cell.losses):
             by_title.setdefault(cell.title, {})[cell.seed] = cell
     table: dict[str, dict[str, float]] = {}
-    for ours, our_cells in by_title.items():
-        for theirs, their_cells in by_title.items():
-            seeds = sorted(our_cells.keys() & their_cells.keys())
-            if ours != theirs and seeds:
-                pairs = [(our_cells[seed].losses, their_cells[seed].losses) for seed in seeds]
-                values = [epsilon_additive(*pair) for pair in pairs]
-                table.setdefault(ours, {})[theirs] = math.fsum(values) / len(values)
+    for method, own in by_title.items():
+        for other, theirs in by_title.items():
+            seeds = sorted(own.keys() & theirs.keys())
+            if method != other and seeds:
+                values = [epsilon_additive(own[seed].losses, theirs[seed].losses) for seed in seeds]
+                table.setdefault(method, {})[other] = math.fsum(values) / len(values)
     return table

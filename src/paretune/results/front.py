@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from paretune.errors import InputError
 from paretune.files import read_json, write_json
+from paretune.results.spread import Spread
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,10 @@ class Score:
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
         """Mean and standard error of at least one value; the error of one value is NaN."""
-        count, mean = len(values), math.fsum(values) / len(values)
-        if count == 1:
-            return cls(mean, math.nan, 1)
-        variance = math.fsum((value - mean) ** 2 for value in values) / (count - 1)
-        return cls(mean, math.sqrt(variance / count), count)
+        spread = Spread.of(values)
+        if spread is None or spread.count < len(values):
+            return cls(math.nan, math.nan, len(values))
+        return cls(spread.mean, spread.standard_error, spread.count)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Text as it leaves the program: names and words escaped for each format, numbers, preferences.
+"""Text as it leaves the program: Markdown that shows what it was given, numbers, preferences.
 
-Names are a user's and words a model's: both are material. Every place that writes them out goes
-through the function of its format; HTML is escaped by Jinja2.
+Names are a user's and words a model's: both are material. HTML is escaped by Jinja2 and
+`paretune.results.table`, what goes to a terminal by `paretune.names.printable`; figures read no
+formulas in what they write.
 """
 
 import math
@@ -15,30 +16,20 @@ _MARKS = re.compile(r"[\\`*\[\]|#~$]|(?<![^\W_])_|_(?![^\W_])")
 _ENTITY = re.compile(r"&(?=#?\w+;)")
 
 
-def terminal_text(text: str) -> str:
-    """Text without what a terminal would obey; tabs and line feeds stay."""
-    return printable(text)
-
-
 def markdown_text(text: str) -> str:
     """Text on one line, as Markdown that shows it as it is: in a cell, a heading, a sentence."""
-    flat = " ".join(terminal_text(text).split())
+    flat = " ".join(printable(text).split())
     marked = _MARKS.sub(r"\\\g<0>", _ENTITY.sub("&amp;", flat))
     return marked.replace("<", "&lt;").replace(">", "&gt;")
 
 
 def markdown_code(text: str) -> str:
     """Text on one line, as a code span, whatever backticks it has."""
-    flat = " ".join(terminal_text(text).split())
+    flat = " ".join(printable(text).split())
     longest = max(map(len, re.findall("`+", flat)), default=0)
     marks = "`" * (longest + 1)
     space = " " if flat.startswith("`") or flat.endswith("`") else ""
     return f"{marks}{space}{flat}{space}{marks}"
-
-
-def plot_text(text: str) -> str:
-    """Text for matplotlib, which takes what stands between dollars for a formula."""
-    return terminal_text(text).replace("$", r"\$")
 
 
 def number(value: float | None, spec: str = ".3f") -> str:

@@ -143,11 +143,13 @@ def _summary(
 
 def _publish(session: JudgeSession, summary: Summary, folder: Path, shown: Path) -> None:
     """Write the results of this judge, and what shows all judges of the run."""
-    from paretune.report.judges import draw_judges, markdown
+    from paretune.report.judge_figure import draw_judges
+    from paretune.report.judges import markdown, read_judges
 
     write_jsonl(folder / "results.jsonl", session.results())
     write_json(folder / "summary.json", summary.to_json())
-    judges = [read_json(path) for path in sorted(shown.glob("*/summary.json"))]
-    write_json(shown / "judge.json", {"judges": judges})
+    summaries = [read_json(path) for path in sorted(shown.glob("*/summary.json"))]
+    write_json(shown / "judge.json", {"judges": summaries})
+    judges = read_judges(shown.parent)
     write_text(shown / "judge.md", markdown(judges))
     draw_judges(judges, shown / "judge.png")

@@ -23,6 +23,7 @@ from paretune.losses import plain_loss
 from paretune.progress import Progress, Silent
 from paretune.results.front import Front
 from paretune.results.points import PlannedPoint, read_front, read_point
+from paretune.results.text import preference_text
 from paretune.runs.plan import plan, warm_start
 
 if TYPE_CHECKING:
@@ -226,13 +227,13 @@ def _publish(front: Front, run: Path) -> Front:
     """Write the front, as data and as a picture."""
     front.write(run / "front.json")
     if len(front.objectives) > 1:
-        from paretune.report.figures import PlotPoint, draw_front, preference_label
+        from paretune.report.figures import PlotPoint, draw_front
 
         series: dict[str, list[PlotPoint]] = {}
         many = len({point.seed for point in front.points}) > 1
         for point in front.points:
             name = f"{front.method}, seed {point.seed}" if many else front.method
-            label = preference_label(point.preference)
+            label = preference_text(point.preference, names=False)
             series.setdefault(name, []).append(PlotPoint(point.losses, label))
         draw_front(
             series,
