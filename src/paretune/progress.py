@@ -1,4 +1,4 @@
-"""How a long piece of work tells what it is at."""
+"""How a long piece of work tells what it is at: points in phases, or a plain count."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, get_args
@@ -12,12 +12,15 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 Report = Callable[[Phase, float], None]
 """Told how much of a phase is done, from 0 to 1."""
 
+Count = Callable[[int, int], None]
+"""Told how many of how many are done."""
+
 
 class Progress(Protocol):
     """Is told how a run gets on."""
 
-    def begin(self, points: Sequence[str], finished: int) -> None:
-        """All points of the run by name, and how many of them are finished already."""
+    def begin(self, points: Sequence[str], finished: int, phases: Sequence[Phase] = PHASES) -> None:
+        """All points of the run by name, how many are finished already, each one's phases."""
 
     def point(self, name: str) -> None:
         """A point begins."""
@@ -32,7 +35,9 @@ class Progress(Protocol):
 class Silent:
     """Progress that nobody watches."""
 
-    def begin(self, points: Sequence[str], finished: int) -> None: ...
+    def begin(
+        self, points: Sequence[str], finished: int, phases: Sequence[Phase] = PHASES
+    ) -> None: ...
 
     def point(self, name: str) -> None: ...
 

@@ -12,8 +12,9 @@ from paretune.judging.endpoint import EndpointJudge
 from paretune.judging.parsing import Rating
 from paretune.judging.questions import Cache, Failure, Question, Reply, question
 from paretune.judging.session import Wanted
-from paretune.judging.summary import bootstrap, improvement, wins
-from paretune.report.judges import draw_judges, markdown
+from paretune.judging.summary import Summary, bootstrap, improvement, wins
+from paretune.report.judge_figure import draw_judges
+from paretune.report.judges import markdown
 from paretune.runs.candidates import base_answers, load_run, read_candidates
 from paretune.runs.judge import Forecast, Prices, judge_run, slug
 
@@ -289,6 +290,10 @@ def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
             }
         ],
     }
-    assert r"\<script\>" in markdown([judged])
-    draw_judges([judged], tmp_path / "a.png")
+    summary = Summary.from_json(judged)
+    assert Summary.from_json(json.loads(json.dumps(summary.to_json()))) == summary
+    text = markdown([summary])
+    assert "## &lt;b&gt;m&lt;/b&gt;" in text
+    assert "1 × &lt;script&gt;" in text
+    draw_judges([summary], tmp_path / "a.png")
     assert not list(tmp_path.iterdir())

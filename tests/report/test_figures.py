@@ -16,10 +16,9 @@ from paretune.report.figures import (
     PlotPoint,
     _nondominated,
     draw_front,
-    draw_training_log,
-    preference_label,
 )
 from paretune.report.labels import place_labels
+from paretune.results.text import preference_text
 
 TWO = ["harmless", "helpful"]
 THREE = ["honesty", "helpfulness", "instruction-following"]
@@ -31,7 +30,7 @@ def front(
     return [
         PlotPoint(
             {name: 0.7 + shift - 0.1 * weight for name, weight in zip(objectives, p, strict=True)},
-            preference_label(dict(zip(objectives, p, strict=True))),
+            preference_text(dict(zip(objectives, p, strict=True)), names=False),
         )
         for p in preferences
     ]
@@ -74,7 +73,7 @@ def test_more_objectives_are_parallel_coordinates_and_a_radar(
     assert ">test loss (lower is better; own scale for each objective)<" in text
     assert ">1 / test loss (outward is better: inner ring worst, rim best)<" in text
     for p in weights:
-        label = preference_label(dict(zip(objectives, p, strict=True)))
+        label = preference_text(dict(zip(objectives, p, strict=True)), names=False)
         assert text.count(f">{label}<") == 1  # one legend for both pictures
 
 
@@ -129,33 +128,3 @@ def test_labels_neither_overlap_nor_leave_the_axes(seed: int) -> None:
     assert all(box.x0 >= frame.x0 and box.x1 <= frame.x1 for box in boxes)
     pixels = axes.transData.transform(np.column_stack([x, y]))
     assert not any(box.contains(*pixel) for box in boxes for pixel in pixels)
-
-
-def test_preference_labels_are_short() -> None:
-    assert preference_label({"a": 1 / 3, "b": 0.5, "c": 1.0, "d": 0}) == "(0.33, 0.5, 1, 0)"
-
-
-def test_training_log_shows_losses_weights_and_both_terms(tmp_path: Path) -> None:
-    rows = [
-        {
-            "step": step,
-            "harmless/loss": 0.7 - step / 100,
-            "helpful/loss": 0.7,
-            "lambda/harmless": 0.25,
-            "lambda/helpful": 0.75,
-            "clamp/mgda_term": 1.0 + step,
-            "clamp/chebyshev_term": 30.0,
-        }
-        for step in range(1, 4)
-    ]
-    path = tmp_path / "log.svg"
-    draw_training_log([*rows, {"step": 3, "eval_chebyshev": 0.5}], path, title="p = (0.4, 0.6)")
-    text = path.read_text()
-    assert ">training loss<" in text
-    assert ">terms of Eq. (6)<" in text
-    assert text.count(">harmless<") == 2
-    linear = [{"step": 1, "harmless/loss": 0.7}]
-    draw_training_log(linear, path)
-    assert "terms of Eq. (6)" not in path.read_text()
-    with pytest.raises(InputError, match="no row with losses"):
-        draw_training_log([{"step": 3, "eval_chebyshev": 0.5}], path)

@@ -239,18 +239,35 @@ def test_judges(sweep: Make, tmp_path: Path) -> None:
     run = sweep(tmp_path / "two", TWO, divisions=1)
     estimate = {"value": 12.34, "interval": [-1.0, 20.0]}
     judge = {
-        "judge": {"model": "<b>judge"},
+        "judge": {"model": "<b>judge", "where": "x", "settings": {}},
         "aspects": ["helpfulness"],
         "prompts": 5,
         "questions": 20,
         "counts": {"rated": 18, "not_applicable": 2},
+        "asked": 20,
+        "tokens": {"input": 0, "output": 0},
+        "cost": None,
+        "failures": {},
         "base": {"helpfulness": {"counts": {"rated": 5}, "mean": 2.5}},
         "rows": [
             {
                 "title": "clamp",
                 "preference": {"harmless": 0.5, "helpful": 0.5},
-                "aspects": {"helpfulness": {"mean": 3.0, "prompts": 5, "percent": estimate}},
-                "wins": {"rate": {"value": 60.0, "interval": None}, "counts": {"win": 3}},
+                "folders": ["x"],
+                "aspects": {
+                    "helpfulness": {
+                        "counts": {"rated": 5},
+                        "prompts": 5,
+                        "mean": 3.0,
+                        "base_mean": 2.5,
+                        "percent": estimate,
+                    }
+                },
+                "wins": {
+                    "rate": {"value": 60.0, "interval": None},
+                    "counts": {"win": 3},
+                    "by_order": 0,
+                },
             }
         ],
     }
@@ -259,7 +276,7 @@ def test_judges(sweep: Make, tmp_path: Path) -> None:
     page = render(read_runs([run]))
     for text in (
         "Ratings by &lt;b&gt;judge",
-        "20 questions on 5 prompts: 18 rated, 2 not applicable.",
+        "20 questions: 18 rated, 2 N/A, on 5 prompts.",
         "+12.3 % [−1.0, +20.0]",
         "60.0 %",
     ):

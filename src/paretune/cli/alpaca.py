@@ -1,6 +1,5 @@
 """``paretune alpaca``."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,7 +51,7 @@ def generate(
     where it was when the same command is given again.
     """
     with resumable():
-        from paretune.cli.progress import quiet_libraries
+        from paretune.cli.progress import console_count, quiet_libraries
         from paretune.evaluation.alpaca_eval import read_instructions
         from paretune.runs.alpaca import find_point, generate_outputs, hub_instructions
         from paretune.serving.choose import open_run
@@ -61,9 +60,10 @@ def generate(
         chosen = find_point(choices, point)
         quiet_libraries(choices.recipe.model.name)
         asked = hub_instructions() if instructions is None else read_instructions(instructions)
-        made = generate_outputs(
-            choices, chosen, asked[:limit], generator=name, fresh=fresh, progress=_told
-        )
+        with console_count("answered") as count:
+            made = generate_outputs(
+                choices, chosen, asked[:limit], generator=name, fresh=fresh, progress=count
+            )
     echo(f"{made.count} answers, {made.unfinished} of them cut at max_new_tokens, in {made.path}")
 
 
@@ -132,9 +132,3 @@ def _table(rows: "list[tuple[str, WinRate, LengthControlled]]") -> "Table":
     ]
     title = f"AlpacaEval, in percent ± standard error; LC: {rows[0][2].formula}"
     return Table(columns, cells, title)
-
-
-def _told(done: int, total: int) -> None:
-    end = "\n" if done == total or not sys.stderr.isatty() else "\r"
-    sys.stderr.write(f"{done} of {total} answered{end}")
-    sys.stderr.flush()

@@ -2,8 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -126,21 +125,21 @@ def judge(
                     f"{chosen.base_url} needs a key: put it into the environment variable "
                     f"{api_key_env}, or name another one with --api-key-env."
                 )
-        from paretune.cli.progress import console_progress
+        from paretune.cli.progress import console_count, console_progress
         from paretune.runs.candidates import base_answers, load_run, read_candidates
 
         recipe = load_run(run)
         with console_progress(recipe.model.name) as progress:
             read_candidates(recipe, run)  # may complain, before there is work done for nothing
             base_answers(recipe, run, progress)
-        with _bar() as told:
+        with console_count("questions") as count:
             summary = judge_run(
                 run,
                 chosen,
                 wanted,
                 prices=prices,
                 confirm=lambda forecast: _confirmed(forecast, chosen, yes),
-                told=told,
+                count=count,
                 detached=True,
             )
     if summary is None:
@@ -155,8 +154,8 @@ def judge(
     shown = [name for name in names if (run / FOLDER / name).exists()]
     echo(f"In {run / FOLDER}: {', '.join(shown)}")
     if summary.failures:
-        for reason, count in list(summary.failures.items())[:3]:
-            echo(f"failed: {count} × {reason}", err=True)
+        for reason, times in list(summary.failures.items())[:3]:
+            echo(f"failed: {times} × {reason}", err=True)
         raise typer.Exit(1)
 
 
@@ -195,36 +194,6 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"--option gives {shown(key)} twice: give each field once.")
         options[key] = parse(value, f"--option {key}")
     return options
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar on standard error, from the first question on; a line a tenth where no one watches."""
-    from rich.progress import Progress, TaskID
-
-    from paretune.cli.output import console
-
-    terminal = console(stderr=True)
-    bars = Progress(console=terminal)
-    task: TaskID | None = None
-    tenth = -1
-
-    def told(done: int, calls: int) -> None:
-        nonlocal task, tenth
-        if not terminal.is_terminal:
-            if done * 10 // calls > tenth:
-                tenth = done * 10 // calls
-                terminal.print(f"{done} of {calls} questions", highlight=False)
-            return
-        if task is None:
-            bars.start()
-            task = bars.add_task("judging", total=calls)
-        bars.update(task, completed=done)
-
-    try:
-        yield told
-    finally:
-        bars.stop()
 
 
 def _given(context: typer.Context, name: str) -> bool:

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
-from rich.progress import TimeElapsedColumn as Elapsed
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
 
 from paretune.cli.output import console
 from paretune.files import main_process, user_path
 from paretune.models import EMBEDDED
-from paretune.progress import PHASES, Phase, Silent
-from paretune.progress import Progress as SweepProgress
+from paretune.progress import PHASES, Count, Phase, Progress, Silent
 
 # Guesses of how a point's time divides, used until phases have been measured.
 _SHARES: dict[Phase, float] = {"prepare": 0.1, "train": 0.6, "evaluate": 0.1, "generate": 0.2}
@@ -30,9 +29,9 @@ _WORDS: dict[Phase, str] = {
 class Estimate:
     """Seconds that remain, from the phases measured so far; takes the time as an argument."""
 
-    def __init__(self, points: int) -> None:
-        self._left = points
-        self._spent: dict[Phase, list[float]] = {phase: [] for phase in PHASES}
+    def __init__(self, points: int, phases: Sequence[Phase] = PHASES) -> None:
+        self._left, self._phases = points, tuple(phases)
+        self._spent: dict[Phase, list[float]] = {phase: [] for phase in self._phases}
         self._phase: Phase | None = None
         self._since = 0.0
         self._done = 0.0
@@ -41,7 +40,7 @@ class Estimate:
         """The current point is in this phase, of which this share is done."""
         if phase != self._phase:
             self._close(now)
-            if phase == PHASES[0]:
+            if phase == self._phases[0]:
                 self._left -= 1
             self._phase, self._since = phase, now
         self._done = done
@@ -58,12 +57,12 @@ class Estimate:
         if not telling or current is None:
             return None
         unit = sum(measured[p] for p in telling) / sum(_SHARES[p] for p in telling)
-        expected = {phase: measured.get(phase, unit * _SHARES[phase]) for phase in PHASES}
+        expected = {phase: measured.get(phase, unit * _SHARES[phase]) for phase in self._phases}
         if self._done > 0:
             rest = elapsed / self._done * (1 - self._done)
         else:
             rest = max(expected[current] - elapsed, 0.0)
-        later = PHASES[PHASES.index(current) + 1 :]
+        later = self._phases[self._phases.index(current) + 1 :]
         return rest + sum(expected[p] for p in later) + self._left * sum(expected.values())
 
     def _close(self, now: float) -> None:
@@ -71,73 +70,48 @@ class Estimate:
             self._spent[self._phase].append(now - self._since)
 
 
-class _Bar:
-    """One bar for the run and one for the point at work."""
+class _Display:
+    """How a run gets on: two bars on a terminal, elsewhere a line at the start of each phase."""
 
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
-        self._run: TaskID | None = None
-        self._point: TaskID | None = None
+    def __init__(self, console: Console, bars: Bars | None) -> None:
+        self._console, self._bars = console, bars
+        self._tasks: tuple[TaskID, TaskID] | None = None
+        self._at: tuple[int, Phase] | None = None
         self._number = self._total = 0
+        self._name = ""
 
-    def begin(self, points: Sequence[str], finished: int) -> None:
-        self._number, self._total = finished, len(points)
-        self._estimate = Estimate(len(points) - finished)
-        self._run = self._bars.add_task(f"{finished} of {len(points)} points", total=len(points))
-        self._point = self._bars.add_task("", total=1.0)
+    def begin(self, points: Sequence[str], finished: int, phases: Sequence[Phase] = PHASES) -> None:
+        self._number, self._total, self._phases = finished, len(points), tuple(phases)
+        self._estimate = Estimate(len(points) - finished, phases)
+        if self._bars is not None:
+            of_all = self._bars.add_task(f"{finished} of {len(points)} points", total=len(points))
+            self._tasks = of_all, self._bars.add_task("", total=1.0)
 
     def point(self, name: str) -> None:
         self._number += 1
         self._name = name
 
     def phase(self, phase: Phase, done: float) -> None:
-        assert self._run is not None
-        assert self._point is not None
         now = time.monotonic()
         self._estimate.phase(phase, done, now)
-        before = sum(_SHARES[p] for p in PHASES[: PHASES.index(phase)])
-        inside = before + _SHARES[phase] * done
         left = remaining_text(self._estimate.remaining(now))
-        text = f"point {self._number} of {self._total}, {left}"
-        self._bars.update(self._run, description=text, completed=self._number - 1 + inside)
-        self._bars.update(
-            self._point, description=f"{self._name}: {_WORDS[phase]}", completed=inside
-        )
+        doing = f"{self._name}: {_WORDS[phase]}"
+        if self._bars is not None and self._tasks is not None:
+            shares = {each: _SHARES[each] for each in self._phases}
+            before = sum(shares[each] for each in self._phases[: self._phases.index(phase)])
+            inside = (before + shares[phase] * done) / sum(shares.values())
+            run, point = self._tasks
+            text = f"point {self._number} of {self._total}, {left}"
+            self._bars.update(run, description=text, completed=self._number - 1 + inside)
+            self._bars.update(point, description=doing, completed=inside)
+        elif self._at != (self._number, phase):
+            self._at = self._number, phase
+            line = f"[{self._number}/{self._total}] {doing}, {left}"
+            self._console.print(line, highlight=False, soft_wrap=True)
 
     def end(self) -> None:
-        assert self._run is not None
-        self._bars.update(self._run, description="done", completed=self._total)
-
-
-class _Lines:
-    """A line at the start of each phase, for logs."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._phase: Phase | None = None
-
-    def begin(self, points: Sequence[str], finished: int) -> None:
-        self._number, self._total = finished, len(points)
-        self._estimate = Estimate(len(points) - finished)
-
-    def point(self, name: str) -> None:
-        self._number += 1
-        self._name = name
-
-    def phase(self, phase: Phase, done: float) -> None:
-        now = time.monotonic()
-        self._estimate.phase(phase, done, now)
-        if phase != self._phase:
-            self._phase = phase
-            left = remaining_text(self._estimate.remaining(now))
-            self._console.print(
-                f"[{self._number}/{self._total}] {self._name}: {_WORDS[phase]}, {left}",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-
-    def end(self) -> None: ...
+        if self._bars is not None and self._tasks is not None:
+            self._bars.update(self._tasks[0], description="done", completed=self._total)
 
 
 def remaining_text(seconds: float | None) -> str:
@@ -164,23 +138,58 @@ def quiet_libraries(model: str) -> None:
 
 
 @contextmanager
-def console_progress(model: str) -> Iterator[SweepProgress]:
+def console_progress(model: str | None) -> Iterator[Progress]:
     """Progress on standard error; of several processes, the first one shows it.
 
     Enter it before the libraries are imported, which it also silences (`quiet_libraries`).
+
+    Args:
+        model: Of the recipe, if the run has one.
     """
-    quiet_libraries(model)
+    if model is not None:
+        quiet_libraries(model)
     terminal = console(stderr=True)
     if not main_process():
         yield Silent()
     elif not terminal.is_terminal:
-        yield _Lines(terminal)
+        yield _Display(terminal, None)
     else:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            Elapsed(),
-        )
-        with Progress(*columns, console=terminal, redirect_stdout=sys.stdout.isatty()) as bars:
-            yield _Bar(bars)
+        with _bars(terminal) as bars:
+            yield _Display(terminal, bars)
+
+
+@contextmanager
+def console_count(words: str) -> Iterator[Count]:
+    """A count on standard error, from its first call on: a bar, or a line every tenth.
+
+    Args:
+        words: What is counted, such as ``"questions"``.
+    """
+    terminal = console(stderr=True)
+    bars = _bars(terminal)
+    task: TaskID | None = None
+    tenth = -1
+
+    def count(done: int, total: int) -> None:
+        nonlocal task, tenth
+        text = f"{done} of {total} {words}"
+        if not terminal.is_terminal:
+            if total and done * 10 // total > tenth:
+                tenth = done * 10 // total
+                terminal.print(text, highlight=False)
+            return
+        if task is None:
+            bars.start()
+            task = bars.add_task(text, total=total)
+        bars.update(task, description=text, completed=done)
+
+    try:
+        yield count
+    finally:
+        bars.stop()
+
+
+def _bars(terminal: Console) -> Bars:
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn())
+    redirect = sys.stdout.isatty()
+    return Bars(*columns, TimeElapsedColumn(), console=terminal, redirect_stdout=redirect)

@@ -1,6 +1,5 @@
 """``paretune weigh``."""
 
-import time
 from typing import Annotated
 
 import typer
@@ -30,37 +29,17 @@ def weigh(
     processes may share a run folder, each with cells of its own (--only).
     """
     with resumable():
-        from paretune.cli.progress import quiet_libraries
+        from paretune.cli.progress import console_progress
         from paretune.recipes.data_weighting import load_weigh_recipe
         from paretune.recipes.language_model import LanguageModelTask
 
         loaded = load_weigh_recipe(recipe, overrides or [])
-        if isinstance(loaded.task, LanguageModelTask):
-            quiet_libraries(loaded.task.model.name)
-        from paretune.data_weighting.run import run_weighing
+        model = loaded.task.model.name if isinstance(loaded.task, LanguageModelTask) else None
+        with console_progress(model) as progress:
+            from paretune.data_weighting.run import run_weighing
 
-        summary = run_weighing(loaded, only=only or [], fresh=fresh, report=_Lines().show)
+            summary = run_weighing(loaded, only=only or [], fresh=fresh, progress=progress)
         failed = f", {len(summary.failed)} failed" if summary.failed else ""
         missing = f", {summary.missing} still to run" if summary.missing else ""
         echo(f"{len(summary.done)} cells done{failed}{missing}.")
         echo(f"In {loaded.output_dir}: weigh.md, weigh.json, weigh_*.png, cells/")
-
-
-class _Lines:
-    """A line on standard error for each cell, with the time that remains."""
-
-    def __init__(self) -> None:
-        self._since: float | None = None
-        self._first = 0
-
-    def show(self, done: int, total: int, name: str) -> None:
-        from paretune.cli.progress import remaining_text
-
-        now = time.monotonic()
-        if self._since is None:
-            self._since, self._first = now, done
-        if done == total:
-            return
-        made = done - self._first
-        left = (now - self._since) / made * (total - done) if made else None
-        echo(f"[{done + 1}/{total}] {name}, {remaining_text(left)}", err=True)

@@ -8,7 +8,7 @@ work on one folder, each on cells of its own (`only`).
 
 import platform
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -22,10 +22,8 @@ from paretune.data_weighting.tasks.task import Task
 from paretune.data_weighting.trial import Cell, CellResult, cells, run_cell, solver
 from paretune.errors import InputError
 from paretune.files import read_json, write_json, write_text
+from paretune.progress import Progress, Silent
 from paretune.recipes.data_weighting import WeighRecipe
-
-Report = Callable[[int, int, str], None]
-"""Told how many cells are finished, of how many, and the name of the one that begins."""
 
 _VERSIONS = ("paretune", "torch", "numpy", "moocore")
 _FREE = ("seeds", "preferences", "methods", "records", "reference_point")
@@ -36,7 +34,7 @@ def run_weighing(
     *,
     only: Sequence[str] = (),
     fresh: bool = False,
-    report: Report = lambda done, total, name: None,
+    progress: Progress | None = None,
 ) -> Summary:
     """Run the cells that have no result yet, and publish what there is.
 
@@ -60,12 +58,15 @@ def run_weighing(
         solver(name, options, task.problem)  # may complain
     _note(recipe, run, task)
     seed = recipe.seeds[0]
-    for number, cell in enumerate(pending):
-        report(len(chosen) - len(pending) + number, len(chosen), cell.name)
+    progress = progress or Silent()
+    progress.begin([cell.name for cell in chosen], len(chosen) - len(pending), ("train",))
+    for cell in pending:
+        progress.point(cell.name)
+        progress.phase("train", 0.0)
         if cell.seed != seed:
             seed, task = cell.seed, make(cell.seed)
         write_json(cell.folder(run) / "result.json", run_cell(recipe, task, cell).to_json())
-    report(len(chosen), len(chosen), "")
+    progress.end()
     return _publish(recipe, run, task)
 
 

@@ -24,31 +24,17 @@ from paretune.moo.indicators import (
 )
 from paretune.moo.preference import Preference
 from paretune.recipes.data_weighting import METHODS, PREFERENCE_AGNOSTIC, WeighRecipe
+from paretune.results.spread import Spread
 
 Array = NDArray[np.float64]
 
 WEIGHTED_CHEBYSHEV = ("wc_augmented", "wc_penalty")
+"""The methods that the others are compared with."""
+
 KINDS = ("own", "resolved", "held_out")
 """Losses where the method stopped, after re-solving, and on test data after re-solving."""
 
 _REACHED = 1 + 1e-3  # a value this much above another counts as reaching it
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation (0 for one value) over seeds."""
-
-    mean: float
-    std: float
-    count: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-        return cls(float(np.mean(values)), deviation, len(values))
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3g} ± {self.std:.1g}" if self.count > 1 else f"{self.mean:.4g}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +62,7 @@ class Summary:
     methods: tuple[str, ...]
     reference_point: tuple[float, ...]
     cells: tuple[CellResult, ...]
-    quality: dict[str, dict[str, dict[str, Spread]]]
+    quality: dict[str, dict[str, dict[str, Spread | None]]]
     missing: int
 
     @property
@@ -106,7 +92,7 @@ class Summary:
         """The weight of a training set at the end."""
         place = self.sets.index(name)
         found = [cell.weights[place] for cell in self.of(method, preference)]
-        return Spread.of(found) if found else None
+        return Spread.of(found)
 
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
@@ -148,7 +134,7 @@ def summarise(
 
 def _quality(
     methods: Sequence[str], done: Sequence[CellResult], reference: Sequence[float]
-) -> dict[str, dict[str, dict[str, Spread]]]:
+) -> dict[str, dict[str, dict[str, Spread | None]]]:
     """Indicators seed by seed, the front being that of all methods together."""
     collected: dict[str, dict[str, dict[str, list[float]]]] = {
         method: {kind: {} for kind in KINDS} for method in methods
@@ -185,25 +171,25 @@ def _quality(
 
 
 def time_to_match(summary: Summary, method: str, baseline: str) -> list[dict[str, float]]:
-    """How soon the method is as good as the baseline ever is, per preference and seed.
+    """How soon `method` is as good as the baseline ever is, per preference and seed.
 
-    Good is max λ_s f_s after re-solving. Entries have what the baseline took to its best
-    (``baseline_seconds``, ``baseline_n_gradients``), and what the method took to the first record
-    that is as good (``seconds``, ``n_gradients``; infinite if there is none).
+    Good is max λ_s f_s after re-solving. Entries have the baseline's ``seconds`` and
+    ``n_gradients`` up to its best, and the method's up to the first record that is as good,
+    infinite if there is none.
     """
     found = []
     for preference in summary.preferences:
-        theirs = {cell.seed: cell for cell in summary.of(baseline, preference)}
+        others = {cell.seed: cell for cell in summary.of(baseline, preference)}
         for cell in summary.of(method, preference):
-            other = theirs.get(cell.seed)
+            other = others.get(cell.seed)
             if other is None or cell.curve is None or other.curve is None:
                 continue
-            mine, best = (
+            own, best = (
                 np.max(np.array(each.curve.resolved) * preference.array(), axis=1)  # type: ignore[union-attr]
                 for each in (cell, other)
             )
             end = int(best.argmin())
-            reached = np.flatnonzero(mine <= best[end] * _REACHED)
+            reached = np.flatnonzero(own <= best[end] * _REACHED)
             entry = {}
             for key in ("seconds", "n_gradients"):
                 column = getattr(cell.curve, key)
@@ -229,5 +215,5 @@ def shortfall(summary: Summary, combine: Callable[[Array], Any]) -> dict[str, li
         best = {seed: min(v for (_, of), v in heights.items() if of == seed) for seed in seeds}
         for method, spreads in found.items():
             over = [100 * (v / best[seed] - 1) for (of, seed), v in heights.items() if of == method]
-            spreads.append(Spread.of(over) if over else None)
+            spreads.append(Spread.of(over))
     return found

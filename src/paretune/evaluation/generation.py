@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,10 +21,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from paretune.data.encoding import Encoder
 from paretune.errors import InputError
+from paretune.progress import Count
 from paretune.results.answers import Answer, Prompt
-
-Progress = Callable[[int, int], None]
-"""Called with (prompts answered so far, prompts in all) after every batch."""
 
 
 def generate(
@@ -37,7 +35,7 @@ def generate(
     top_p: float = 0.9,
     seed: int = 0,
     batch_size: int = 16,
-    progress: Progress | None = None,
+    progress: Count | None = None,
 ) -> list[str]:
     """The texts of `generate_answers`, in the order of `prompts`."""
     answers = generate_answers(
@@ -64,7 +62,7 @@ def generate_answers(
     top_p: float = 0.9,
     seed: int = 0,
     batch_size: int = 16,
-    progress: Progress | None = None,
+    progress: Count | None = None,
     streamer: BaseStreamer | None = None,
 ) -> list[Answer]:
     """Answer every prompt; the defaults are the CLAMP paper's (Table 8).

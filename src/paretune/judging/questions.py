@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 
 from paretune.errors import InputError
 from paretune.files import append_jsonl, read_jsonl, read_objects, write_jsonl
+from paretune.progress import Count
 
 REFUSAL = "refusal"
 """Why a reply ended, where the model says beside its words that it declines."""
@@ -207,10 +208,10 @@ def keep_replies(
     judge: Judge,
     questions: Sequence[Question],
     cache: Cache,
-    told: Callable[[int, int], None],
+    count: Count,
 ) -> None:
-    """Ask, and keep what comes; `told` is called with (done, in all)."""
-    told(0, len(questions))
+    """Ask, and keep what comes; `count` is told of each."""
+    count(0, len(questions))
     done = 0
     with cache.writing() as keep:
 
@@ -218,6 +219,6 @@ def keep_replies(
             nonlocal done
             keep(outcomes)
             done += len(outcomes)
-            told(done, len(questions))
+            count(done, len(questions))
 
         judge.ask(questions, receive)

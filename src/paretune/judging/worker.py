@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,14 @@ from typing import Any
 from paretune.errors import InputError
 from paretune.judging.endpoint import EndpointJudge
 from paretune.judging.questions import Cache, Question, keep_replies
+from paretune.progress import Count
 
 
 def ask_detached(
     judge: EndpointJudge,
     questions: Sequence[Question],
     folder: Path,
-    told: Callable[[int, int], None],
+    count: Count,
 ) -> None:
     """`keep_replies` in another process.
 
@@ -58,7 +59,7 @@ def ask_detached(
             message = json.loads(line)
             error = message.get("error")
             if error is None:
-                told(message["done"], len(questions))
+                count(message["done"], len(questions))
     finally:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
@@ -80,7 +81,7 @@ def main() -> None:
     threading.Thread(target=_await_end, daemon=True).start()
     cache = Cache(Path(job["folder"]))
     try:
-        keep_replies(judge, questions, cache, lambda done, calls: _tell({"done": done}))
+        keep_replies(judge, questions, cache, lambda done, total: _tell({"done": done}))
     except InputError as error:
         _tell({"error": str(error)})
     except KeyboardInterrupt:

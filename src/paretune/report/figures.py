@@ -315,62 +315,6 @@ def wrapped(name: str) -> str:
     return name.replace("-", "-\n").replace("_", "_\n") if len(name) > 12 else name
 
 
-def draw_training_log(
-    log: Sequence[Mapping[str, Any]], path: str | os.PathLike[str], *, title: str | None = None
-) -> None:
-    """Draw losses, λ* and both terms of Eq. (6) of a run over its optimiser steps.
-
-    Args:
-        log: The trainer's `log_history`: rows with ``step`` and any of ``<objective>/loss``,
-            ``lambda/<objective>``, ``clamp/mgda_term`` and ``clamp/chebyshev_term``. Rows and
-            keys of other kinds are passed over, and a panel without values is left out.
-
-    Raises:
-        InputError: if no row has any of these keys.
-    """
-    keys = list(dict.fromkeys(key for row in log for key in row))
-    objectives = [key.removesuffix("/loss") for key in keys if key.endswith("/loss")]
-    colours = dict(zip(objectives, cycle(COLOURS), strict=False))
-    losses = {name: f"{name}/loss" for name in objectives}
-    lambdas = {name: f"lambda/{name}" for name in objectives if f"lambda/{name}" in keys}
-    terms = {
-        "‖G(p∘λ*)‖²": "clamp/mgda_term",
-        "μ λ*ᵀ(p∘F)": "clamp/chebyshev_term",
-    }
-    terms = {label: key for label, key in terms.items() if key in keys}
-    panels = [
-        (label, curves)
-        for label, curves in (
-            ("training loss", losses),
-            ("λ*", lambdas),
-            ("terms of Eq. (6)", terms),
-        )
-        if curves
-    ]
-    if not panels:
-        raise InputError("The log has no row with losses or weights; train at least one step.")
-    with rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 0.9 + 2.0 * len(panels)), layout="constrained")
-        all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, (label, curves) in zip(all_axes, panels, strict=True):
-            for (name, key), spare in zip(curves.items(), ("#000000", "#CC79A7") * 9, strict=False):
-                rows = [row for row in log if key in row]
-                x, y = ([float(row[column]) for row in rows] for column in ("step", key))
-                few = {"marker": "o", "ms": 3} if len(x) <= 60 else {}
-                axes.plot(x, y, lw=1.3, color=colours.get(name, spare), label=name, **few)
-            axes.set_ylabel(label)
-            axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-            if curves is lambdas:
-                axes.set_ylim(-0.05, 1.05)
-            if curves is terms and all(row.get(k, 1) > 0 for k in terms.values() for row in log):
-                axes.set_yscale("log")
-                plain_ticks(axes.yaxis)
-        all_axes[-1].set_xlabel("optimiser step")
-        if title:
-            figure.suptitle(title, fontsize=12)
-        save_figure(figure, path)
-
-
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write the figure whole or not at all."""
     path = Path(path)

@@ -82,7 +82,7 @@ def model_card(run: Run, method: str, point: FrontPoint, *, adapter: bool = True
 
 
 def _header(run: Run, method: str, point: FrontPoint, base: str, adapter: bool) -> str:
-    name = f"{run.name}-{Path(point.folder).name}"
+    name = _header_text(f"{run.name}-{Path(point.folder).name}")
     data = _data_id(run.recipe["data"])
     results = [
         EvalResult(
@@ -91,7 +91,7 @@ def _header(run: Run, method: str, point: FrontPoint, base: str, adapter: bool) 
             dataset_name=data or str(run.recipe["data"]["loader"]),
             dataset_split=run.split,
             metric_type=kind,
-            metric_name=f"{run.split} {words} of {objective}",
+            metric_name=_header_text(f"{run.split} {words} of {objective}"),
             metric_value=round(getattr(metrics, kind), 6),
         )
         for objective, metrics in point.metrics.items()
@@ -103,11 +103,19 @@ def _header(run: Run, method: str, point: FrontPoint, base: str, adapter: bool) 
         library_name="peft" if adapter else "transformers",
         license="apache-2.0" if base == EMBEDDED else None,
         pipeline_tag="text-generation",
-        tags=["paretune", "multi-objective", *(["lora"] if adapter else []), *run.objectives],
+        tags=[
+            *("paretune", "multi-objective", *(["lora"] if adapter else [])),
+            *map(_header_text, run.objectives),
+        ],
         model_name=name,
         eval_results=results,
     )
     return f"---\n{card.to_yaml()}\n---"
+
+
+def _header_text(text: str) -> str:
+    """A name for the header, which the hub shows here and there: without marks of Markdown."""
+    return " ".join(re.sub(r"[<>|`*\[\]\x00-\x1f]", " ", text).split())
 
 
 def _settings(run: Run, method: str, point: FrontPoint) -> Iterable[Sequence[str]]:

@@ -31,6 +31,9 @@ class Spread:
         """Of the mean; NaN for one value."""
         return math.nan if self.deviation is None else self.deviation / math.sqrt(self.count)
 
+    def __str__(self) -> str:
+        return format(self, "")
+
     def __format__(self, spec: str) -> str:
         """``"0.52 ± 0.01"``, or the one value; without a format, to the digits that matter."""
         if self.deviation is None:

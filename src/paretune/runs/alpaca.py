@@ -4,7 +4,7 @@ A folder holds ``answers.json`` (settings, and the answers so far) and, once all
 ``outputs.json``, which is what ``alpaca_eval`` reads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from paretune.evaluation.alpaca_eval import (
     write_outputs,
 )
 from paretune.files import read_json, write_json
+from paretune.progress import Count
 from paretune.results.run_folder import BASE_FOLDER, point_slug
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def generate_outputs(
     *,
     generator: str | None = None,
     fresh: bool = False,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Count = lambda done, total: None,
 ) -> Outputs:
     """Answer every instruction, as one user message, by the run's evaluation settings.
 

@@ -18,6 +18,7 @@ from paretune.judging.session import JudgeSession, Wanted
 from paretune.judging.summary import Summary, base_summary, most_frequent
 from paretune.judging.templates import rough_tokens
 from paretune.judging.worker import ask_detached
+from paretune.progress import Count
 from paretune.runs.candidates import base_answers, common_prompts, load_run, read_candidates
 
 FOLDER = "judge"
@@ -61,7 +62,7 @@ def judge_run(
     *,
     prices: Prices | None = None,
     confirm: Callable[[Forecast], bool] = lambda forecast: True,
-    told: Callable[[int, int], None] = lambda done, calls: None,
+    count: Count = lambda done, total: None,
     detached: bool = False,
 ) -> Summary | None:
     """Judge the answers of a run that this judge has not judged yet, and sum up.
@@ -69,7 +70,7 @@ def judge_run(
     Args:
         prices: of the judge's tokens, for forecast and cost.
         confirm: asked before any call is made; None is returned if it says no.
-        told: (questions done, questions to do) as replies come, maybe from another thread.
+        count: Told the questions done and to do as replies come, maybe from another thread.
         detached: ask an endpoint from a process of its own, which takes in the replies that are
             under way even if this process is killed.
 
@@ -93,10 +94,10 @@ def judge_run(
             if todo and not confirm(_forecast(session, todo, prices)):
                 return None
             if todo and detached and isinstance(judge, EndpointJudge):
-                ask_detached(judge, todo, folder, told)
+                ask_detached(judge, todo, folder, count)
                 cache.read()
             elif todo:
-                keep_replies(judge, todo, cache, told)
+                keep_replies(judge, todo, cache, count)
             reasons = cache.failures() if todo else []
             summary = _summary(session, len(todo), reasons, prices)
             _publish(session, summary, folder, run / FOLDER)

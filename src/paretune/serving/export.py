@@ -16,6 +16,8 @@ from paretune._version import __version__
 from paretune.errors import InputError
 from paretune.files import move, read_json, user_path, write_json, write_text
 from paretune.models import EMBEDDED
+from paretune.results.table import Table, left, numbers
+from paretune.results.text import markdown_code, markdown_text
 from paretune.serving.choose import Candidate, Choices
 
 _FORMAT = "paretune-export-1"
@@ -185,18 +187,18 @@ def _digest(path: Path) -> str:
 def _readme(layout: Layout) -> str:
     choices = layout.choices
     names = choices.recipe.data.objectives
-    columns = ["point", *names, *(f"loss {name}" for name in names)]
+    columns = [left("point"), *numbers(names, ".3g")]
+    columns += numbers([f"loss {name}" for name in names], ".4f")
     rows = [
-        [candidate.name, *(f"{candidate.point.preference[name]:.3g}" for name in names)]
-        + [f"{candidate.point.losses[name]:.4f}" for name in names]
+        [candidate.name, *(candidate.point.preference[name] for name in names)]
+        + [candidate.point.losses[name] for name in names]
         for candidate in choices.candidates
     ]
-    table = [columns, ["---"] * len(columns), *rows]
     parts = [
-        f"# {choices.recipe.name}: {choices.method}",
+        f"# {markdown_text(f'{choices.recipe.name}: {choices.method}')}",
         f"Weight of each objective in training, and losses on the {choices.split} split; "
         "`manifest.json` has all figures and the checksum of every file.",
-        "\n".join(f"| {' | '.join(row)} |" for row in table),
+        Table(columns, rows).to_markdown(),
         "All paths are relative to this folder: give the commands here.",
     ]
     if layout.adapters:
@@ -228,7 +230,7 @@ def _warnings(layout: Layout) -> list[str]:
     """What a user of the export has to know besides."""
     model, found = layout.choices.recipe.model, []
     if layout.base == _BASE and layout.adapters:
-        found.append(f"`{_BASE}/` is the base model, `{layout.model}`.")
+        found.append(f"`{_BASE}/` is the base model, {markdown_code(layout.model)}.")
     if model.quantization and layout.adapters:
         found.append(
             f"The adapters were trained over the base model in {model.quantization}; over the "
