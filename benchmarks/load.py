@@ -18,30 +18,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "lazy",
-    "dog",
-    "while",
-    "seven",
-    "small",
-    "cats",
-    "sleep",
-    "by",
-    "a",
-    "warm",
-    "fire",
-]
+WORDS = "the quick brown fox jumps over lazy dog while seven small cats sleep by a fire"
 TWO = ("harmless", "helpful")
 
 
 def sentence(source: random.Random, words: int) -> str:
-    return " ".join(source.choices(WORDS, k=words))
+    return " ".join(source.choices(WORDS.split(), k=words))
 
 
 def pairs(size: int, folder: Path) -> dict[str, Callable[[], Any]]:
@@ -66,7 +48,7 @@ def pairs(size: int, folder: Path) -> dict[str, Callable[[], Any]]:
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False
     )
-    raw.train_from_iterator([" ".join(WORDS)] * 3, trainer)
+    raw.train_from_iterator([WORDS] * 3, trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
         eos_token="<eos>",

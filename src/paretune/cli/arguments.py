@@ -98,6 +98,7 @@ def weights_and_overrides(
 def _normalised(weights: dict[str, float]) -> dict[str, float]:
     """Weights that add up to one; it is said if they did not."""
     from paretune.errors import InputError
+    from paretune.results.text import preference_text
 
     if not weights:
         return weights
@@ -108,6 +109,5 @@ def _normalised(weights: dict[str, float]) -> dict[str, float]:
     if abs(total * largest - 1) <= 1e-6:
         return weights
     divided = {name: weight / largest / total for name, weight in weights.items()}
-    listed = ", ".join(f"{name} {weight:.4g}" for name, weight in divided.items())
-    echo(f"The weights are divided by their sum: {listed}.", err=True)
+    echo(f"The weights are divided by their sum: {preference_text(divided)}.", err=True)
     return divided

@@ -140,4 +140,6 @@ def _print_lengths(choices: "Choices", asked: "list[Choice]", count: int) -> Non
 
 
 def _listed(choice: "Choice") -> str:
-    return ", ".join(f"{name} {weight:.3g}" for name, weight in choice.preference.items() if weight)
+    from paretune.results.text import preference_text
+
+    return preference_text({name: weight for name, weight in choice.preference.items() if weight})

@@ -18,6 +18,7 @@ from paretune.recipes import Recipe, load_recipe
 from paretune.recipes.points import as_preference
 from paretune.results.front import Front, FrontPoint
 from paretune.results.run_folder import Run
+from paretune.results.text import preference_text
 
 _WEIGHTS = ("adapter_config.json", "config.json")
 
@@ -58,7 +59,7 @@ class Choice:
 
     def reason(self) -> str:
         """What was chosen and why, the value of every candidate in a line of its own."""
-        wanted = ", ".join(f"{name} {weight:.3g}" for name, weight in self.preference.items())
+        wanted = preference_text(self.preference)
         lines = [
             f"For {wanted}: {self.best.name}, whose largest p·loss is the least of "
             f"{len(self.ranked)} on the {self.split} split."
