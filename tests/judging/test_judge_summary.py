@@ -101,8 +101,8 @@ def test_a_judge_of_places_gives_a_tie(serve: Any, run_folder: Any, reply: Any) 
 
     def prefer(handler: Any, body: dict[str, Any], attempt: int) -> None:
         text = body["messages"][1]["content"]
-        ours_first = text.index("concise0.80") < text.index("\nbase ")
-        handler.succeed(body, reply(f"Verdict: {'A' if ours_first else 'B'}"))
+        own_first = text.index("concise0.80") < text.index("\nbase ")
+        handler.succeed(body, reply(f"Verdict: {'A' if own_first else 'B'}"))
 
     with serve(prefer) as server:
         summary = judge_run(run, EndpointJudge("by-answer", server.url), wanted)
@@ -293,7 +293,7 @@ def test_nothing_is_drawn_of_nothing(tmp_path: Path) -> None:
     summary = Summary.from_json(judged)
     assert Summary.from_json(json.loads(json.dumps(summary.to_json()))) == summary
     text = markdown([summary])
-    assert "## &lt;b&gt;m&lt;/b&gt;" in text
-    assert "1 × &lt;script&gt;" in text
+    assert "## &lt;b>m&lt;/b>" in text
+    assert "1 × &lt;script>" in text
     draw_judges([summary], tmp_path / "a.png")
     assert not list(tmp_path.iterdir())

@@ -171,7 +171,7 @@ def test_runs_side_by_side(sweep: Make, tmp_path: Path) -> None:
     ("file", "text", "complaint"),
     [
         ("recipe.yaml", None, "is not a run folder: it has no recipe.yaml"),
-        ("recipe.yaml", "a: [", "is not YAML"),
+        ("recipe.yaml", "a: [", "not valid YAML"),
         ("recipe.yaml", "- a", "is not a recipe"),
         ("front.json", "{}", "does not hold a front of this version"),
         (f"{CORNER}/answers.jsonl", "[]", "line 1 is not a JSON object"),

@@ -1,7 +1,7 @@
 """A table as data, and as text in Markdown, on a terminal and in HTML."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -64,8 +64,9 @@ class Table:
 
     def to_markdown(self) -> str:
         """A GitHub-flavoured table, whatever its texts hold; the title is not in it."""
+        head = map(markdown_text, self.head)
         rule = ["---" if column.align == "left" else "---:" for column in self.columns]
-        head, *rows = [[markdown_text(text) for text in row] for row in (self.head, *self.texts)]
+        rows = self._written(markdown_text, str)
         return "\n".join(f"| {' | '.join(row)} |" for row in (head, rule, *rows))
 
     def to_html(self) -> str:
@@ -74,11 +75,9 @@ class Table:
 
         head = "".join(f'<th scope="col">{escape(name)}</th>' for name in self.head)
         lines = []
-        for row, texts in zip(self.rows, self.texts, strict=True):
-            first, *others = (
-                escape(text if isinstance(cell, str) else text.replace("-", "\N{MINUS SIGN}"))
-                for cell, text in zip(row, texts, strict=True)
-            )
+        for first, *others in self._written(
+            escape, lambda text: text.replace("-", "\N{MINUS SIGN}")
+        ):
             cells = "".join(f"<td>{text}</td>" for text in others)
             lines.append(f'<tr><th scope="row">{first}</th>{cells}</tr>\n')
         caption = f'<caption class="sr">{escape(self.title)}</caption>'
@@ -86,6 +85,16 @@ class Table:
             f"<table>\n{caption}\n<thead><tr>{head}</tr></thead>\n"
             f"<tbody>\n{''.join(lines)}</tbody>\n</table>"
         )
+
+    def _written(
+        self, text: Callable[[str], str], formatted: Callable[[str], str]
+    ) -> Iterator[list[str]]:
+        """The rows, texts by one function and what was formatted by another."""
+        for row, texts in zip(self.rows, self.texts, strict=True):
+            yield [
+                text(written) if isinstance(cell, str) else formatted(written)
+                for cell, written in zip(row, texts, strict=True)
+            ]
 
     def to_rich(self) -> "RichTable":
         """For `paretune.cli.output.console`; what looks like markup stays text."""

@@ -20,7 +20,7 @@ def markdown_text(text: str) -> str:
     """Text on one line, as Markdown that shows it as it is: in a cell, a heading, a sentence."""
     flat = " ".join(printable(text).split())
     marked = _MARKS.sub(r"\\\g<0>", _ENTITY.sub("&amp;", flat))
-    return marked.replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub("^>", "&gt;", marked.replace("<", "&lt;"))  # else it means nothing
 
 
 def markdown_code(text: str) -> str:
