@@ -120,11 +120,11 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     runs = [Run.read(path) for path in dict.fromkeys(paths)]
     for run in runs[1:]:
         for what in ("objectives", "split"):
-            ours, theirs = getattr(runs[0], what), getattr(run, what)
-            if ours != theirs:
+            first, other = getattr(runs[0], what), getattr(run, what)
+            if first != other:
                 raise InputError(
-                    f"'{runs[0].path}' and '{run.path}' have different {what} ({_words(ours)}; "
-                    f"{_words(theirs)}): report them one by one."
+                    f"'{runs[0].path}' and '{run.path}' have different {what} ({_words(first)}; "
+                    f"{_words(other)}): report them one by one."
                 )
     return runs
 

@@ -145,8 +145,8 @@ class _Kept:
         if not self.path.exists():
             return
         saved = read_json(self.path)
-        theirs = saved["settings"]
-        changed = [key for key, value in self.settings.items() if theirs.get(key) != value]
+        kept = saved["settings"]
+        changed = [key for key, value in self.settings.items() if kept.get(key) != value]
         if changed:
             raise InputError(
                 f"'{self.path}' holds answers with another '{changed[0]}': give --fresh to delete "
