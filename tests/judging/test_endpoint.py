@@ -370,6 +370,17 @@ def test_reasons_are_short_plain_and_without_keys(serve: Any, body: bytes, reaso
     assert outcome == Failure(reason)
 
 
+def test_whose_account_it_is_is_nobody_elses_business(
+    serve: Any, reply: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-mine")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-mine")
+    with serve(lambda handler, body, attempt: handler.succeed(body, reply("4"))) as server:
+        ask(judge(server.url))
+    (headers,) = server.headers
+    assert not any("mine" in value for value in headers.values())
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_redirects_are_not_followed(serve: Any, reply: Any, status: int) -> None:
     with serve(lambda handler, body, attempt: handler.succeed(body, reply("Rating: 4"))) as other:

@@ -370,6 +370,8 @@ def _client(judge: EndpointJudge) -> AsyncOpenAI:
         timeout=judge.timeout,
         http_client=http,
     )
+    if judge.base_url.rstrip("/") != OPENAI_URL:  # from the environment, and nobody else's business
+        client.organization = client.project = None
     _ = client.chat.completions.with_raw_response  # imports much: not in the time of a request
     return client
 

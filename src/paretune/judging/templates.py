@@ -181,8 +181,9 @@ Which answer is better? Write one line that is exactly "Verdict: A", "Verdict: B
 is better, "Verdict: tie". Then give your reason in one or two sentences."""
 
 
-def rating_messages(aspect: str, instruction: str, response: str) -> list[dict[str, str]]:
+def rating_messages(aspect: str, prompt: "Prompt", response: str) -> list[dict[str, str]]:
     """The conversation that asks for a rating of 1 to 5 for one of `ASPECTS`."""
+    instruction = instruction_text(prompt)
     # `format` looks at the template only: braces in what models wrote stay as they are.
     text = TEMPLATES[aspect].format(
         instruction=instruction, response=response, fence=fence(instruction, response)
@@ -190,8 +191,9 @@ def rating_messages(aspect: str, instruction: str, response: str) -> list[dict[s
     return _conversation(SYSTEM, text)
 
 
-def pair_messages(instruction: str, first: str, second: str) -> list[dict[str, str]]:
+def pair_messages(prompt: "Prompt", first: str, second: str) -> list[dict[str, str]]:
     """The conversation that asks which of two responses, shown in this order, is better."""
+    instruction = instruction_text(prompt)
     line = fence(*sorted([instruction, first, second]))  # the same in both orders
     text = PAIR.format(instruction=instruction, first=first, second=second, fence=line)
     return _conversation(PAIR_SYSTEM, text)
