@@ -6,10 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from paretune.errors import InputError
-from paretune.moo import MGDA, RACO, Clamp, ClampState, Linear
+from paretune.moo import MGDA, RACO, Clamp, ClampState, Descent, Linear, test_problems
+from paretune.moo import minimize as solve
+from paretune.moo.weightings.clamp_state import neutral_factor
 
 
 def sample(size, seed=0, n=12):
@@ -166,11 +170,15 @@ def test_vertex_at_large_mu():
         ({"mu": -1.0}, "mu must be"),
         ({"nadir": [1.0, 1.0]}, "needs an ideal"),
         ({"ideal": [0.0, 1.0], "nadir": [1.0, 1.0]}, "objective 1"),
-        ({"mu_schedule": "steps", "mu_final": 1.0}, "Unknown mu_schedule"),
-        ({"mu_final": 1.0}, "mu_final together"),
-        ({"mu_schedule": "linear"}, "mu_final together"),
-        ({"mu_schedule": "exponential", "mu_final": 0.0}, "above 0"),
+        ({"mu": 1.0, "mu_schedule": "steps", "mu_final": 1.0}, "Unknown mu_schedule"),
+        ({"mu": 1.0, "mu_final": 1.0}, "mu_final together"),
+        ({"mu": 1.0, "mu_schedule": "linear"}, "mu_final together"),
+        ({"mu": 1.0, "mu_schedule": "exponential", "mu_final": 0.0}, "above 0"),
         ({"loss_ema": 1.0}, "loss_ema"),
+        ({"mu": "automatic"}, "a number or 'auto', got 'automatic'"),
+        ({"mu": True}, "a number or 'auto'"),
+        ({"scale_free": True}, "finds its own scale"),
+        ({"mu_schedule": "linear", "mu_final": 1.0}, "finds its own scale"),
     ],
 )
 def test_bad_settings(settings, message):
@@ -235,7 +243,7 @@ def test_resumed_state_goes_on_bit_for_bit():
 
 def test_refused_step_leaves_the_state_alone():
     G, losses, p = sample(3)
-    state = ClampState(scale_free=True, loss_ema=0.5)
+    state = ClampState(mu=100.0, scale_free=True, loss_ema=0.5)
     state.step(G.T @ G, losses, p)
     before = state.state_dict()
     for bad in (losses * math.nan, losses[:2]):
@@ -246,3 +254,68 @@ def test_refused_step_leaves_the_state_alone():
     with pytest.raises(InputError, match="progress"):
         state.step(G.T @ G, losses, p, 1.5)
     assert state.state_dict() == before
+
+
+@given(
+    cosine=st.floats(-0.99, 0.99),
+    first=st.floats(0.01, 0.99),
+    loss=st.floats(1e-3, 1e3),
+    norm=st.floats(1e-3, 1e3),
+)
+def test_neutral_mu_begins_as_the_weighted_gradient(cosine, first, loss, norm):
+    """Equal losses and gradient norms: λ* = (½, ½) for any angle and any preference."""
+    gramian = norm**2 * torch.tensor([[1.0, cosine], [cosine, 1.0]], dtype=torch.float64)
+    losses = torch.full((2,), loss, dtype=torch.float64)
+    found = ClampState().step(gramian, losses, [first, 1 - first])
+    assert found.lam.tolist() == pytest.approx([0.5, 0.5], abs=1e-9)
+
+
+@pytest.mark.parametrize("p", [[0.6, 0.2, 0.2], [0.1, 0.45, 0.45], [1 / 3] * 3])
+def test_neutral_mu_of_three_objectives(p):
+    """Two equal weights, orthogonal gradients: the direction has the ratios of p, exactly."""
+    found = ClampState().step(torch.eye(3).double() * 4, torch.full((3,), 0.7), p)
+    assert (found.weights / found.weights.sum()).tolist() == pytest.approx(p)
+
+
+def test_neutral_factor_is_the_least_squares_fit():
+    for size, seed in [(2, 0), (3, 1), (5, 2)]:
+        p = np.random.default_rng(seed).dirichlet(np.ones(size))
+        design = np.stack([p, np.ones(size)], axis=1)
+        slope = np.linalg.lstsq(design, 2 * p**2 / size, rcond=None)[0][0]
+        assert neutral_factor(p) == pytest.approx(slope)
+        near = 1 / size + 1e-4 * (p - 1 / size)
+        assert neutral_factor(near) == pytest.approx(4 / size**2, rel=1e-3)
+
+
+@pytest.mark.parametrize("scales", [(1e-3, 1e-3), (100.0, 0.01)])
+def test_neutral_mu_has_no_unit(scales):
+    """Of all losses together; with ranges, of each."""
+    s = torch.tensor(scales, dtype=torch.float64)
+    ideal, nadir = [0.1, 0.1], [2.0, 2.0]
+    plain = ClampState(ideal=ideal, nadir=nadir)
+    scaled = ClampState(
+        ideal=[a * b for a, b in zip(ideal, scales, strict=True)],
+        nadir=[a * b for a, b in zip(nadir, scales, strict=True)],
+    )
+    for seed in range(4):
+        G, losses, p = sample(2, seed)
+        gramian = G.T @ G
+        here = plain.step(gramian, losses, p)
+        there = scaled.step(s[:, None] * gramian * s, s * losses, p)
+        assert here.lam.tolist() == pytest.approx(there.lam.tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("make", [test_problems.fonseca_fleming, test_problems.zdt2_smooth])
+@pytest.mark.parametrize("first", [0.3, 0.5, 0.7])
+def test_neutral_mu_reaches_the_chebyshev_point(make, first):
+    known, p = make(), [first, 1 - first]
+    descent = Descent(ClampState(), lr=0.05, optimizer="adam")
+    result = solve(known.problem, p, method=descent, x0=known.x0, steps=300)
+    assert np.linalg.norm(result.objectives.numpy() - known.chebyshev(p)) < 0.02
+
+
+def test_neutral_mu_reaches_the_chebyshev_point_of_three_objectives():
+    known, p = test_problems.sphere3(), [0.2, 0.3, 0.5]
+    descent = Descent(ClampState(), lr=0.05, optimizer="adam")
+    result = solve(known.problem, p, method=descent, x0=known.x0, steps=300)
+    assert np.linalg.norm(result.objectives.numpy() - known.chebyshev(p)) < 0.02

@@ -19,11 +19,13 @@ from paretune.baselines.recipe import CompareRecipe, load_comparison
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
 from paretune.evaluation.scorers import FunctionScorer
+from paretune.files import read_json
 from paretune.report.comparison import markdown
 from paretune.results.comparison import Cell, Comparison, Spread
 from paretune.results.front import FrontPoint, ObjectiveMetrics
 from paretune.runs.compare import run_compare
 from paretune.spend import Spend, Watch
+from paretune.training.gated import GATES, fold_adapter, read_gates
 
 METHODS = """
 methods:
@@ -349,3 +351,35 @@ def test_a_method_that_is_asked_for_scores_is_noted() -> None:
     )
     assert "In context: the losses and perplexities are those of the policy with scores" in text
     assert "PWG: the losses" not in text
+
+
+def test_one_conditioned_adapter_serves_every_point(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    methods = """
+methods:
+  - {name: conditioned, label: One, options: {steps: 6, calibration_points: 3}}
+"""
+    comparison = run_compare(load_comparison(write(methods)))
+    assert not comparison.failures
+    (source,) = (tmp_path / "run" / "shared").glob("conditioned-*")
+    _, objectives, calibration = read_gates(source)
+    assert objectives == ("harmless", "helpful")
+    assert calibration is not None
+    for point in comparison.cells[0].points:
+        folder = tmp_path / "run" / point.folder
+        kept = read_json(folder / "training.json")
+        assert kept["shared"] == [source.name]
+        position = calibration.position(list(point.preference.values()))
+        assert kept["position"] == dict(zip(objectives, position, strict=True))
+        fold_adapter(source, tmp_path / "again", position)
+        name = "adapter_model.safetensors"
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+    # A calibration that was cut short is made again, the training is not.
+    stamp = (source / "adapter_model.safetensors").stat().st_mtime_ns
+    (source / GATES).unlink()
+    shutil.rmtree(tmp_path / "run" / "cells")
+    again = run_compare(load_comparison(write(methods)))
+    assert (source / "adapter_model.safetensors").stat().st_mtime_ns == stamp
+    losses = [[p.losses for p in c.cells[0].points] for c in (comparison, again)]
+    assert losses[0] == losses[1]

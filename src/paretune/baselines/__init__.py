@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from paretune.baselines.context import Baseline
 
 BASELINES: dict[str, "str | type[Baseline]"] = {
+    "conditioned": "paretune.baselines.conditioned:Conditioned",
     "modpo": "paretune.baselines.modpo:Modpo",
     "rewarded_soups": "paretune.baselines.rewarded_soups:RewardedSoups",
     "morlhf": "paretune.baselines.morlhf:Morlhf",

@@ -89,24 +89,33 @@ def _source(data: "Data", default: str) -> tuple[str | HubDataset]:
 
 
 def training_arguments(
-    recipe: "Recipe", preference: Preference, seed: int, folder: Path
+    recipe: "Recipe",
+    preference: Preference | None,
+    seed: int,
+    folder: Path,
+    kind: type[MultiObjectiveConfig] | None = None,
+    **more: Any,
 ) -> MultiObjectiveConfig:
     """The trainer's arguments for one point, checkpoints going to `folder`.
+
+    Args:
+        kind: Their class; by default that of the recipe's method.
+        more: Further arguments.
 
     Raises:
         InputError: a key of the recipe's train section that does not exist, belongs to another
             section, or has a value of the wrong type.
     """
-    method = recipe.method
-    clamp = isinstance(method, ClampOptions)
-    kind = ClampConfig if clamp else MultiObjectiveConfig
+    clamp = kind is None and isinstance(recipe.method, ClampOptions)
+    if kind is None:
+        kind = ClampConfig if clamp else MultiObjectiveConfig
     train = checked_arguments(recipe.train, kind, "train", _ELSEWHERE)
     defaults: dict[str, Any] = {
         "disable_tqdm": True,
         "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is no GPU
         "reference_cache": str(cache_folder() / "reference"),
     }
-    options = vars(method) if clamp else {}
+    options = vars(recipe.method) if clamp else more
     try:
         return kind(
             **defaults
@@ -114,7 +123,7 @@ def training_arguments(
             | options
             | {
                 "loss": recipe.loss,
-                "preference": dict(preference),
+                "preference": None if preference is None else dict(preference),
                 "seed": seed,
                 "output_dir": str(folder),
             }
@@ -187,6 +196,18 @@ def build_trainer(
         InputError: a recipe, model or data that do not fit together.
     """
     args = training_arguments(recipe, preference, seed, folder)
+    return make_trainer(recipe, args, splits, callbacks, on_scored, make)
+
+
+def make_trainer(
+    recipe: "Recipe",
+    args: MultiObjectiveConfig,
+    splits: Mapping[Any, PreferenceData],
+    callbacks: Sequence[TrainerCallback] = (),
+    on_scored: Callable[[float], None] | None = None,
+    make: Callable[..., MultiObjectiveTrainer] | None = None,
+) -> MultiObjectiveTrainer:
+    """As `build_trainer`, with the trainer's arguments given."""
     model, tokenizer = load_model_and_tokenizer(**recipe.model.model_dump())
     named: dict[str, Any] = {
         "train_dataset": splits["train"].pairs,
@@ -196,7 +217,7 @@ def build_trainer(
         "callbacks": list(callbacks),
         "on_scored": on_scored,
     }
-    set_seed(seed)  # the adapter is drawn before the trainer itself seeds
+    set_seed(args.seed)  # the adapter is drawn before the trainer itself seeds
     trainer: MultiObjectiveTrainer
     if make is not None:
         trainer = make(model, args, **named)

@@ -57,7 +57,10 @@ class ClampTrainer(MultiObjectiveTrainer):
         return [values[objective] for objective in self.live]
 
     def weigh(self, gramian: Tensor, losses: Tensor, preference: Tensor) -> Weights:
-        return self.clamp.step(gramian, losses, preference, self.progress)
+        weights = self.clamp.step(gramian, losses, preference, self.progress)
+        assert self.clamp.mu_now is not None
+        self._step_logs["clamp/mu"].append(self.clamp.mu_now)
+        return weights
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "clamp": self.clamp.state_dict()}

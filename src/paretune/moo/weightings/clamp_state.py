@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MuSchedule = Literal["constant", "linear", "cosine", "exponential"]
+Mu = float | Literal["auto"]
 
-_MAGNITUDE_DECAY = 0.9  # of the scale-free magnitudes: an average over about ten steps
+_MAGNITUDE_DECAY = 0.9  # of gradients and losses: an average over about ten steps
 
 
 @dataclass
@@ -28,10 +29,11 @@ class ClampOptions:
     Not frozen, because the trainer's arguments inherit the fields, and transformers' are mutable.
     """
 
-    mu: float = option(
-        Clamp.mu,
+    mu: Mu = option(
+        "auto",
         "μ of Eq. (6): weight of following p against reaching a Pareto-stationary point, in units "
-        "of gradient² / loss (without unit if `scale_free`).",
+        "of gradient² / loss (without unit if `scale_free`); the paper's is 100. auto: the μ at "
+        "which equal losses and gradients get equal λ, from running means of both.",
     )
     mu_final: float | None = option(
         None, "μ at the end of training; needed by a schedule other than constant, and only there."
@@ -65,7 +67,15 @@ class ClampOptions:
 
     def check(self) -> None:
         """Raise InputError for values that are out of range or do not fit together."""
-        Clamp(self.mu, _vector(self.ideal), _vector(self.nadir))
+        if self.mu == "auto":
+            if self.mu_schedule != "constant" or self.mu_final is not None or self.scale_free:
+                raise InputError(
+                    "mu='auto' finds its own scale: leave out mu_schedule, mu_final and "
+                    "scale_free, or give mu a number."
+                )
+            Clamp(0.0, _vector(self.ideal), _vector(self.nadir))
+        else:
+            Clamp(_number(self.mu), _vector(self.ideal), _vector(self.nadir))
         if not 0 <= self.loss_ema < 1:
             raise InputError(f"loss_ema must be in [0, 1), got {self.loss_ema}.")
         if self.mu_schedule not in get_args(MuSchedule):
@@ -77,7 +87,7 @@ class ClampOptions:
             raise InputError("Give mu_final together with a mu_schedule other than 'constant'.")
         if self.mu_final is not None:
             Clamp(self.mu_final)
-            if self.mu_schedule == "exponential" and min(self.mu, self.mu_final) == 0:
+            if self.mu_schedule == "exponential" and 0 in (self.mu, self.mu_final):
                 raise InputError("An exponential mu_schedule needs mu and mu_final above 0.")
 
 
@@ -89,6 +99,11 @@ class ClampState(ClampOptions):
     mean_m ‖d_m g_m‖² and B that of mean_m |d_m (f_m − z*_m)|, with d = p / (n − z*) or p. Scaling
     every loss by c then leaves λ* as it is. μ is 0 while B is 0.
 
+    With mu="auto", μ = κ(p) A / B with d = 1 / (n − z*) or 1 in both averages, over the objectives
+    of positive preference, and κ of `neutral_factor`. For M = 2 objectives of equal losses and
+    gradient norms λ* is then (½, ½) at any p and any angle between the gradients: CLAMP begins as
+    the preference-weighted gradient, and follows p by what the losses do.
+
     Attributes:
         ideal, nadir: z* and n as in `Clamp`, in the objectives' order.
     """
@@ -99,6 +114,8 @@ class ClampState(ClampOptions):
     _losses: list[float] | None = field(default=None, init=False)
     _gradient_size: float | None = field(default=None, init=False)
     _loss_size: float | None = field(default=None, init=False)
+    mu_now: float | None = field(default=None, init=False)
+    """The μ that the last step used."""
 
     def step(
         self,
@@ -126,19 +143,28 @@ class ClampState(ClampOptions):
         active = replace(active, losses=[smoothed[m] for m in active.indices])
         mu = self.mu_at(progress)
         gradient_size, loss_size = self._gradient_size, self._loss_size
-        if self.scale_free:
-            scale, linear = Clamp(mu, self.ideal, self.nadir).terms(active)
+        if self.scale_free or self.mu == "auto":
+            scale, linear = Clamp(0.0, self.ideal, self.nadir).terms(active)
+            if self.mu == "auto":  # free of p, as both of its averages are
+                scale = [s / p for s, p in zip(scale, active.preference, strict=True)]
+                linear = [t / p for t, p in zip(linear, active.preference, strict=True)]
+                mu = neutral_factor(active.preference)
             squares = [s * s * active.gramian[m][m] for m, s in enumerate(scale)]
             gradient_size = _average(gradient_size, _mean(squares), _MAGNITUDE_DECAY)
             loss_size = _average(loss_size, _mean([abs(t) for t in linear]), _MAGNITUDE_DECAY)
             mu = mu * gradient_size / loss_size if loss_size > 0 else 0.0
         weights = Clamp(mu, self.ideal, self.nadir).combine(active)
         self._losses, self._gradient_size, self._loss_size = smoothed, gradient_size, loss_size
+        self.mu_now = mu
         return weights
 
     def mu_at(self, progress: float) -> float:
-        """μ of the schedule, before scaling, when `progress` in [0, 1] of training is done."""
-        start, end = self.mu, self.mu if self.mu_final is None else self.mu_final
+        """μ of the schedule, before scaling, when `progress` in [0, 1] of training is done.
+
+        1 for "auto".
+        """
+        start = 1.0 if isinstance(self.mu, str) else self.mu
+        end = start if self.mu_final is None else self.mu_final
         if self.mu_schedule == "exponential":
             return float(start ** (1 - progress) * end**progress)
         if self.mu_schedule == "cosine":
@@ -159,6 +185,32 @@ class ClampState(ClampOptions):
         self._losses = None if losses is None else [float(loss) for loss in losses]
         self._gradient_size = state["gradient_size"]
         self._loss_size = state["loss_size"]
+
+
+def _number(mu: object) -> float:
+    if isinstance(mu, bool) or not isinstance(mu, int | float):
+        raise InputError(f"mu must be a number or 'auto', got {mu!r}.")
+    return float(mu)
+
+
+def neutral_factor(preference: Sequence[float]) -> float:
+    """κ(p): what μ is in units of ‖g‖² / f where it neither follows p nor undoes it.
+
+    At equal losses f and orthogonal gradients of equal norm g, λ* is uniform if μ p_m f minus
+    2 p_m² g² / M is the same for all m. For M = 2 that is so at μ = g² / f, whatever p; for more
+    objectives κ is the least-squares fit, (2 / M) Cov(p, p²) / Var(p): 4 / M² at uniform p.
+
+    >>> neutral_factor([0.9, 0.1]), neutral_factor([0.25] * 4)
+    (1.0, 0.25)
+    """
+    size = len(preference)
+    if size == 1:
+        return 1.0
+    mean, square = 1 / size, sum(p * p for p in preference) / size
+    spread = sum((p - mean) ** 2 for p in preference)
+    if spread < 1e-12 or size == 2:
+        return 4 / size**2
+    return 2 / size * sum((p - mean) * (p * p - square) for p in preference) / spread
 
 
 def _vector(values: Mapping[str, float] | Sequence[float] | None) -> Sequence[float] | None:

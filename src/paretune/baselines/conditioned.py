@@ -1,0 +1,104 @@
+"""One training for every preference: a LoRA gated by p, calibrated, and folded at each p.
+
+"Preference-conditioned" is what such models are called (Panacea, CLP, PARM); see
+`paretune.training.conditioned` for the adapter, `paretune.moo.calibration` for the calibration.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from paretune.baselines.context import Baseline, Job, Watch, trained
+from paretune.errors import InputError
+from paretune.experiment.keep import StepReport, free_memory, train_point
+from paretune.experiment.setup import load_weights, make_trainer, training_arguments
+from paretune.moo.calibration import Meaning
+from paretune.moo.gates import Basis
+from paretune.moo.preference import Preference
+from paretune.recipes.section import Positive
+from paretune.training import ConditionedConfig, ConditionedTrainer
+from paretune.training.gated import GATES, fold_adapter, read_gates, write_gates
+
+if TYPE_CHECKING:
+    from paretune.recipes.schema import Recipe
+
+
+class Conditioned(Baseline):
+    """One adapter of M blocks for every preference; `lora.r` is the rank of a block."""
+
+    steps: Positive | None = None
+    """Optimiser steps of the one training; null is what the recipe's `train` says for a point."""
+    basis: Basis = "centred"
+    """`centred`: a shared block and M - 1 blocks of trade-offs; `objectives`: a block each."""
+    calibrate: Meaning = "even"
+    """What p means: `even` steps along the front of the validation losses, the `chebyshev` point
+    of p in their ranges, or `none`: the gate itself."""
+    calibration_points: Annotated[int, Field(ge=2)] = 5
+    """Positions along an edge of the simplex at which the validation losses are measured."""
+    extrapolate: Annotated[float, Field(ge=0, le=4)] = 1.0
+    """How far beyond the simplex the calibration may look, in lengths of its edge (M = 2)."""
+
+    def check_recipe(self, recipe: "Recipe") -> None:
+        if recipe.lora is None:
+            raise InputError("A conditioned adapter needs a lora section in the recipe.")
+        if len(recipe.data.objectives) < 2:
+            raise InputError("A conditioned adapter needs at least two objectives.")
+
+    def train(self, job: Job, preferences: Sequence[Preference]) -> None:
+        """Train and calibrate the one adapter, and fold it at every preference."""
+        self.check_recipe(job.recipe)
+        key = self._key(job)
+        source = job.once(key, lambda folder: self._train(job, folder))
+        if not (source / GATES).exists():
+            self._calibrate(job, source)
+        _, _, calibration = read_gates(source)
+        assert calibration is not None
+        for preference in preferences:
+            folder = job.point(preference)
+            if trained(folder):
+                continue
+            watch = Watch()
+            position = calibration.position(preference.weights)
+            fold_adapter(source, folder, position)
+            named = dict(zip(preference.names, position, strict=True))
+            job.finish(folder, steps=0, spend=watch.spend(), shared=[key], position=named)
+
+    def _key(self, job: Job) -> str:
+        options = self.model_dump_json().encode()
+        return f"conditioned-{hashlib.sha256(options).hexdigest()[:8]}-seed{job.seed}"
+
+    def _trainer(self, job: Job, folder: Path, callbacks: Sequence[Any] = ()) -> Any:
+        recipe = job.recipe
+        if self.steps is not None:
+            steps = {"max_steps": self.steps}
+            recipe = recipe.model_copy(update={"train": recipe.train | steps})
+        args = training_arguments(
+            recipe, None, job.seed, folder / "checkpoints", ConditionedConfig, basis=self.basis
+        )
+        return make_trainer(recipe, args, job.splits, callbacks, make=ConditionedTrainer)
+
+    def _train(self, job: Job, folder: Path) -> None:
+        job.report("prepare", 0.0)
+        trainer = self._trainer(job, folder, [StepReport(job.report)])
+        train_point(trainer, folder, job.report)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        del trainer
+        free_memory()
+
+    def _calibrate(self, job: Job, folder: Path) -> None:
+        """Measure the validation losses along the gate; ``gates.json`` keeps them."""
+        trainer = self._trainer(job, folder)
+        load_weights(trainer.model, folder)
+        calibration = trainer.calibrate(
+            job.splits["validation"].pairs,
+            self.calibrate,
+            points=self.calibration_points,
+            extrapolate=self.extrapolate,
+        )
+        write_gates(folder, trainer.gate, trainer.objectives, calibration)
+        del trainer
+        free_memory()
