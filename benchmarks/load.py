@@ -38,7 +38,7 @@ def pairs(size: int, folder: Path) -> dict[str, Callable[[], Any]]:
     source = random.Random(0)
     with (folder / "pairs.jsonl").open("w") as file:
         for n in range(size):
-            row = {"prompt": f"{n} {sentence(source, 12)}"}
+            row = {"prompt": f"{n} {sentence(source, 12)}?\n"}
             row |= {"chosen": sentence(source, 40), "rejected": sentence(source, 40)}
             file.write(json.dumps(row) + "\n")
     raw = Tokenizer(models.BPE())

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from paretune.cli import app
 from paretune.errors import InputError
 from paretune.files import write_json
+from paretune.report.comparison import markdown as comparison_markdown
 from paretune.report.diagnostics import draw_steps, panels
 from paretune.report.model_card import MARK, model_card, write_model_card
 from paretune.report.page import render
@@ -447,3 +448,19 @@ def test_one_objective_has_no_front_to_draw(sweep: Make, tmp_path: Path) -> None
     write_report([run])
     assert not (run / "figures" / "front.png").exists()
     assert (run / "figures" / "steps_harmless1.00-helpful0.00.png").exists()
+
+
+def test_no_name_is_markdown(comparison: Make, tmp_path: Path) -> None:
+    """What a method, a run or a judge is called is text in every Markdown file."""
+    hostile = "A | B <img src=x onerror=alert(1)>\n# heading `x` [y](z)"
+    run = Run.read(comparison(tmp_path / "cmp", TWO))
+    assert run.comparison is not None
+    cells = [replace(cell, title=hostile, failure=hostile) for cell in run.comparison.cells]
+    renamed = replace(run.comparison, name=hostile, cells=tuple(cells), epsilon={})
+    point = next(point for _, point in run.points)
+    title = run.comparison.titles[0]
+    card = model_card(replace(run, name=hostile, comparison=run.comparison), title, point)
+    for text in (comparison_markdown(renamed), card):
+        assert "<img" not in text
+        assert not [line for line in text.split("\n") if line.startswith("# heading")]
+        assert "[y](z)" not in text
