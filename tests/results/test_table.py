@@ -1,5 +1,6 @@
 """A table says the same in Markdown, on a terminal and in HTML, whatever names it holds."""
 
+import io
 import math
 import statistics
 from html.parser import HTMLParser
@@ -39,7 +40,7 @@ def test_three_writers() -> None:
     page = table().to_html()
     assert '<tr><th scope="row">clamp</th><td>−0.400 ± 0.141</td><td>1,234,567</td>' in page
     assert '<caption class="sr">Points</caption>' in page
-    terminal = Console(width=80, record=True, quiet=True)
+    terminal = Console(width=80, file=io.StringIO(), record=True)
     terminal.print(table().to_rich())
     text = terminal.export_text()
     assert "Points" in text
@@ -58,7 +59,7 @@ def test_a_name_stays_in_its_cell() -> None:
 
     Tags().feed(table(HOSTILE).to_html())
     assert "img" not in tags
-    terminal = Console(width=200, record=True, quiet=True)
+    terminal = Console(width=200, file=io.StringIO(), record=True)
     terminal.print(table(HOSTILE).to_rich())
     assert "[bold]x[/bold]" in terminal.export_text()
 
