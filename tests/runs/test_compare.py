@@ -290,7 +290,7 @@ def test_statistics() -> None:
     assert (cost.point.policy_tokens, cost.shared.policy_tokens) == (10, 7)
     assert (cost.front.policy_tokens, cost.front.seconds) == (27, 9.0)
     assert cost.front.peak_memory_bytes == 9
-    assert Spread.of([1.0, 3.0, nan]) == (2.0, math.sqrt(2), 2)
+    assert Spread.of([1.0, 3.0, nan]) == Spread(2.0, math.sqrt(2), 2)
     assert Spread.of([nan]) is None
 
 
