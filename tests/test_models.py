@@ -3,6 +3,7 @@ import importlib.machinery
 import importlib.util
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ def test_a_conversion_that_fails_leaves_no_folder_and_is_started_afresh(
 
 SLOW_CONVERSION = """
 import sys, time
+from datetime import datetime
 from pathlib import Path
 from paretune import models
 
@@ -245,3 +247,27 @@ def test_template_variables_hold_for_every_use(tmp_path: Path, tokenizer: Any) -
         text = loaded.apply_chat_template(message, tokenize=False)
         assert text.startswith("<|im_start|> user the cat")
         assert ("why" in text) is thinks
+
+
+@pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%A, %-d %B %Y at %H:%M"])
+def test_a_templates_date_stands_still(tmp_path: Path, tokenizer: Any, form: str) -> None:
+    asks = copy.deepcopy(tokenizer)
+    asks.chat_template = (
+        "\n{%- if not date is defined %}{%- set date = strftime_now('FORM') %}{%- endif %}"
+        "{% for m in messages %}[{{ date }}] {{ m['content'] }}{% endfor %}"
+        "{% macro again() %} {{ strftime_now('FORM') }}{% endmacro %}{{ again() }}"
+    ).replace("FORM", form)
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(asks), **sizes, **heads)).save_pretrained(tmp_path)
+    message = [{"role": "user", "content": "the cat"}]
+    for written, day in (("2024-02-03", datetime(2024, 2, 3)), (None, datetime.now())):
+        tokenizer.save_pretrained(tmp_path)
+        _, loaded = load_model_and_tokenizer(tmp_path, date=written)
+        assert loaded.chat_template == tokenizer.chat_template  # which asks for no date
+        asks.save_pretrained(tmp_path)
+        _, loaded = load_model_and_tokenizer(tmp_path, date=written)
+        text = loaded.apply_chat_template(message, tokenize=False)
+        if written is not None or "%M" not in form:
+            told = day.strftime(form)
+            assert text == f"[{told}] the cat {told}"

@@ -1,5 +1,7 @@
 """Files that are there whole or not at all, whenever the process is killed."""
 
+import errno
+import hashlib
 import json
 import os
 import re
@@ -10,6 +12,7 @@ from typing import Any
 from paretune.errors import InputError
 
 _PARTIAL = ".partial"  # the next run overwrites what a killed one left under this name
+_AGAIN = "delete it and run the command again"
 
 _DEEPEST = 100  # levels of a JSON value
 _LONGEST = 2**26  # bytes of a line of JSON lines
@@ -33,18 +36,47 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_text(path: Path, advice: str = _AGAIN) -> str:
+    """The text in a file.
+
+    Args:
+        advice: What to do about a damaged file, for the message.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8 text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"'{path}' is damaged (it is not UTF-8 text): {advice}.") from error
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+
+
+def read_json(path: Path, advice: str = _AGAIN) -> Any:
     """The value in a JSON file.
 
     Raises:
-        InputError: the file is not JSON.
+        InputError: the file cannot be read, or is not JSON.
     """
     try:
-        return parse_json(path.read_text(encoding="utf-8"), nan=True)
+        return parse_json(read_text(path, advice), nan=True)
+    except InputError:
+        raise
     except ValueError as error:
-        raise InputError(
-            f"'{path}' is damaged ({error}): delete it and run the command again."
-        ) from error
+        raise InputError(f"'{path}' is damaged ({error}): {advice}.") from error
+
+
+def read_object(path: Path, advice: str = _AGAIN) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    value = read_json(path, advice)
+    if not isinstance(value, dict):
+        raise InputError(f"'{path}' is damaged (it holds no JSON object): {advice}.")
+    return value
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:
@@ -193,6 +225,38 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_files(folder: Path) -> None:
+    """`sync` a folder's files; not those of folders in it."""
+    for path in folder.iterdir():
+        if path.is_file():
+            sync(path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def storage_problem(error: BaseException) -> str | None:
+    """What is wrong with the disk or its permissions, in a few words; None if it is not that.
+
+    safetensors and torch report a failed write as errors of their own.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    if found := re.search(r"\(os error (\d+)\)", text):  # safetensors
+        number = int(found[1])
+    if number is None or isinstance(error, ConnectionError | TimeoutError):
+        torch_write = isinstance(error, RuntimeError) and (
+            "PytorchStreamWriter" in text or "inline_container" in text
+        )
+        return "a file could not be written; is the disk full?" if torch_write else None
+    words = "the disk is full" if number in (errno.ENOSPC, errno.EDQUOT) else os.strerror(number)
+    name = getattr(error, "filename", None)
+    return f"{words} ('{name}')" if name else words
 
 
 def main_process() -> bool:

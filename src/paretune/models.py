@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,6 +57,7 @@ def load_model_and_tokenizer(
     device: "str | torch.device | None" = None,
     trust_remote_code: bool = False,
     template_variables: Mapping[str, Any] | None = None,
+    date: str | None = None,
     head: Head = "language",
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its tokenizer, ready for training and generation.
@@ -77,6 +79,8 @@ def load_model_and_tokenizer(
             process allows it (`TRUST_VARIABLE`); what a file says is its author's word.
         template_variables: values that the chat template reads, such as ``enable_thinking`` of
             Qwen3; they hold for training and for generation alike.
+        date: the day, as ISO 8601, that a chat template is told which asks for it
+            (``strftime_now``); by default each day's own.
         head: what the model puts out.
 
     Raises:
@@ -136,6 +140,8 @@ def load_model_and_tokenizer(
     _set_pad_token(tokenizer)
     if template_variables:
         tokenizer.chat_template = _with_variables(tokenizer.chat_template, template_variables)
+    if date is not None and isinstance(tokenizer.chat_template, str):
+        tokenizer.chat_template = _with_date(tokenizer.chat_template, date)
     if head != "score" or model.config.pad_token_id is None:
         # Else the padding token is part of the model: it scores the last token that is not one.
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -157,6 +163,23 @@ def _with_variables(template: Any, variables: Mapping[str, Any]) -> str:
         # JSON's literals are Jinja's: true, false, numbers, quoted strings, lists.
         settings += f"{{%- set {name} = {json.dumps(value)} -%}}"
     return settings + template
+
+
+def _with_date(template: str, date: str) -> str:
+    """The chat template with a clock that stands still, if it asks for the time.
+
+    Jinja has no dates, so every directive of `strftime` is a replacement in the format.
+    """
+    if "strftime_now" not in template:
+        return template
+    moment = datetime.fromisoformat(date).replace(tzinfo=None)
+    letters = "aAbBcCdDeFgGhHIjklmMnprRsStTuUVwWxXyYzZ"
+    directives = [f"%{sign}{letter}" for sign in ("-", "_", "") for letter in letters]
+    replacements = "".join(
+        f"|replace({json.dumps(each)}, {json.dumps(moment.strftime(each))})" for each in directives
+    )
+    clock = f"{{% macro strftime_now(format) %}}{{{{ format{replacements} }}}}{{% endmacro %}}"
+    return clock + "{{ '' }}" + template  # so that the template's first newline stays
 
 
 def embedded_folder() -> Path:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import load_peft_weights
 
-from paretune.baselines.context import Job, spend_of
+from paretune.baselines.context import Job
 from paretune.baselines.ric import (
     Ric,
     Sample,
@@ -27,6 +27,7 @@ from paretune.errors import InputError
 from paretune.experiment.setup import load_data
 from paretune.moo.preference import Preference
 from paretune.recipes.load import load_recipe
+from paretune.results.points import read_spend
 
 RANGES = {"a": (-4.0, 4.0), "b": (-3.0, 5.0)}
 POINTS = [
@@ -152,11 +153,11 @@ def test_one_adapter_for_all_points_gone_on_with_at_every_stage(
     assert targets[0]["concise"] > targets[1]["concise"]
     assert len(short_answers) == 6
     assert all("<concise_score>" in text for text in short_answers)
-    stages = [spend_of(built / stage).policy_tokens for stage in ("offline", "round-1")]
+    stages = [read_spend(built / stage).policy_tokens for stage in ("offline", "round-1")]
     assert min(stages) > 0
-    spend = spend_of(built)
+    spend = read_spend(built)
     assert spend.policy_tokens == sum(stages)
-    assert spend.generated_tokens == spend_of(built / "round-1/answers").generated_tokens > 0
+    assert spend.generated_tokens == read_spend(built / "round-1/answers").generated_tokens > 0
     answered = json.loads((built / "round-1/answers/training.json").read_text())
     assert (answered["answered"], answered["usable"]) == (6, 3)  # empty and cut ones are dropped
 

@@ -11,12 +11,14 @@ import torch
 
 from paretune.baselines.context import Job
 from paretune.baselines.reward import normalised_scorers
+from paretune.data.splitting import split_by_prompt
 from paretune.errors import InputError
 from paretune.evaluation.scorers import answers_of
 from paretune.experiment.reward_sources import recipe_scorers, recipe_sources
+from paretune.experiment.setup import load_data
 from paretune.recipes import Recipe, load_recipe
 from paretune.results.answers import read_answers
-from paretune.runs.sweep import load_splits, run_sweep
+from paretune.runs.sweep import run_sweep
 
 WORDS = ["red", "blue", "cat", "dog", "tea", "milk", "sun", "moon", "rain", "wind", "run"]
 
@@ -93,7 +95,7 @@ def test_answers_of_a_point_are_scored(recipe: Callable[..., Recipe]) -> None:
 
 def test_methods_take_the_recipes_scorers(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     loaded = recipe()
-    splits = load_splits(loaded, tmp_path / "data")
+    splits = split_by_prompt(load_data(loaded.data), loaded.data.split, loaded.data.seed)
     job = Job(loaded, splits, 0, tmp_path / "job", tmp_path / "shared")
     made = normalised_scorers(job, None, ["helpful"])
     assert made["helpful"].scorer.scorer is recipe_scorers(loaded)["helpful"]

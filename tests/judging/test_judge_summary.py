@@ -17,6 +17,7 @@ from paretune.report.judge_figure import draw_judges
 from paretune.report.judges import markdown
 from paretune.runs.candidates import base_answers, load_run, read_candidates
 from paretune.runs.judge import Forecast, Prices, judge_run, slug
+from paretune.runs.lock import locked
 
 
 def rated(values: list[float | None]) -> dict[str, Rating]:
@@ -243,13 +244,12 @@ def test_judge_run_folders(tmp_path: Path, run_folder: Any) -> None:
 
 
 def test_one_process_at_a_time(run_folder: Any) -> None:
-    from filelock import FileLock
 
     run = run_folder(2)
     (run / "judge").mkdir()
     with (
-        FileLock(run / "judge" / ".lock"),
-        pytest.raises(InputError, match="Another process is judging"),
+        locked(run / "judge"),
+        pytest.raises(InputError, match=r"is at work in .*judge"),
     ):
         judge_run(run, EndpointJudge("m", "http://127.0.0.1:9/v1"), Wanted())
 

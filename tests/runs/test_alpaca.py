@@ -91,7 +91,7 @@ def test_generation_goes_on_where_it_was(choices: Choices, monkeypatch: pytest.M
     assert [row["generator"] for row in json.loads(again.path.read_text())] == ["mine"] * 3
 
     other = open_run(choices.run, ["evaluation.max_new_tokens=3"])
-    with pytest.raises(InputError, match="answers with another 'max_new_tokens': give --fresh"):
+    with pytest.raises(InputError, match=r"other settings .max_new_tokens: 3, not 6"):
         generate_outputs(other, point, ASKED)
     base = generate_outputs(choices, find_point(choices, "base"), ASKED)
     assert [row["output"] for row in json.loads(base.path.read_text())] != [

@@ -168,7 +168,7 @@ def test_methods_can_be_added_and_one_that_fails_fails_alone(
     with pytest.raises(InputError, match=r"another recipe \(loss.beta: 0.2, not 0.1\)"):
         run_compare(load_comparison(path, ["loss.beta=0.2"]))
     other = run_compare(load_comparison(write(more.replace("helpful", "harmless"))))
-    assert "with other options: give the method another label" in str(other.failures[0].failure)
+    assert "not 'helpful'): give the method another label" in str(other.failures[0].failure)
     run_compare(load_comparison(write("methods: [{name: linear}]")), fresh=True)
     assert [path.name for path in (run / "cells").iterdir()] == ["linear-seed0"]
 
@@ -199,6 +199,42 @@ def test_modpo_goes_on_where_it_was_cut(
     found = run_compare(load_comparison(path))
     for ours, theirs in zip(found.cells, whole.cells, strict=True):
         assert [p.losses for p in ours.points] == [p.losses for p in theirs.points]
+    for run in ("whole", "run"):
+        assert not [*(tmp_path / run).rglob("checkpoints"), *(tmp_path / run).rglob("*.partial")]
+
+
+def test_no_checkpoints_are_left_behind(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed whenever a training is over and its checkpoints are about to be deleted."""
+
+    def cut(folder: Path) -> None:
+        raise KeyboardInterrupt
+
+    path = write("methods: [{name: modpo}]\n")
+    for _ in range(3):
+        with monkeypatch.context() as patch:
+            patch.setattr("paretune.experiment.keep.drop_checkpoints", cut)
+            with pytest.raises(KeyboardInterrupt):
+                run_compare(load_comparison(path))
+        assert list((tmp_path / "run").rglob("checkpoints"))
+    assert not run_compare(load_comparison(path)).failures
+    assert not list((tmp_path / "run").rglob("checkpoints"))
+
+
+def test_range_normalised_clamp_may_be_the_first_that_is_unfinished(
+    write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Progress is told of a point before it is told of its phases."""
+    from rich.console import Console
+
+    from paretune.cli.progress import _Lines
+
+    monkeypatch.setattr(single, "loss_range", lambda *_: (0.2, 0.7))
+    methods = "methods: [{name: linear}, {name: clamp, range_normalised: true}]"
+    run_compare(load_comparison(write("methods: [{name: linear}]")))
+    found = run_compare(load_comparison(write(methods)), progress=_Lines(Console(stderr=True)))
+    assert not found.failures
 
 
 def test_scorer_margins_and_the_budget(

@@ -194,7 +194,7 @@ def test_a_killed_sweep_goes_on_bit_for_bit(
     )
 
 
-@pytest.mark.parametrize("name", ["experiment.keep._save", "runs.point._measure"])
+@pytest.mark.parametrize("name", ["paretune.experiment.keep._save", "paretune.runs.point._measure"])
 def test_stopped_between_training_and_metrics(
     name: str, finished: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,7 +202,7 @@ def test_stopped_between_training_and_metrics(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"paretune.{name}", stop)
+        patch.setattr(name, stop)
         with pytest.raises(KeyboardInterrupt):
             run_sweep(recipe())
     front = run_sweep(recipe())

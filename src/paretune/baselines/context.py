@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.files import main_process, move, read_json, write_json
+from paretune.experiment.keep import drop_checkpoints, finish_training
+from paretune.files import main_process, move
 from paretune.moo.preference import Preference
 from paretune.progress import Report
 from paretune.recipes.section import Section
@@ -70,8 +71,8 @@ class Job:
             more: further values to keep, such as the KL divergence at the end.
         """
         if main_process():
-            write_json(
-                folder / "training.json",
+            finish_training(
+                folder,
                 {
                     "steps": steps,
                     "seconds": spend.seconds,
@@ -95,6 +96,7 @@ class Job:
             if not trained(partial):
                 build(partial)
             if main_process():
+                drop_checkpoints(partial)  # a kill may have left them
                 move(partial, target)
         return target
 
@@ -102,8 +104,3 @@ class Job:
 def trained(folder: Path) -> bool:
     """Whether the point in `folder` needs no more training."""
     return (folder / "training.json").exists()
-
-
-def spend_of(folder: Path) -> Spend:
-    """What the point or shared thing in `folder` took."""
-    return Spend.from_json(read_json(folder / "training.json")["spend"])

@@ -32,7 +32,8 @@ from paretune.errors import InputError
 from paretune.evaluation.scorers import text_of
 from paretune.experiment.keep import StepReport, free_memory, train_point
 from paretune.experiment.reward_sources import recipe_scorers, recipe_sources
-from paretune.experiment.setup import build_trainer, load_weights
+from paretune.experiment.setup import build_trainer
+from paretune.experiment.weights import load_weights
 from paretune.losses import DPO
 from paretune.moo.preference import Preference
 from paretune.recipes.schema import Recipe
@@ -115,13 +116,12 @@ def _train_point(job: Job, preference: Preference, objective: str, options: Modp
     others = [name for name in preference.live if name != objective]
     keys = [key for name in others for key in _rewards(job, name, options)]
     job.report("prepare", 0.0)
-    trainer = _trainer(job, preference, objective, preference[objective], options.beta)
+    folder = job.point(preference)
+    trainer = _trainer(job, folder, preference, objective, preference[objective], options.beta)
     for split, pairs in trainer.prepared.items():
         tables = {name: _table(job, name, options, split) for name in others}
         pairs.pairs[objective].offset = offsets(pairs, objective, preference, tables)
-    folder = job.point(preference)
     train_point(trainer, folder, job.report, shared=keys)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     del trainer
     free_memory()
 
@@ -149,7 +149,12 @@ def offsets(
 
 
 def _trainer(
-    job: Job, preference: Preference, objective: str, temperature: float, beta: float | None
+    job: Job,
+    folder: Path,
+    preference: Preference,
+    objective: str,
+    temperature: float,
+    beta: float | None,
 ) -> OneObjectiveTrainer:
     recipe: Recipe = linear(job.recipe)
     own = recipe.losses[objective].beta if beta is None else beta
@@ -159,7 +164,7 @@ def _trainer(
         preference,
         job.seed,
         job.splits,
-        job.point(preference) / "checkpoints",
+        folder / "checkpoints",
         [StepReport(job.report)],
         make=partial(OneObjectiveTrainer, trained=objective, loss=loss),
     )
@@ -179,7 +184,7 @@ def _rewards(job: Job, objective: str, options: Modpo) -> list[str]:
     def build(folder: Path) -> None:
         job.report("prepare", 0.0)
         alone = corner(objective, job.recipe.data.objectives)
-        trainer = _trainer(job, alone, objective, 1.0, None)
+        trainer = _trainer(job, folder, alone, objective, 1.0, None)
         load_weights(trainer.model, job.shared / single)
         watch, tokens = Watch(), 0
         for split, pairs in trainer.prepared.items():
@@ -214,7 +219,7 @@ def _scored(job: Job, objective: str) -> str:
 
     def build(folder: Path) -> None:
         alone = corner(objective, job.recipe.data.objectives)
-        trainer = _trainer(job, alone, objective, 1.0, None)
+        trainer = _trainer(job, folder, alone, objective, 1.0, None)
         scorer = recipe_scorers(job.recipe)[objective]
         watch, before = Watch(), tokens_read(scorer)
         mean = deviation = 0.0

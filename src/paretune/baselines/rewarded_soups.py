@@ -20,6 +20,7 @@ from paretune.baselines.single_objective import single_objective
 from paretune.errors import InputError
 from paretune.files import read_json, write_json
 from paretune.moo.preference import Preference
+from paretune.results.weights import check_weights
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -120,8 +121,9 @@ def _scale(config: Mapping[str, Any]) -> float:
 
 def _plain_config(source: Path) -> dict[str, Any]:
     """The configuration of an adapter that is nothing but A's and B's."""
-    if not (source / _CONFIG).exists():
+    if not (source / _CONFIG).exists() and not (source / _WEIGHTS).exists():
         raise InputError(f"There is no adapter in '{source}'.")
+    check_weights(source)
     config: dict[str, Any] = read_json(source / _CONFIG)
     obstacles = {
         "is not LoRA": config.get("peft_type") != "LORA",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from paretune.baselines.context import Baseline, Job, Watch, spend_of, trained
+from paretune.baselines.context import Baseline, Job, Watch, trained
 from paretune.baselines.reward import Source, normalised_scorers, section_digest, tokens_read
 from paretune.baselines.score_prompts import with_scores
 from paretune.data.messages import distinct_prompts
@@ -25,6 +25,7 @@ from paretune.files import read_objects, write_json, write_jsonl
 from paretune.moo.preference import Preference
 from paretune.recipes.rewards import RewardSource
 from paretune.recipes.section import Positive
+from paretune.results.points import read_spend
 
 if TYPE_CHECKING:
     from paretune.results.answers import Prompt
@@ -186,11 +187,11 @@ def _build(job: Job, options: Ric, sources: Mapping[str, Source], folder: Path) 
         samples = keep_good(online, options.keep_quantile) + [good[i] for i in sorted(mixed)]
         _imitate(job, options, samples, stages[-1], stage, number)
         stages.append(stage)
-        spend += spend_of(stage / "answers")
+        spend += read_spend(stage / "answers")
     for name in _ADAPTER:
         shutil.copyfile(stages[-1] / name, folder / name)
     steps = options.offline_steps + options.online_rounds * options.online_steps
-    job.finish(folder, steps, sum(map(spend_of, stages), start=spend))
+    job.finish(folder, steps, sum(map(read_spend, stages), start=spend))
 
 
 def _scored(
@@ -214,7 +215,7 @@ def _answer(
 ) -> list[Sample]:
     """The model's answers to training prompts that ask for high scores, with those they got."""
     from paretune.evaluation.generation import generate_answers
-    from paretune.experiment.setup import load_weights
+    from paretune.experiment.weights import load_weights
 
     folder = stage / "answers"
     file = folder / "answers.jsonl"
@@ -281,7 +282,7 @@ def _imitate(
     from paretune.baselines.sft import fine_tune
     from paretune.data.tokenization import tokenize_responses
     from paretune.experiment.keep import free_memory, save_weights
-    from paretune.experiment.setup import load_weights
+    from paretune.experiment.weights import load_weights
 
     job.report("prepare", 0.0)
     model, tokenizer = _fresh_model(job)

@@ -1,6 +1,5 @@
 """Training on one objective: its adapter alone, or its pairs on the rows that all methods see."""
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -54,7 +53,6 @@ def single_objective(job: Job, objective: str) -> str:
             [StepReport(job.report)],
         )
         train_point(trainer, folder, job.report)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         del trainer
         free_memory()
 

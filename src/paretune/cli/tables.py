@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from paretune.cli.output import console
-from paretune.files import main_process, read_jsonl
+from paretune.files import main_process
 from paretune.report.tables import methods
+from paretune.results.answers import read_answers
 from paretune.results.comparison import Comparison
 from paretune.results.front import Front, FrontPoint
 from paretune.results.table import Cell, Column, Table, left, numbers
@@ -94,12 +94,12 @@ def answer_tables(points: Sequence[FrontPoint], folder: Path) -> list[Table]:
         path = folder / point.folder / "answers.jsonl"
         if not path.exists():
             return []
-        answers.append([row for _, row in islice(read_jsonl(path), _PROMPTS)])
+        answers.append(read_answers(path)[:_PROMPTS])
     tables = []
     for row in zip(*answers, strict=False):
-        said = [a["response"].strip() + ("" if a["finished"] else " [...]") for a in row]
+        said = [a.response.strip() + ("" if a.finished else " [...]") for a in row]
         columns = [left(preference_text(point.preference)) for point in points]
-        tables.append(Table(columns, [said], _prompt_text(row[0]["prompt"])))
+        tables.append(Table(columns, [said], _prompt_text(row[0].prompt)))
     return tables
 
 

@@ -1,19 +1,14 @@
-"""Running a recipe of `paretune weigh`: every cell once, in a folder that can be gone on with.
+"""Running a recipe of `paretune weigh`: every cell once, in a folder that can be resumed.
 
 A run folder holds ``recipe.yaml``, ``manifest.json``, a folder for each cell below ``cells/`` with
 its ``result.json``, and what is made of them: ``weigh.json``, ``weigh.md`` and the figures. A cell
 with a result is never run again, unless its method's options have changed. Several processes may
-work on one folder, each on cells of its own (`only`).
+work on one folder: a cell that one of them runs is left to it.
 """
 
-import platform
-import shutil
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from fnmatch import fnmatchcase
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from paretune.data_weighting.summary import Summary, summarise
 from paretune.data_weighting.tables import to_markdown
@@ -21,11 +16,14 @@ from paretune.data_weighting.tasks.build import load_task
 from paretune.data_weighting.tasks.task import Task
 from paretune.data_weighting.trial import Cell, CellResult, cells, run_cell, solver
 from paretune.errors import InputError
-from paretune.files import read_json, write_json, write_text
+from paretune.experiment.ground import file_ground
+from paretune.files import write_json
 from paretune.progress import Progress, Silent
 from paretune.recipes.data_weighting import WeighRecipe
+from paretune.results.front import read_as
+from paretune.runs.folder import RecipeIdentity, RunFolder
+from paretune.runs.lock import BusyError
 
-_VERSIONS = ("paretune", "torch", "numpy", "moocore")
 _FREE = ("seeds", "preferences", "methods", "records", "reference_point")
 
 
@@ -43,31 +41,51 @@ def run_weighing(
         fresh: Delete what an earlier run left in the run folder.
 
     Raises:
-        InputError: the folder belongs to another recipe, a pattern matches no cell, or recipe and
-            data do not fit.
+        InputError: the folder belongs to another recipe or the data has changed, a pattern matches
+            no cell, or recipe and data do not fit.
     """
     run, planned = Path(recipe.output_dir), cells(recipe)
     chosen = [cell for cell in planned if not only or _matches(cell, only)]
     if not chosen:
         raise InputError(f"No cell matches {' or '.join(only)}; one is called {planned[0].name}.")
-    _claim(recipe, run, fresh)
-    pending = [cell for cell in chosen if _finished(recipe, cell, run) is None]
-    make = load_task(recipe)
-    task = make(recipe.seeds[0])
-    for name, options in recipe.methods.items():
-        solver(name, options, task.problem)  # may complain
-    _note(recipe, run, task)
-    seed = recipe.seeds[0]
-    progress = progress or Silent()
-    progress.begin([cell.name for cell in chosen], len(chosen) - len(pending), ("train",))
-    for cell in pending:
-        progress.point(cell.name)
-        progress.phase("train", 0.0)
-        if cell.seed != seed:
-            seed, task = cell.seed, make(cell.seed)
-        write_json(cell.folder(run) / "result.json", run_cell(recipe, task, cell).to_json())
-    progress.end()
-    return _publish(recipe, run, task)
+    folder = RunFolder(
+        run,
+        RecipeIdentity(recipe),
+        mark="result.json",
+        contents=("cells", "weigh*", "recipe.yaml", "manifest.json"),
+        may_differ=_FREE,
+    )
+    with folder.shared_session(fresh=fresh):
+        pending = [cell for cell in chosen if _finished(recipe, cell, run) is None]
+        make = load_task(recipe)
+        seed = recipe.seeds[0]
+        task = make(seed)
+        for name, options in recipe.methods.items():
+            solver(name, options, task.problem)  # may complain
+        with folder.alone():
+            _note(recipe, folder, task)
+        progress = progress or Silent()
+        progress.begin([cell.name for cell in chosen], len(chosen) - len(pending), ("train",))
+        for cell in pending:
+            progress.point(cell.name)
+            progress.phase("train", 0.0)
+            if cell.seed != seed:
+                seed, task = cell.seed, make(cell.seed)
+            _run_cell(recipe, folder, task, cell)
+        progress.end()
+        with folder.alone():
+            return _publish(recipe, folder, task)
+
+
+def _run_cell(recipe: WeighRecipe, folder: RunFolder, task: Task, cell: Cell) -> None:
+    """Run a cell, unless another process runs it or has done so in the meantime."""
+    path = cell.folder(folder.path)
+    try:
+        with folder.piece(str(path.relative_to(folder.path))):
+            if _finished(recipe, cell, folder.path) is None:
+                write_json(path / folder.mark, run_cell(recipe, task, cell).to_json())
+    except BusyError:
+        pass
 
 
 def _matches(cell: Cell, patterns: Sequence[str]) -> bool:
@@ -78,60 +96,31 @@ def _finished(recipe: WeighRecipe, cell: Cell, run: Path) -> CellResult | None:
     path = cell.folder(run) / "result.json"
     if not path.exists():
         return None
-    try:
-        result = CellResult.from_json(read_json(path))
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"'{path}' is not a result of this version ({error}): delete it and run the command "
-            "again."
-        ) from error
+    result = read_as(CellResult, path)
     return result if result.options == recipe.methods[cell.method] else None
 
 
-def _claim(recipe: WeighRecipe, run: Path, fresh: bool) -> None:
-    """Make the folder this recipe's own, or see that it is."""
-    saved = run / "recipe.yaml"
-    if fresh and saved.exists():
-        shutil.rmtree(run / "cells", ignore_errors=True)
-        for path in (*run.glob("weigh*"), saved, run / "manifest.json"):
-            path.unlink(missing_ok=True)
-    if (run / "cells").exists() and saved.exists():
-        other = WeighRecipe.from_file(saved)
-        found = [d for d in recipe.differences(other) if not d.startswith(_FREE)]
-        if found:
-            raise InputError(
-                f"'{run}' holds a run of another recipe ({'; '.join(found[:3])}): give "
-                "output_dir=... for a new run, or --fresh to delete that one."
-            )
-    try:
-        write_text(saved, recipe.to_yaml())
-    except OSError as error:
-        raise InputError(f"The run folder '{run}' cannot be written: {error}.") from error
+def _note(recipe: WeighRecipe, folder: RunFolder, task: Task) -> None:
+    path = None if recipe.task.path is None else Path(recipe.task.path)
+    files = [] if path is None else [path] if path.is_file() else sorted(path.glob("*"))
+    if files:
+        folder.stand_on({"data": file_ground(each for each in files if each.is_file())})
+    folder.note(
+        recipe=recipe.name,
+        data=task.counts,
+        objectives=list(task.objectives),
+        sets=list(task.sets),
+    )
 
 
-def _note(recipe: WeighRecipe, run: Path, task: Task) -> None:
-    manifest: dict[str, Any] = {
-        "recipe": recipe.name,
-        "data": task.counts,
-        "objectives": task.objectives,
-        "sets": task.sets,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        **{name: version(name) for name in _VERSIONS},
-    }
-    write_json(run / "manifest.json", manifest)
-
-
-def _publish(recipe: WeighRecipe, run: Path, task: Task) -> Summary:
+def _publish(recipe: WeighRecipe, folder: RunFolder, task: Task) -> Summary:
     """Write tables and figures of all cells that have a result, whoever ran them."""
-    found = [(cell, _finished(recipe, cell, run)) for cell in cells(recipe)]
-    results = [result for _, result in found if result is not None]
-    missing = len(found) - len(results)
-    summary = summarise(recipe, task, results, missing)
-    write_json(run / "weigh.json", summary.to_json())
-    write_text(run / "weigh.md", to_markdown(summary))
+    found = [_finished(recipe, cell, folder.path) for cell in cells(recipe)]
+    results = [result for result in found if result is not None]
+    summary = summarise(recipe, task, results, len(found) - len(results))
+    folder.publish({"weigh.json": summary.to_json(), "weigh.md": to_markdown(summary)})
     if summary.done:
         from paretune.data_weighting.figure import draw_weighing
 
-        draw_weighing(summary, run)
+        draw_weighing(summary, folder.path)
     return summary

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
-from paretune.files import main_process, move, read_json, sync, write_json, write_jsonl
+from paretune.files import main_process, move, read_json, sync, sync_files, write_json, write_jsonl
 from paretune.progress import Report
+from paretune.results.weights import CHECKSUMS, TRAINING, checksums
 from paretune.spend import Spend, Watch
 from paretune.training import MultiObjectiveTrainer
 
@@ -67,8 +68,20 @@ def _save(
         history = trainer.state.log_history
         write_jsonl(folder / "log.jsonl", history)
         summary = _summary(history, trainer.state.global_step, peak_memory)
-        write_json(folder / "training.json", {**summary, "pairs": trainer.data_counts, **more})
+        finish_training(folder, {**summary, "pairs": trainer.data_counts, **more})
     wait_for_all()
+
+
+def finish_training(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write ``training.json``, which says that all else is there, and drop the checkpoints."""
+    sync_files(folder)
+    write_json(folder / TRAINING, {**record, CHECKSUMS: checksums(folder)})
+    drop_checkpoints(folder)
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints of a training that is over."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:

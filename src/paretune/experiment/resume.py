@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from paretune.experiment.setup import load_weights
+from paretune.experiment.weights import load_weights
 from paretune.training.checkpoints import finished_state, newest_complete, read_state
 
 

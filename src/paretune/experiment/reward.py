@@ -6,7 +6,6 @@ goes on from its newest complete checkpoint.
 """
 
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +20,19 @@ from paretune.data import PreferenceData
 from paretune.errors import InputError
 from paretune.evaluation.reward_models import RewardInput, RewardModelScorer
 from paretune.evaluation.scorers import normalise, pair_accuracy, text_of
-from paretune.experiment.keep import StepReport, free_memory, save_weights, wait_for_all
+from paretune.experiment.keep import (
+    StepReport,
+    drop_checkpoints,
+    free_memory,
+    save_weights,
+    wait_for_all,
+)
 from paretune.experiment.resume import Clock, train_to_end
 from paretune.experiment.setup import checked_arguments, lora_config
-from paretune.files import main_process, read_json, write_json, write_jsonl
+from paretune.files import main_process, read_object, write_json, write_jsonl
 from paretune.models import load_model_and_tokenizer
 from paretune.progress import Report
+from paretune.results.weights import CHECKSUMS, checksums
 from paretune.training.checkpoints import CompleteCheckpoints
 
 if TYPE_CHECKING:
@@ -95,8 +101,8 @@ def train_reward(
     """
     done = folder / "reward.json"
     if done.exists():
-        record: dict[str, Any] = read_json(done)
-        return record
+        drop_checkpoints(folder)  # a kill may have left them
+        return read_object(done)
     report("prepare", 0.0)
     args = reward_arguments(recipe, folder / "checkpoints")
     source = _base(recipe)
@@ -134,7 +140,7 @@ def train_reward(
         batch_size=args.per_device_eval_batch_size,
     )
     tokens = sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in rows)
-    record = {
+    record: dict[str, Any] = {
         "objective": objective,
         "model": source,
         "input": {"kind": form.kind, "template": form.template},
@@ -153,13 +159,13 @@ def train_reward(
     if main_process():
         save_weights(trainer.model, tokenizer, folder)
         write_jsonl(folder / "log.jsonl", trainer.state.log_history)
-        write_json(done, record)
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        write_json(done, {**record, CHECKSUMS: checksums(folder)})
+        drop_checkpoints(folder)
     wait_for_all()
     report("evaluate", 1.0)
     del trainer, model, scorer
     free_memory()
-    return record
+    return read_object(done)
 
 
 def _base(recipe: "Recipe") -> dict[str, Any]:

@@ -11,12 +11,16 @@ from pydantic import TypeAdapter
 from paretune.errors import InputError
 from paretune.evaluation.reward_models import RewardInput, RewardModelScorer, load_reward_model
 from paretune.evaluation.scorers import Scorer, demo_scorer
-from paretune.files import read_json, user_path
+from paretune.experiment.weights import with_adapter
+from paretune.files import read_object, user_path
 from paretune.models import load_model_and_tokenizer
 from paretune.recipes.rewards import RewardSource
+from paretune.results.weights import check_weights
 
 if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
+
+_RECORD = "reward.json"
 
 
 def recipe_sources(recipe: "Recipe") -> dict[str, RewardSource]:
@@ -126,12 +130,11 @@ def _trained_folder(objective: str, source: RewardSource, trained: Path | None) 
 
 
 def _trained_record(folder: Path) -> dict[str, Any]:
-    if not (folder / "reward.json").exists():
+    if not (folder / _RECORD).exists():
         raise InputError(
             f"'{folder}' holds no finished reward model: run `paretune reward train` first."
         )
-    record: dict[str, Any] = read_json(folder / "reward.json")
-    return record
+    return read_object(folder / _RECORD)
 
 
 def load_trained(folder: Path, device: Any = None, batch_size: int = 16) -> RewardModelScorer:
@@ -141,14 +144,13 @@ def load_trained(folder: Path, device: Any = None, batch_size: int = 16) -> Rewa
         InputError: there is none in the folder, or its base is gone.
     """
     record = _trained_record(folder)
+    check_weights(folder, _RECORD)
     model: Any
     if (folder / "adapter_config.json").exists():
-        from peft import PeftModel  # peft takes seconds to import
-
         base, tokenizer = load_model_and_tokenizer(
             **record["model"], head="new_score", device=device
         )
-        model = PeftModel.from_pretrained(base, str(folder))
+        model = with_adapter(base, folder)
     else:
         model, tokenizer = load_reward_model(folder, dtype=record["model"]["dtype"], device=device)
     return RewardModelScorer(

@@ -230,17 +230,6 @@ def make_trainer(
     return trainer
 
 
-def load_weights(model: Any, folder: Path) -> None:
-    """Put the adapter (or, after full fine-tuning, all weights) saved in `folder` into `model`."""
-    if hasattr(model, "peft_config"):
-        from peft import load_peft_weights, set_peft_model_state_dict
-
-        set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"))
-    else:
-        saved = type(model).from_pretrained(folder, dtype=model.dtype)
-        model.load_state_dict(saved.state_dict())
-
-
 def lora_config(recipe: "Recipe", task_type: str = "CAUSAL_LM") -> Any:
     """The adapter of a recipe as PEFT's configuration; None trains all weights."""
     if recipe.lora is None:

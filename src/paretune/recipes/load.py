@@ -58,6 +58,18 @@ def with_preference(recipe: Recipe, weights: Mapping[str, float]) -> Recipe:
     return recipe.model_copy(update={"sweep": sweep})
 
 
+def dated(recipe: R, begun: str | None) -> R:
+    """The recipe with the date that its model's chat template is told, if it says none itself.
+
+    Args:
+        begun: The day on which the run was begun; None leaves it to each day.
+    """
+    if recipe.model.date is not None or begun is None:
+        return recipe
+    model = recipe.model.model_copy(update={"date": begun})
+    return recipe.model_copy(update={"model": model})
+
+
 def _absolute(path: str | dict[str, str] | None) -> str | dict[str, str] | None:
     if isinstance(path, dict):
         return {name: str(absolute(each)) for name, each in path.items()}

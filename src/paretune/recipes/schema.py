@@ -6,6 +6,8 @@ The classes check types and ranges of single keys and what can be checked withou
 
 import math
 import re
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -79,12 +81,8 @@ class Written(Section):
 
         The name, the description, the run folder and the reward models do not count.
         """
-        ours, theirs = (_flatten(each.model_dump(mode="json")) for each in (self, other))
-        return [
-            f"{key}: {ours.get(key)!r}, not {theirs.get(key)!r}"
-            for key in {**theirs, **ours}
-            if ours.get(key) != theirs.get(key) and key.split(".")[0] not in _ASIDE
-        ]
+        found = differences(self.model_dump(mode="json"), other.model_dump(mode="json"))
+        return [each for each in found if re.split(r"[.:]", each)[0] not in _ASIDE]
 
 
 class Model(Section):
@@ -101,6 +99,16 @@ class Model(Section):
     `--trust-remote-code` too."""
     template_variables: dict[str, Any] = Field(default_factory=dict)
     """Values the chat template reads, such as `{enable_thinking: false}` of Qwen3."""
+    date: str | None = None
+    """The day, as 2026-01-31, that a chat template is told which asks for it (Llama 3); null is the
+    day on which the run was begun, in all its sessions."""
+
+    @field_validator("date")
+    @classmethod
+    def _day(cls, date: str | None) -> str | None:
+        if date is not None:
+            datetime.fromisoformat(date)
+        return date
 
     @field_validator("template_variables")
     @classmethod
@@ -324,6 +332,16 @@ class Recipe(Written):
     def points(self) -> list[Preference]:
         """The preferences to train, in order."""
         return resolve_points(self.sweep.preferences, self.data.objectives)
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ, each as ``key: ours, not theirs``; a missing one is null."""
+    first, second = _flatten(dict(ours)), _flatten(dict(theirs))
+    return [
+        f"{key}: {first.get(key)!r}, not {second.get(key)!r}"
+        for key in {**second, **first}
+        if first.get(key) != second.get(key)
+    ]
 
 
 def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -25,7 +25,7 @@ from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import LogFormatter
 
 from paretune.errors import InputError
-from paretune.files import move
+from paretune.files import move, sync
 from paretune.report.labels import Array, Label, place_labels
 
 # Okabe and Ito's colours, which the common colour-vision deficiencies keep apart; every colour
@@ -321,4 +321,5 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     figure.savefig(partial, format=path.suffix.lstrip("."), bbox_inches="tight")
+    sync(partial)
     move(partial, path)

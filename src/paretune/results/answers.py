@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from paretune.errors import InputError
 from paretune.files import read_jsonl, write_jsonl
 
@@ -24,6 +26,9 @@ class Answer:
     scores: dict[str, float] = field(default_factory=dict)
 
 
+_ANSWER = TypeAdapter(Answer)
+
+
 def write_answers(path: str | os.PathLike[str], answers: Iterable[Answer]) -> None:
     """Write one JSON object a line: prompt, response, finished, scores. Replaces `path` whole."""
     write_jsonl(Path(path), map(asdict, answers))
@@ -38,10 +43,11 @@ def read_answers(path: str | os.PathLike[str]) -> list[Answer]:
     answers = []
     for number, row in read_jsonl(Path(path)):
         try:
-            answers.append(Answer(**row))
-        except TypeError as error:
+            answers.append(_ANSWER.validate_python(row))
+        except ValueError as error:
+            reason = " ".join(str(error).split())
             raise InputError(
-                f"{path}, line {number}: not an answer ({error}); "
+                f"{path}, line {number}: not an answer ({reason}); "
                 "expected a JSON object with prompt, response, finished and scores."
             ) from error
     return answers

@@ -4,11 +4,15 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from paretune.errors import InputError
 from paretune.files import read_json, write_json
 from paretune.results.spread import Spread
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -104,17 +108,21 @@ class FrontPoint:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        metrics = {name: ObjectiveMetrics(**of) for name, of in value["metrics"].items()}
-        scores = {name: Score(**of) for name, of in value["scores"].items()}
-        text = value.get("text")  # measured before there were any, a point has none
-        return cls(
-            **{
-                **value,
-                "metrics": metrics,
-                "scores": scores,
-                "text": None if text is None else TextStatistics(**text),
-            }
-        )
+        """What `to_json` made.
+
+        Raises:
+            ValueError: it is not that.
+        """
+        return TypeAdapter(cls).validate_python(value)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The point in a ``metrics.json``.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        return read_as(cls, path)
 
 
 @dataclass(frozen=True)
@@ -195,17 +203,6 @@ class Front:
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "points": [point.to_json() for point in self.points]}
 
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Self:
-        return cls(
-            **{
-                **value,
-                "objectives": tuple(value["objectives"]),
-                "points": tuple(FrontPoint.from_json(point) for point in value["points"]),
-                "reference_point": tuple(value["reference_point"]),
-            }
-        )
-
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
         write_json(path, self.to_json())
@@ -217,10 +214,21 @@ class Front:
         Raises:
             InputError: the file is not a front.
         """
-        try:
-            return cls.from_json(read_json(path))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"'{path}' does not hold a front of this version ({error}): delete it and run "
-                "the command again."
-            ) from error
+        return read_as(cls, path)
+
+
+def read_as(kind: type[T], path: Path) -> T:
+    """The dataclass that a JSON file holds.
+
+    Raises:
+        InputError: the file is damaged, or holds something else.
+    """
+    try:
+        return TypeAdapter(kind).validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"'{path}' is damaged or of another version ({f'{key}: ' if key else ''}"
+            f"{first['msg']}): delete it and run the command again."
+        ) from error

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import InputError
-from paretune.files import read_json, read_objects
+from paretune.files import read_object, read_objects
 from paretune.moo.preference import Preference
 from paretune.results.comparison import Cell, Comparison
 from paretune.results.front import Front, FrontPoint
 from paretune.results.text_statistics import text_statistics
+from paretune.results.weights import TRAINING
 from paretune.spend import Spend
 
 ANSWERS = "answers.jsonl"
@@ -23,7 +24,23 @@ ANSWERS = "answers.jsonl"
 
 def read_point(folder: Path) -> FrontPoint:
     """The finished point in `folder`, from its ``metrics.json``."""
-    return _complete(FrontPoint.from_json(read_json(folder / "metrics.json")), folder)
+    return _complete(FrontPoint.read(folder / "metrics.json"), folder)
+
+
+def read_spend(folder: Path) -> Spend:
+    """What the trained point or shared thing in `folder` took.
+
+    Raises:
+        InputError: its ``training.json`` is damaged.
+    """
+    path = folder / TRAINING
+    try:
+        return Spend.from_json(read_object(path)["spend"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"'{path}' is damaged ({error}): delete the folder '{folder}' and run the command "
+            "again."
+        ) from error
 
 
 def read_front(run: Path) -> Front:
@@ -59,8 +76,13 @@ class PlannedPoint:
     seed: int
     name: str
 
+    @property
+    def path(self) -> str:
+        """Its folder, below the run's."""
+        return f"points/{self.name}"
+
     def folder(self, run: Path) -> Path:
-        return run / "points" / self.name
+        return run / self.path
 
 
 def measured_sweep(run: Path, recipe: Mapping[str, Any]) -> Front | None:
@@ -100,7 +122,7 @@ def measured_comparison(run: Path, recipe: Mapping[str, Any]) -> Comparison | No
         name=recipe["name"],
         objectives=objectives,
         base=replace(read_point(base.parent), folder="base") if base.is_file() else None,
-        shared={p.parent.name: Spend.from_json(read_json(p)["spend"]) for p in shared},
+        shared={path.parent.name: read_spend(path.parent) for path in shared},
         reference_point=_reference(recipe),
     )
 
@@ -114,7 +136,7 @@ def _cell(
     return Cell(
         title=title,
         method=method["name"],
-        options=read_json(settings)["options"] if settings.is_file() else {},
+        options=read_object(settings).get("options", {}) if settings.is_file() else {},
         seed=seed,
         points=tuple(points[slug] for slug in planned if slug in points),
         missing=tuple(slug for slug in planned if slug not in points),

@@ -7,11 +7,13 @@ from typing import Any, Self
 
 from paretune import yaml_syntax
 from paretune.errors import InputError
-from paretune.files import read_json, read_objects
+from paretune.files import read_object, read_objects
 from paretune.results.comparison import Cell, Comparison
 from paretune.results.front import Front, FrontPoint
 from paretune.results.points import measured_comparison, measured_sweep, read_front, read_point
 from paretune.spend import Spend
+
+MANIFEST = "manifest.json"
 
 BASE_FOLDER = "base"
 """Where a run keeps the base model's metrics and answers, if it measured them."""
@@ -58,7 +60,6 @@ class Run:
         recipe = yaml_syntax.parse(text, f"'{saved}'")
         if not isinstance(recipe, dict):
             raise InputError(f"'{saved}' is not a recipe: restore it.")
-        manifest = path / "manifest.json"
         front, comparison = _results(path, recipe)
         if comparison is not None:
             name, split = comparison.name, "test"
@@ -84,7 +85,7 @@ class Run:
             comparison=comparison,
             recipe=recipe,
             recipe_text=text,
-            manifest=read_json(manifest) if manifest.is_file() else {},
+            manifest=read_manifest(path),
         )
 
     @property
@@ -129,13 +130,41 @@ def read_runs(paths: Sequence[Path]) -> list[Run]:
     return runs
 
 
+def read_manifest(run: Path) -> dict[str, Any]:
+    """What a run's ``manifest.json`` holds; empty if there is none.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    path = run / MANIFEST
+    if not path.is_file():
+        return {}
+    found = read_object(path)
+    sessions = found.get("sessions", [])
+    kinds = {"data": dict, "ground": dict, "normalisation": dict, "rewards": dict}
+    if not all(isinstance(found.get(key, kind()), kind) for key, kind in kinds.items()) or not (
+        isinstance(sessions, list) and all(isinstance(each, dict) for each in sessions)
+    ):
+        raise InputError(
+            f"'{path}' is not a manifest of this version: delete it and run the command again."
+        )
+    return found
+
+
+def begun(manifest: Mapping[str, Any]) -> str | None:
+    """The day on which the first session of a run began, if its manifest says so."""
+    sessions = manifest.get("sessions") or [{}]
+    started = sessions[0].get("started")
+    return started[:10] if isinstance(started, str) else None
+
+
 def read_comparison(path: Path) -> Comparison:
     """The comparison in a ``compare.json``.
 
     Raises:
         InputError: the file is not one of this version.
     """
-    value = read_json(path)
+    value = read_object(path)
     try:
         base = value["base"]
         cells = [
@@ -156,7 +185,9 @@ def read_comparison(path: Path) -> Comparison:
             shared={key: Spend.from_json(spend) for key, spend in value["shared"].items()},
             reference_point=value["reference_point"],
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"'{path}' does not hold a comparison of this version ({error}): run "
             f"`paretune compare {path.parent / 'recipe.yaml'}` again."
@@ -197,14 +228,7 @@ def _measured_base(path: Path) -> FrontPoint | None:
     metrics = path / BASE_FOLDER / "metrics.json"
     if not metrics.is_file():
         return None
-    try:
-        base = read_point(path / BASE_FOLDER)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"'{metrics}' does not hold metrics of this version ({error}): delete it and run the "
-            "command that made it again."
-        ) from error
-    return replace(base, folder=BASE_FOLDER)
+    return replace(read_point(path / BASE_FOLDER), folder=BASE_FOLDER)
 
 
 def _words(value: str | Sequence[str] | Mapping[str, Any]) -> str:

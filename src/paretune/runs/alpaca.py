@@ -16,14 +16,18 @@ from paretune.evaluation.alpaca_eval import (
     read_instructions,
     write_outputs,
 )
-from paretune.files import read_json, write_json
+from paretune.experiment.ground import model_ground
+from paretune.files import read_object, write_json
 from paretune.progress import Count
-from paretune.results.run_folder import BASE_FOLDER, point_slug
+from paretune.results.run_folder import BASE_FOLDER, point_slug, read_manifest
+from paretune.results.weights import check_weights
+from paretune.runs.folder import RunFolder, SettingsIdentity, check_ground
 
 if TYPE_CHECKING:
     from paretune.serving.choose import Candidate, Choices
 
 FOLDER = "alpaca_eval"
+_ANSWERS = "answers.json"
 _SETTINGS = ("max_new_tokens", "temperature", "top_p", "seed")
 
 
@@ -92,67 +96,84 @@ def generate_outputs(
         InputError: the folder has answers of other settings, or an instruction is too long.
     """
     # A comparison's methods have points of the same names.
-    folder = choices.run / FOLDER / (BASE_FOLDER if point is None else point_slug(point.point))
-    written = folder / "outputs.json"
-    kept = _Kept(folder / "answers.json", _settings(choices, point))
-    if fresh:
-        for path in (written, kept.path):
-            path.unlink(missing_ok=True)
-    kept.read()
-    texts = [instruction.text for instruction in instructions]
+    name = BASE_FOLDER if point is None else point_slug(point.point)
+    folder = RunFolder(
+        choices.run / FOLDER / name,
+        SettingsIdentity(_ANSWERS, _settings(choices, point), key="settings"),
+        contents=("outputs.json", _ANSWERS),
+        begun=(_ANSWERS,),
+        holds="answers of other settings",
+        advice="give --fresh to delete them",
+    )
+    with folder.session(fresh=fresh):
+        if point is not None:
+            check_weights(point.folder)
+        check_ground(
+            choices.run,
+            read_manifest(choices.run),
+            model_ground(choices.recipe.model.name),
+        )
+        kept = _Kept(folder.path / _ANSWERS)
+        texts = [instruction.text for instruction in instructions]
+        _answer(choices, point, texts, kept, progress)
+        answers = [kept.answers[text] for text in texts]
+        written = folder.path / "outputs.json"
+        title = generator or f"{choices.recipe.name}-{name}"
+        write_outputs(written, instructions, [answer["output"] for answer in answers], title)
+        return Outputs(written, len(answers), sum(not answer["finished"] for answer in answers))
+
+
+def _answer(
+    choices: "Choices",
+    point: "Candidate | None",
+    texts: Sequence[str],
+    kept: "_Kept",
+    progress: Callable[[int, int], None],
+) -> None:
+    """Answer the texts that have no answer yet; every batch is kept when it is done."""
     # The longest first, so that a batch has little padding.
     missing = sorted((t for t in dict.fromkeys(texts) if t not in kept.answers), key=len)[::-1]
     total = len(set(texts))
     progress(total - len(missing), total)
-    if missing:
-        from paretune.serving.chat import Speaker
+    if not missing:
+        return
+    from paretune.serving.chat import Speaker
 
-        speaker = Speaker(choices.recipe)
-        size = choices.recipe.evaluation.batch_size
-        chat = speaker.tokenizer.chat_template is not None
-        for start in range(0, len(missing), size):
-            batch = missing[start : start + size]
-            prompts = [[{"role": "user", "content": text}] if chat else text for text in batch]
-            for text, answer in zip(batch, speaker.answers(prompts, point), strict=True):
-                kept.answers[text] = {"output": answer.response, "finished": answer.finished}
-            kept.write()
-            progress(total - max(len(missing) - start - size, 0), total)
-    answers = [kept.answers[text] for text in texts]
-    title = generator or f"{choices.recipe.name}-{folder.name}"
-    write_outputs(written, instructions, [answer["output"] for answer in answers], title)
-    return Outputs(written, len(answers), sum(not answer["finished"] for answer in answers))
+    speaker = Speaker(choices.recipe)
+    size = choices.recipe.evaluation.batch_size
+    chat = speaker.tokenizer.chat_template is not None
+    for start in range(0, len(missing), size):
+        batch = missing[start : start + size]
+        prompts = [[{"role": "user", "content": text}] if chat else text for text in batch]
+        for text, answer in zip(batch, speaker.answers(prompts, point), strict=True):
+            kept.answers[text] = {"output": answer.response, "finished": answer.finished}
+        kept.write()
+        progress(total - max(len(missing) - start - size, 0), total)
 
 
 def _settings(choices: "Choices", point: "Candidate | None") -> dict[str, Any]:
     """What answers depend on; of the point, how its training went, never twice the same."""
     evaluation = choices.recipe.evaluation
-    trained = None if point is None else read_json(point.folder / "training.json")
+    trained = None if point is None else read_object(point.folder / "training.json")
     return {
-        "model": choices.recipe.model.model_dump(mode="json"),
+        "model": choices.recipe.model.model_dump(mode="json", exclude={"date"}),
         **{name: getattr(evaluation, name) for name in _SETTINGS},
         "training": trained,
     }
 
 
 class _Kept:
-    """Answers on the disk, by the instruction."""
+    """Answers on the disk, by the instruction, beside the settings they were made with."""
 
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
-        self.answers: dict[str, dict[str, Any]] = {}
-
-    def read(self) -> None:
-        if not self.path.exists():
-            return
-        saved = read_json(self.path)
-        kept = saved["settings"]
-        changed = [key for key, value in self.settings.items() if kept.get(key) != value]
-        if changed:
-            raise InputError(
-                f"'{self.path}' holds answers with another '{changed[0]}': give --fresh to delete "
-                "them."
-            )
-        self.answers = saved["answers"]
+    def __init__(self, path: Path) -> None:
+        self._path, self._whole = path, read_object(path)
+        answers = self._whole.get("answers", {})
+        if not isinstance(answers, dict) or not all(
+            isinstance(each, dict) and {"output", "finished"} <= each.keys()
+            for each in answers.values()
+        ):
+            raise InputError(f"'{path}' does not hold answers: give --fresh to delete it.")
+        self.answers: dict[str, dict[str, Any]] = answers
 
     def write(self) -> None:
-        write_json(self.path, {"settings": self.settings, "answers": self.answers})
+        write_json(self._path, {**self._whole, "answers": self.answers})

@@ -6,16 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.data.messages import prompt_key
 from paretune.errors import InputError
-from paretune.files import read_json, read_jsonl
+from paretune.files import read_jsonl, read_object
 from paretune.judging.session import Answered, Candidate
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import Linear
 from paretune.progress import Progress, Silent
-from paretune.recipes.load import load_recipe
+from paretune.recipes.load import dated, load_recipe
 from paretune.recipes.schema import Recipe
 from paretune.results.points import PlannedPoint
 from paretune.results.run_folder import BASE_FOLDER
+from paretune.runs.folder import RecipeIdentity, RunFolder
 from paretune.runs.plan import plan
+from paretune.runs.sweep import load_splits
 
 if TYPE_CHECKING:
     pass
@@ -61,10 +63,14 @@ def base_answers(
     recipe: Recipe, run: Path, progress: Progress | None = None
 ) -> Mapping[str, Answered]:
     """The base model's answers; if the run has none it is measured now."""
-    path = run / BASE_FOLDER / "answers.jsonl"
+    path = _answers(run)
     if not path.exists():
         measure_base(recipe, run, progress)
     return _by_prompt(path)
+
+
+def _answers(run: Path) -> Path:
+    return run / BASE_FOLDER / "answers.jsonl"
 
 
 def measure_base(recipe: Recipe, run: Path, progress: Progress | None = None) -> None:
@@ -72,24 +78,28 @@ def measure_base(recipe: Recipe, run: Path, progress: Progress | None = None) ->
 
     There are answers if the recipe wants them of its points.
     """
-    from paretune.data.splitting import split_by_prompt
     from paretune.experiment.keep import free_memory
-    from paretune.experiment.setup import load_data
     from paretune.runs.point import measure_point
 
     progress = progress or Silent()
     front = run / "front.json"  # a folder of `paretune evaluate` may be of another split
-    split: Any = read_json(front)["split"] if front.exists() else "test"
+    split: Any = read_object(front).get("split", "test") if front.exists() else "test"
     objectives = recipe.data.objectives
     equal = Preference.of(dict.fromkeys(objectives, 1 / len(objectives)))
     plain = recipe.model_copy(update={"method": Linear()})
-    progress.begin(["base model"], 0)
-    progress.point("base model")
-    data = split_by_prompt(load_data(recipe.data), recipe.data.split, recipe.data.seed)[split]
-    point = PlannedPoint(equal, recipe.evaluation.seed, BASE_FOLDER)
-    measure_point(plain, point, None, run / BASE_FOLDER, data, progress.phase)
-    free_memory()
-    progress.end()
+    folder = RunFolder(run, RecipeIdentity(recipe))
+    with folder.session():
+        asked = recipe.evaluation.generate
+        if folder.finished(BASE_FOLDER) and (_answers(run).exists() or not asked):
+            return  # another process has done it in the meantime
+        progress.begin(["base model"], 0)
+        progress.point("base model")
+        data = load_splits(recipe, folder)[split]
+        plain = dated(plain, folder.started())
+        point = PlannedPoint(equal, recipe.evaluation.seed, BASE_FOLDER)
+        measure_point(plain, point, None, run / BASE_FOLDER, data, progress.phase)
+        free_memory()
+        progress.end()
 
 
 def common_prompts(candidates: Sequence[Candidate], base: Mapping[str, Answered]) -> list[str]:

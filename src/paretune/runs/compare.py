@@ -7,7 +7,6 @@ again; a method that fails is reported, and the others go on.
 """
 
 import os
-import shutil
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,17 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.errors import InputError
-from paretune.files import read_json, write_json, write_text
+from paretune.files import read_object, storage_problem, write_text
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import ClampOptions, Linear
 from paretune.progress import Phase, Progress, Report, Silent
+from paretune.recipes.load import dated
 from paretune.recipes.schema import Recipe
 from paretune.results.comparison import Cell, Comparison
 from paretune.results.front import FrontPoint
-from paretune.results.points import PlannedPoint, read_point
+from paretune.results.points import PlannedPoint, read_point, read_spend
+from paretune.runs.folder import RecipeIdentity, RunFolder, SettingsIdentity
 from paretune.runs.plan import plan
 from paretune.runs.sweep import load_splits
-from paretune.spend import Spend
 
 if TYPE_CHECKING:
     from paretune.baselines.context import Job
@@ -64,6 +64,19 @@ class _Task:
     def pending(self) -> list[PlannedPoint]:
         return [point for point in self.points if not _measured(point.folder(self.folder))]
 
+    @property
+    def identity(self) -> SettingsIdentity:
+        """What the method's results depend on beside the recipe."""
+        return SettingsIdentity(
+            "method.json",
+            {
+                "method": self.entry.name,
+                "options": self.entry.parsed.model_dump(mode="json"),
+                "range_normalised": self.entry.range_normalised,
+                **({"train": self.entry.train} if self.entry.train else {}),
+            },
+        )
+
 
 def run_compare(
     recipe: "CompareRecipe", *, fresh: bool = False, progress: Progress | None = None
@@ -84,25 +97,41 @@ def run_compare(
     run, progress = Path(recipe.output_dir), progress or Silent()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError("A comparison runs in one process: start it with plain `paretune`.")
-    _claim(recipe, run, fresh)
-    tasks = _tasks(recipe, run)
+    folder = RunFolder(run, RecipeIdentity(recipe), contents=_CONTENTS, may_differ=_MAY_DIFFER)
+    folder.holds = "a comparison of another recipe"
+    with folder.session(fresh=fresh):
+        tasks, failures = _tasks(recipe, run), {}
+        if not folder.finished("base") or any(task.pending for task in tasks):
+            splits = load_splits(recipe, folder)
+            recipe = dated(recipe, folder.started())
+            tasks = _tasks(recipe, run)
+            failures = _run_tasks(recipe, folder, tasks, splits, progress)
+        comparison = _collect(recipe, run, tasks, failures)
+        _publish(comparison, folder)
+        return comparison
+
+
+def _run_tasks(
+    recipe: "CompareRecipe",
+    folder: RunFolder,
+    tasks: Sequence[_Task],
+    splits: "Mapping[Any, PreferenceData]",
+    progress: Progress,
+) -> dict[str, str]:
+    """Do what is left of the base model and of every task; why those that failed did, by name."""
     failures: dict[str, str] = {}
-    if not _measured(run / "base") or any(task.pending for task in tasks):
-        splits = load_splits(recipe, run)
-        names = [name for task in tasks for name in _steps(task)]
-        left = sum(len(_steps(task)) for task in tasks if task.pending)
-        progress.begin(["base model", *names], len(names) - left)
-        if not _measured(run / "base"):
-            _measure_base(recipe, run, splits, progress)
-        for task in tasks:
-            if task.pending:
-                failure = _run_task(task, run, splits, progress)
-                if failure is not None:
-                    failures[task.name] = failure
-        progress.end()
-    comparison = _collect(recipe, run, tasks, failures)
-    _publish(comparison, run)
-    return comparison
+    names = [name for task in tasks for name in _steps(task)]
+    left = sum(len(_steps(task)) for task in tasks if task.pending)
+    progress.begin(["base model", *names], len(names) - left)
+    if not folder.finished("base"):
+        _measure_base(recipe, folder.path, splits, progress)
+    for task in tasks:
+        if task.pending:
+            failure = _run_task(task, folder.path, splits, progress)
+            if failure is not None:
+                failures[task.name] = failure
+    progress.end()
+    return failures
 
 
 def _tasks(recipe: "CompareRecipe", run: Path) -> list[_Task]:
@@ -121,8 +150,12 @@ def _tasks(recipe: "CompareRecipe", run: Path) -> list[_Task]:
 
 def _steps(task: _Task) -> list[str]:
     """What progress is told of, by name."""
-    training = [f"{task.name}: training"] if task.own_training else []
-    return training + [f"{task.name}, {point.name}" for point in task.points]
+    before = []
+    if task.own_training:
+        before = [f"{task.name}: training"]
+    elif task.entry.range_normalised:
+        before = [f"{task.name}: ranges"]
+    return before + [f"{task.name}, {point.name}" for point in task.points]
 
 
 def _run_task(
@@ -139,6 +172,7 @@ def _run_task(
             progress.point(f"{task.name}: training")
             _train(task, _job(task, run, splits, progress))
         elif task.entry.range_normalised:
+            progress.point(f"{task.name}: ranges")
             task, shared = _with_ranges(task, _job(task, run, splits, progress))
     except Exception as error:
         failure = _describe(error, task.folder)
@@ -204,7 +238,7 @@ def _run_point(
         run_point(task.recipe, point, folder, splits, report=report, shared=shared)
         return
     prompt = folder / "prompt.json"
-    scores = read_json(prompt) if prompt.exists() else None
+    scores = read_object(prompt) if prompt.exists() else None
     measure_point(
         task.recipe,
         point,
@@ -236,50 +270,28 @@ def _measured(folder: Path) -> bool:
 
 
 def _describe(error: Exception, folder: Path) -> str:
-    """The error in one line; its traceback goes to the folder."""
+    """The error in one line; its traceback goes to the folder.
+
+    Raises:
+        Exception: The error itself, where every other method would fail in the same way.
+    """
+    if storage_problem(error):
+        raise error
     write_text(folder / "failure.txt", "".join(traceback.format_exception(error)))
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
-def _claim(recipe: "CompareRecipe", run: Path, fresh: bool) -> None:
-    """Make the folder this recipe's own, or see that it is.
-
-    Methods, seeds and points may be added to a comparison that was run.
-    """
-    saved = run / "recipe.yaml"
-    if fresh and saved.exists():
-        for path in [run / name for name in _CONTENTS]:
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    if saved.exists() and ((run / "cells").exists() or (run / "base").exists()):
-        other = type(recipe).from_file(saved)
-        found = [d for d in recipe.differences(other) if not d.startswith(_MAY_DIFFER)]
-        if found:
-            more = f" and {len(found) - 3} more" if len(found) > 3 else ""
-            raise InputError(
-                f"'{run}' holds a comparison of another recipe ({'; '.join(found[:3])}{more}): "
-                "give output_dir=... for a new one, or --fresh to delete that one."
-            )
-    try:
-        write_text(saved, recipe.to_yaml())
-    except OSError as error:
-        raise InputError(f"The run folder '{run}' cannot be written: {error}.") from error
-
-
 def _claim_cell(task: _Task) -> None:
-    path = task.folder / "method.json"
-    settings = {
-        "method": task.entry.name,
-        "options": task.entry.settings,
-        "range_normalised": task.entry.range_normalised,
-        **({"train": task.entry.train} if task.entry.train else {}),
-    }
-    if path.exists() and read_json(path) != settings:
+    """See that what the method has left was made with the same options."""
+    identity = task.identity
+    found = identity.differences(task.folder) if (task.folder / identity.file).exists() else []
+    if found:
         raise InputError(
-            f"'{task.folder}' holds results of '{task.entry.title}' with other options: give the "
-            "method another label, or delete that folder."
+            f"'{task.folder}' holds results of '{task.entry.title}' with other options "
+            f"({found[0]}): give the method another label, or delete that folder."
         )
-    write_json(path, settings)
+    identity.write(task.folder)
 
 
 def _collect(
@@ -311,22 +323,25 @@ def _collect(
         name=recipe.name,
         objectives=objectives,
         base=read(run / "base") if _measured(run / "base") else None,
-        shared={
-            path.name: Spend.from_json(read_json(path / "training.json")["spend"]) for path in built
-        },
+        shared={path.name: read_spend(path) for path in built},
         reference_point=[reference[name] for name in objectives] if reference else None,
     )
 
 
-def _publish(comparison: Comparison, run: Path) -> None:
+def _publish(comparison: Comparison, folder: RunFolder) -> None:
     from paretune.report.comparison import draw_comparison, markdown
 
     # What rewards were normalised by, under the keys that points name as shared.
-    constants = sorted((run / "shared").glob("*/constants.json"))
-    if constants and (run / "manifest.json").exists():
-        manifest = read_json(run / "manifest.json")
-        found = {path.parent.name: read_json(path) for path in constants}
-        write_json(run / "manifest.json", {**manifest, "rewards": found})
-    write_json(run / "compare.json", comparison.to_json())
-    write_text(run / "compare.md", markdown(comparison))
-    draw_comparison(comparison, run / "compare.png", run / "compare-scores.png")
+    constants = sorted(folder.path.glob("shared/*/constants.json"))
+    rewards = {path.parent.name: read_object(path) for path in constants}
+    if rewards != folder.manifest.get("rewards", {}):
+        folder.note(rewards=rewards)
+    folder.publish(
+        {
+            "compare.json": comparison.to_json(),
+            "compare.md": markdown(comparison),
+            "compare.png": lambda path: draw_comparison(
+                comparison, path, path.with_name("compare-scores.png")
+            ),
+        }
+    )

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from paretune.errors import InputError
-from paretune.files import read_json, write_json, write_jsonl, write_text
+from paretune.files import read_object, write_json, write_jsonl, write_text
 from paretune.judging.endpoint import EndpointJudge
 from paretune.judging.questions import Cache, Judge, Question, keep_replies
 from paretune.judging.session import JudgeSession, Wanted
@@ -20,6 +19,7 @@ from paretune.judging.templates import rough_tokens
 from paretune.judging.worker import ask_detached
 from paretune.progress import Count
 from paretune.runs.candidates import base_answers, common_prompts, load_run, read_candidates
+from paretune.runs.lock import locked
 
 FOLDER = "judge"
 _PATIENCE = 150.0  # for replies that a killed run has left to come in
@@ -78,34 +78,26 @@ def judge_run(
         InputError: no run folder, no answers, another process at work, or a judge that cannot be
             asked. What was answered before is kept.
     """
-    from filelock import FileLock, Timeout
-
     recipe = load_run(run)
     candidates = read_candidates(recipe, run)
     folder = run / FOLDER / slug(judge.model)
-    (run / FOLDER).mkdir(exist_ok=True)
-    try:
-        with FileLock(run / FOLDER / ".lock", timeout=0):
-            base = base_answers(recipe, run)
-            prompts = common_prompts(candidates, base)[: wanted.prompts]
-            cache = Cache(folder).read(_PATIENCE)
-            session = JudgeSession(judge, wanted, candidates, base, prompts, cache)
-            todo = session.todo()
-            if todo and not confirm(_forecast(session, todo, prices)):
-                return None
-            if todo and detached and isinstance(judge, EndpointJudge):
-                ask_detached(judge, todo, folder, count)
-                cache.read()
-            elif todo:
-                keep_replies(judge, todo, cache, count)
-            reasons = cache.failures() if todo else []
-            summary = _summary(session, len(todo), reasons, prices)
-            _publish(session, summary, folder, run / FOLDER)
-            return summary
-    except Timeout:
-        raise InputError(
-            f"Another process is judging '{run}': wait for it, or stop it, and try again."
-        ) from None
+    with locked(run / FOLDER):
+        base = base_answers(recipe, run)
+        prompts = common_prompts(candidates, base)[: wanted.prompts]
+        cache = Cache(folder).read(_PATIENCE)
+        session = JudgeSession(judge, wanted, candidates, base, prompts, cache)
+        todo = session.todo()
+        if todo and not confirm(_forecast(session, todo, prices)):
+            return None
+        if todo and detached and isinstance(judge, EndpointJudge):
+            ask_detached(judge, todo, folder, count)
+            cache.read()
+        elif todo:
+            keep_replies(judge, todo, cache, count)
+        reasons = cache.failures() if todo else []
+        summary = _summary(session, len(todo), reasons, prices)
+        _publish(session, summary, folder, run / FOLDER)
+        return summary
 
 
 def slug(model: str) -> str:
@@ -149,7 +141,7 @@ def _publish(session: JudgeSession, summary: Summary, folder: Path, shown: Path)
 
     write_jsonl(folder / "results.jsonl", session.results())
     write_json(folder / "summary.json", summary.to_json())
-    summaries = [read_json(path) for path in sorted(shown.glob("*/summary.json"))]
+    summaries = [read_object(path) for path in sorted(shown.glob("*/summary.json"))]
     write_json(shown / "judge.json", {"judges": summaries})
     judges = read_judges(shown.parent)
     write_text(shown / "judge.md", markdown(judges))

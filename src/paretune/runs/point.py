@@ -13,13 +13,15 @@ from paretune.errors import InputError
 from paretune.evaluation.generation import generate_answers
 from paretune.experiment.keep import StepReport, train_point, wait_for_all
 from paretune.experiment.reward_sources import recipe_scorers
-from paretune.experiment.setup import build_trainer, load_weights
-from paretune.files import main_process, read_json, write_json
+from paretune.experiment.setup import build_trainer
+from paretune.experiment.weights import load_weights
+from paretune.files import main_process, read_object, write_json
 from paretune.progress import Phase, Report
 from paretune.results.answers import Answer, Prompt, write_answers
 from paretune.results.front import FrontPoint, ObjectiveMetrics, Score
 from paretune.results.points import PlannedPoint
 from paretune.results.text_statistics import text_statistics
+from paretune.results.weights import ADAPTER, CHECKSUMS, TRAINING, check_weights, damaged
 from paretune.training import MultiObjectiveTrainer
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ def run_point(
         start_from: Folder of the point whose adapter to start from.
         shared: As in `train_point`.
     """
-    if (folder / "training.json").exists():
+    if (folder / TRAINING).exists():
         measure_point(recipe, point, folder, folder, splits["test"], report)
         return
     report("prepare", 0.0)
@@ -104,11 +106,14 @@ def measure_point(
 
 def _with_adapter(recipe: "Recipe", source: Path | None) -> "Recipe":
     """The recipe with the rank and scale of the adapter in `source`: a soup has its own."""
-    config = None if source is None else source / "adapter_config.json"
-    if config is None or recipe.lora is None or not config.exists():
+    if source is None or recipe.lora is None:
         return recipe
-    saved = read_json(config)
-    lora = recipe.lora.model_copy(update={"r": saved["r"], "alpha": saved["lora_alpha"]})
+    check_weights(source)
+    saved = read_object(source / ADAPTER[0])
+    try:
+        lora = recipe.lora.model_copy(update={"r": saved["r"], "alpha": saved["lora_alpha"]})
+    except KeyError as error:
+        raise damaged(source / ADAPTER[0], f"it has no {error}") from error
     return recipe.model_copy(update={"lora": lora})
 
 
@@ -182,12 +187,18 @@ def _measure(
             scores={name: Score.of([a.scores[name] for a in answers]) for name in names},
             answer_tokens=sum(lengths) / len(lengths) if lengths else None,
             text=text_statistics((answer.response, answer.finished) for answer in answers),
-            training=read_json(source / "training.json") if source is not None else {},
+            training={} if source is None else _training(source),
         )
         shutil.rmtree(target / "checkpoints", ignore_errors=True)
         write_json(target / "metrics.json", result.to_json())
     wait_for_all()
     report("generate", 1.0)
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """What a point's training took."""
+    record = read_object(folder / TRAINING)
+    return {key: value for key, value in record.items() if key != CHECKSUMS}
 
 
 def _answers(

@@ -1,17 +1,19 @@
 """``paretune reward train``: the reward models of a recipe's objectives, in its run folder."""
 
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.errors import InputError
-from paretune.files import main_process, read_json, write_json
+from paretune.files import main_process, read_object
 from paretune.progress import Progress, Silent
+from paretune.recipes.load import dated
+from paretune.runs.folder import RunFolder, SettingsIdentity
 
 if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
 
 FOLDER = "rewards"
+RECORD = "reward.json"
 _SECTIONS = ("model", "lora", "data", "reward")
 
 
@@ -31,46 +33,46 @@ def run_rewards(
             not fit together.
     """
     progress = progress or Silent()
-    folder = Path(recipe.output_dir) / FOLDER
-    _claim(recipe, folder, fresh)
-    objectives = recipe.data.objectives
-    finished = [name for name in objectives if (folder / name / "reward.json").exists()]
-    if len(finished) == len(objectives):
-        return {name: read_json(folder / name / "reward.json") for name in objectives}
+    folder = RunFolder(
+        Path(recipe.output_dir) / FOLDER,
+        SettingsIdentity("settings.json", recipe.model_dump(mode="json", include=set(_SECTIONS))),
+        mark=RECORD,
+        contents=("*",),
+        begun=tuple(recipe.data.objectives),
+        holds="reward models of other settings",
+        advice="give output_dir=... for a new run, or --fresh to delete them",
+    )
+    with folder.session(fresh=fresh):
+        objectives = recipe.data.objectives
+        finished = [name for name in objectives if folder.finished(name)]
+        if len(finished) == len(objectives):
+            return {name: read_object(folder.path / name / RECORD) for name in objectives}
+        records = _train(recipe, folder, finished, progress)
+        folder.publish({})
+        return records
 
+
+def _train(
+    recipe: "Recipe", folder: RunFolder, finished: Sequence[str], progress: Progress
+) -> dict[str, dict[str, Any]]:
     from paretune.data.splitting import split_by_prompt
+    from paretune.experiment.ground import data_ground, model_ground
     from paretune.experiment.reward import reward_arguments, train_reward
     from paretune.experiment.setup import load_data
 
-    reward_arguments(recipe, folder)  # may complain
-    splits = split_by_prompt(load_data(recipe.data), recipe.data.split, recipe.data.seed)
-    progress.begin(objectives, len(finished))
+    reward_arguments(recipe, folder.path)  # may complain
+    data = load_data(recipe.data)
+    if main_process():
+        base = recipe.reward.model or recipe.model.name
+        folder.stand_on(data_ground(data) | model_ground(base))
+        folder.note(recipe=recipe.name, data={"all": data.counts})
+    splits = split_by_prompt(data, recipe.data.split, recipe.data.seed)
+    recipe = dated(recipe, folder.started())
+    progress.begin(recipe.data.objectives, len(finished))
     records = {}
-    for name in objectives:
+    for name in recipe.data.objectives:
         if name not in finished:
             progress.point(name)
-        records[name] = train_reward(recipe, name, splits, folder / name, progress.phase)
+        records[name] = train_reward(recipe, name, splits, folder.path / name, progress.phase)
     progress.end()
     return records
-
-
-def _claim(recipe: "Recipe", folder: Path, fresh: bool) -> None:
-    """Make the folder these settings' own, or see that it is."""
-    saved = folder / "settings.json"
-    if not main_process():
-        return
-    if fresh and saved.exists():
-        shutil.rmtree(folder)
-    settings = recipe.model_dump(mode="json", include=set(_SECTIONS))
-    if saved.exists():
-        other = read_json(saved)
-        if differ := [name for name in _SECTIONS if settings[name] != other.get(name)]:
-            raise InputError(
-                f"'{folder}' holds reward models of other settings ({', '.join(differ)}): give "
-                "output_dir=... for a new run, or --fresh to delete them."
-            )
-        return
-    try:
-        write_json(saved, settings)
-    except OSError as error:
-        raise InputError(f"The folder '{folder}' cannot be written: {error}.") from error

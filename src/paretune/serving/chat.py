@@ -12,10 +12,12 @@ from transformers import TextStreamer
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
 from paretune.evaluation.generation import encode_prompt, generate_answers
+from paretune.experiment.weights import with_adapter
 from paretune.models import load_model_and_tokenizer
 from paretune.recipes import Recipe
 from paretune.results.answers import Answer, Prompt, read_answers
 from paretune.results.front import Score
+from paretune.results.weights import check_weights
 from paretune.serving.choose import Candidate, Choices
 
 OnText = Callable[[str], None]
@@ -97,6 +99,7 @@ class Speaker:
         elif by.whole:
             if self._whole is None or self._whole[0] != by.name:
                 self._whole = None  # the memory first
+                check_weights(by.folder)
                 self._whole = (by.name, self._load(str(by.folder))[0])
             yield self._whole[1]
         else:
@@ -104,12 +107,11 @@ class Speaker:
 
     def _with_adapter(self, by: Candidate) -> PeftModel:
         name = by.name.replace(".", "_")  # of a module, which may hold no dot
-        if self._adapted is None:
-            self._adapted = PeftModel.from_pretrained(self._base, by.folder, adapter_name=name)
+        if name not in self._loaded:  # ctrl-C may have left it there without its weights
+            onto = self._base if self._adapted is None else self._adapted
+            self._adapted = with_adapter(onto, by.folder, name)
             self._loaded.add(name)
-        elif name not in self._loaded:  # ctrl-C may have left it there without its weights
-            self._adapted.load_adapter(by.folder, adapter_name=name)
-            self._loaded.add(name)
+        assert self._adapted is not None
         self._adapted.set_adapter(name)
         return self._adapted
 

@@ -5,6 +5,7 @@ for: on the validation split where ``paretune evaluate RUN --split validation`` 
 else on the test split.
 """
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,15 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paretune.errors import InputError
-from paretune.files import read_json
+from paretune.files import read_object
 from paretune.moo.preference import Preference
-from paretune.recipes import Recipe, load_recipe
+from paretune.recipes import Recipe, dated, load_recipe
 from paretune.recipes.points import as_preference
 from paretune.results.front import Front, FrontPoint
-from paretune.results.run_folder import Run
+from paretune.results.run_folder import Run, begun
 from paretune.results.text import preference_text
+from paretune.results.weights import check_weights, weight_files
 
-_WEIGHTS = ("adapter_config.json", "config.json")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def open_run(folder: Path, overrides: Sequence[str] = (), method: str | None = N
         InputError: no run folder, no results or no weights in it, or an unknown method.
     """
     run = Run.read(folder)
-    recipe = _recipe(run, overrides)
+    recipe = dated(_recipe(run, overrides), begun(run.manifest))
     title = _method(run, method)
     points, split = run.series[title], run.split
     if run.front is not None:
@@ -141,11 +143,24 @@ def open_run(folder: Path, overrides: Sequence[str] = (), method: str | None = N
     candidates = tuple(
         Candidate(name, point, folder / point.folder, _scores(folder / point.folder))
         for name, point in zip(names, points, strict=True)
-        if any((folder / point.folder / each).exists() for each in _WEIGHTS)
+        if _has_weights(folder / point.folder)
     )
     if not candidates:
         raise InputError(f"'{folder}' has no weights any more: its points hold no adapter.")
     return Choices(folder, recipe, title, split, candidates)
+
+
+def _has_weights(folder: Path) -> bool:
+    """Whether a point's weights are there; a warning if its user has deleted them.
+
+    Raises:
+        InputError: a part of them is missing.
+    """
+    if not weight_files(folder):
+        logger.warning("'%s' holds no weights any more: the point is left out", folder)
+        return False
+    check_weights(folder, contents=False)
+    return True
 
 
 def _recipe(run: Run, overrides: Sequence[str]) -> Recipe:
@@ -187,7 +202,7 @@ def _validated(
 
 def _scores(folder: Path) -> dict[str, float] | None:
     prompt = folder / "prompt.json"
-    return dict(read_json(prompt)) if prompt.exists() else None
+    return read_object(prompt) if prompt.exists() else None
 
 
 def _terms(candidate: Candidate, preference: Mapping[str, float]) -> dict[str, float]:

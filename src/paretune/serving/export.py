@@ -14,10 +14,11 @@ from typing import Any
 
 from paretune._version import __version__
 from paretune.errors import InputError
-from paretune.files import move, read_json, user_path, write_json, write_text
+from paretune.files import move, read_json, sync_files, user_path, write_json, write_text
 from paretune.models import EMBEDDED
 from paretune.results.table import Table, left, numbers
 from paretune.results.text import markdown_code, markdown_text
+from paretune.results.weights import check_weights
 from paretune.serving.choose import Candidate, Choices
 
 _FORMAT = "paretune-export-1"
@@ -90,6 +91,7 @@ def export_run(
         adapters={each.name: read_json(each.folder / _CONFIG) for each in adapters},
         models=tuple(each.name for each in choices.candidates if each.whole or merge),
     )
+    _check(choices)
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -107,11 +109,28 @@ def export_run(
         if candidate.name in layout.models:
             _save_model(choices, candidate, partial / _MODELS / candidate.name)
     write_text(partial / "README.md", _readme(layout))
+    for folder in (path for path in partial.rglob("*") if path.is_dir()):
+        sync_files(folder)
     write_json(partial / "manifest.json", _manifest(layout, partial))
     if target.exists():
         shutil.rmtree(target)
     move(partial, target)
     return layout
+
+
+def _check(choices: Choices) -> None:
+    """See that every point's weights are whole, before anything is written.
+
+    Raises:
+        InputError: naming the file that is not.
+    """
+    from paretune.experiment.weights import read_adapter
+
+    for candidate in choices.candidates:
+        if candidate.whole:
+            check_weights(candidate.folder)
+        else:
+            read_adapter(candidate.folder)
 
 
 def _replaceable(target: Path) -> bool:
@@ -125,8 +144,7 @@ def _replaceable(target: Path) -> bool:
 
 def _save_model(choices: Choices, candidate: Candidate | None, folder: Path) -> None:
     """Save the base model, or what it is with a point's weights, and the tokenizer."""
-    from peft import PeftModel
-
+    from paretune.experiment.weights import with_adapter
     from paretune.models import load_model_and_tokenizer
 
     # What was trained over a quantised base is added to the unquantised one.
@@ -136,7 +154,7 @@ def _save_model(choices: Choices, candidate: Candidate | None, folder: Path) -> 
     model, tokenizer = load_model_and_tokenizer(**options)
     saved: Any = model
     if candidate is not None and not candidate.whole:
-        saved = PeftModel.from_pretrained(model, candidate.folder).merge_and_unload()
+        saved = with_adapter(model, candidate.folder).merge_and_unload()
     saved.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

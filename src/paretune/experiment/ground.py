@@ -1,0 +1,98 @@
+"""What a run's results stand on, as digests: the data as it was read, base model and tokenizer.
+
+A session of a run compares them with those of the first one.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paretune.files import file_digest, user_path, write_json
+from paretune.models import EMBEDDED, cache_folder, embedded_folder
+
+if TYPE_CHECKING:
+    from paretune.data import PreferenceData
+
+Ground = dict[str, dict[str, str]]
+"""Digests by name, of "data", "model" and "tokenizer"."""
+
+_WEIGHTS = (".safetensors", ".bin", ".gguf")
+_TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"),
+    *("chat_template.jinja", "chat_template.json"),
+)
+_LARGE = 1 << 24  # bytes from which on a digest is kept in the cache
+_ROWS = 1000
+
+
+def data_ground(data: "PreferenceData") -> Ground:
+    """The digest of every objective's pairs, in their order."""
+    return {"data": {name: _rows_digest(pairs) for name, pairs in data.pairs.items()}}
+
+
+def model_ground(name: str) -> Ground:
+    """The digests of a model's configuration, weights and code, and of its tokenizer's files.
+
+    Of a model from the hub, its commit; nothing where that cannot be had.
+    """
+    folder = embedded_folder() if name == EMBEDDED else user_path(name)
+    if not folder.is_dir():
+        commit = _commit(name)
+        return {"model": {"commit": commit}} if commit else {}
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    model = [
+        path for path in files if path.name == "config.json" or path.suffix in (*_WEIGHTS, ".py")
+    ]
+    tokenizer = [path for path in files if path.name in _TOKENIZER]
+    return {"model": file_ground(model), "tokenizer": file_ground(tokenizer)}
+
+
+def file_ground(paths: Iterable[Path]) -> dict[str, str]:
+    """The digests of files by their names; of JSON, of its values."""
+    return {path.name: _digest(path) for path in paths}
+
+
+def _rows_digest(pairs: Any) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, len(pairs), _ROWS):
+        digest.update(json.dumps(pairs[start : start + _ROWS], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _digest(path: Path) -> str:
+    if path.suffix == ".json":
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+        except ValueError:
+            return file_digest(path)
+    return file_digest(path) if path.stat().st_size < _LARGE else _cached_digest(path)
+
+
+def _cached_digest(path: Path) -> str:
+    """A large file's digest, made again when its size or its time of change is another."""
+    found = path.resolve().stat()
+    key = f"{path.resolve()} {found.st_size} {found.st_mtime_ns}"
+    kept = cache_folder() / "digests" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    try:
+        return str(json.loads(kept.read_text(encoding="utf-8"))["sha256"])
+    except (OSError, ValueError, TypeError, KeyError):  # not there, or damaged
+        digest = file_digest(path)
+        with contextlib.suppress(OSError):
+            write_json(kept, {"file": key, "sha256": digest})
+        return digest
+
+
+def _commit(name: str) -> str | None:
+    """The commit of a model on the hub, from its configuration's place in the cache."""
+    from transformers.utils.hub import cached_file
+
+    try:
+        path = cached_file(name, "config.json")
+    except (OSError, ValueError):
+        return None
+    return None if path is None else Path(path).parent.name

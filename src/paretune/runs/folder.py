@@ -1,0 +1,309 @@
+"""The folder that a command fills, in as many sessions as it takes.
+
+A folder belongs to one recipe (or to other settings), holds work that is finished once and never
+done again, and a ``manifest.json``: the sessions with their versions, and digests of what the work
+stands on (data, base model, tokenizer). Nothing here imports torch.
+"""
+
+import contextlib
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+from paretune.errors import InputError
+from paretune.files import (
+    main_process,
+    read_object,
+    storage_problem,
+    write_json,
+    write_text,
+)
+from paretune.recipes.schema import Written, differences
+from paretune.results.run_folder import MANIFEST, begun, read_manifest
+from paretune.runs.lock import locked
+
+_VERSIONS = ("paretune", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+_GROUND = {"data": "data of", "model": "base model's", "tokenizer": "tokenizer's"}
+
+Content = str | Mapping[str, Any] | Callable[[Path], None]
+"""A file's: text, an object for JSON, or what writes to a path, whole or not at all."""
+
+
+class Identity(Protocol):
+    """What a folder's results depend on, and the file that says so."""
+
+    @property
+    def file(self) -> str: ...
+
+    def known(self, folder: Path) -> bool:
+        """Whether the folder's file was written by such a command, and not by its user."""
+        ...
+
+    def differences(self, folder: Path) -> list[str]:
+        """Keys in which the folder's file says something else, as ``key: ours, not theirs``."""
+        ...
+
+    def write(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class RecipeIdentity:
+    """A recipe, in ``recipe.yaml``."""
+
+    recipe: Written
+    file: str = "recipe.yaml"
+
+    def known(self, folder: Path) -> bool:
+        try:
+            self._read(folder)
+        except InputError:
+            return False
+        return True
+
+    def differences(self, folder: Path) -> list[str]:
+        return self.recipe.differences(self._read(folder))
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / self.file, self.recipe.to_yaml())
+
+    def _read(self, folder: Path) -> Written:
+        return type(self.recipe).from_file(folder / self.file)
+
+
+@dataclass(frozen=True)
+class SettingsIdentity:
+    """Settings in a JSON file, in which they may stand under a `key` beside something else."""
+
+    file: str
+    settings: Mapping[str, Any]
+    key: str | None = None
+
+    def known(self, folder: Path) -> bool:
+        return True
+
+    def differences(self, folder: Path) -> list[str]:
+        saved = read_object(folder / self.file)
+        theirs = saved if self.key is None else saved.get(self.key)
+        return differences(self.settings, theirs if isinstance(theirs, dict) else {})
+
+    def write(self, folder: Path) -> None:
+        whole = self.settings if self.key is None else {self.key: self.settings}
+        write_json(folder / self.file, whole)
+
+
+@dataclass
+class RunFolder:
+    """One folder of results; use it within `session`.
+
+    Attributes:
+        identity: what all results in it have in common.
+        mark: the file that is written last into the folder of each piece of work.
+        contents: names and patterns of all that a fresh start deletes.
+        begun: names that are there once there is work which belongs to the identity.
+        may_differ: keys of the identity, or their beginnings, that later sessions may change.
+        holds: what the folder is said to hold, such as "a run".
+        advice: what to do about another identity.
+    """
+
+    path: Path
+    identity: Identity
+    mark: str = "metrics.json"
+    contents: tuple[str, ...] = ()
+    begun: tuple[str, ...] = ("points", "cells", "base")
+    may_differ: tuple[str, ...] = ()
+    holds: str = "a run of another recipe"
+    advice: str = "give output_dir=... for a new run, or --fresh to delete that one"
+    _number: int | None = field(default=None, init=False)  # of this session in the manifest
+
+    @contextlib.contextmanager
+    def session(self, *, fresh: bool = False) -> Iterator[None]:
+        """Have the folder for this process, or for the processes started together, alone.
+
+        Args:
+            fresh: Delete what earlier sessions left.
+
+        Raises:
+            InputError: another process is at work there, the folder belongs to another identity or
+                to its user, or it cannot be written.
+        """
+        with self.storage(), contextlib.ExitStack() as held:
+            if main_process():
+                self._refuse_others_files()
+                held.enter_context(locked(self.path))
+                self._claim(fresh)
+            _wait_for_all()
+            yield
+
+    @contextlib.contextmanager
+    def shared_session(self, *, fresh: bool = False) -> Iterator[None]:
+        """As `session`, among several processes that take pieces of the work each (`piece`)."""
+        with self.storage():
+            self._refuse_others_files()
+            with self.alone():
+                self._claim(fresh)
+            yield
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within a shared session: wait until nobody else writes what is everybody's."""
+        with locked(self.path, patience=60.0):
+            yield
+
+    @contextlib.contextmanager
+    def piece(self, name: str) -> Iterator[None]:
+        """Within a shared session: keep a piece of the work from others.
+
+        Raises:
+            BusyError: another process works on it.
+        """
+        with locked(self.path / name):
+            yield
+
+    @contextlib.contextmanager
+    def storage(self) -> Iterator[None]:
+        """Turn what goes wrong with the disk into one sentence.
+
+        Raises:
+            InputError: a file could not be read or written.
+        """
+        try:
+            yield
+        except InputError:
+            raise
+        except Exception as error:
+            problem = storage_problem(error)
+            if problem is None:
+                raise
+            raise InputError(
+                f"'{self.path}' cannot be written or read: {problem}. What was finished is kept: "
+                "mend that, and run the command again."
+            ) from error
+
+    def finished(self, name: str) -> bool:
+        """Whether a piece of work, whose folder is `name`, is done."""
+        return (self.path / name / self.mark).exists()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What ``manifest.json`` holds; empty before the first session's."""
+        return read_manifest(self.path)
+
+    def stand_on(self, ground: Mapping[str, Mapping[str, str]]) -> None:
+        """See that the work stands on what it stood on in earlier sessions, or note it.
+
+        Args:
+            ground: Digests of parts by name, of "data", "model" and "tokenizer"; see
+                `paretune.experiment.ground`.
+
+        Raises:
+            InputError: something has changed.
+        """
+        check_ground(self.path, self.manifest, ground)
+        self.note(ground={**self.manifest.get("ground", {}), **ground})
+
+    def note(self, session: Mapping[str, Any] | None = None, **values: Any) -> None:
+        """Put values into the manifest; those of `session` are of this session alone."""
+        if not main_process():
+            return
+        manifest = self.manifest
+        sessions = [dict(each) for each in manifest.get("sessions", [])]
+        if self._number is None:
+            self._number = len(sessions)
+            python = {"python": platform.python_version()}
+            sessions.append({"started": _now(), **python, **{n: version(n) for n in _VERSIONS}})
+        sessions[self._number] |= session or {}
+        write_json(self.path / MANIFEST, {**manifest, **values, "sessions": sessions})
+
+    def started(self) -> str:
+        """The day on which the first session began, which chat templates are told: 2026-01-31."""
+        if begun(self.manifest) is None:
+            self.note()
+        _wait_for_all()
+        return begun(self.manifest) or _now()[:10]
+
+    def publish(self, files: Mapping[str, Content]) -> None:
+        """Write what is made of all the work, file by file, and close the session's entry."""
+        with self.storage():
+            for name, content in files.items():
+                if callable(content):
+                    content(self.path / name)
+                elif isinstance(content, str):
+                    write_text(self.path / name, content)
+                else:
+                    write_json(self.path / name, content)
+            if self._number is not None:
+                self.note({"ended": _now()})
+
+    def _refuse_others_files(self) -> None:
+        """See that no file of the user's would be lost, before anything is written.
+
+        Raises:
+            InputError: a file has the name of ours.
+        """
+        ours = (self.path / MANIFEST).exists() or not (self.path / self.identity.file).exists()
+        if not ours and not self.identity.known(self.path):
+            raise InputError(
+                f"'{self.path}' is not a run folder, and its {self.identity.file} would be lost: "
+                "give another output_dir=..."
+            )
+
+    def _claim(self, fresh: bool) -> None:
+        """Make the folder this identity's own, or see that it is."""
+        begun = [name for name in self.begun if (self.path / name).exists()]
+        known = (self.path / self.identity.file).exists()
+        if fresh and (known or (self.path / MANIFEST).exists()):
+            for path in [each for name in self.contents for each in self.path.glob(name)]:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+            begun, known = [], False
+        if begun and not known:
+            raise InputError(
+                f"'{self.path}' holds '{begun[0]}', but not the {self.identity.file} that says "
+                "what they were made with: restore that file, or give another output_dir=..."
+            )
+        found = self.identity.differences(self.path) if begun else []
+        wrong = [each for each in found if not each.startswith(self.may_differ or ("\0",))]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise InputError(
+                f"'{self.path}' holds {self.holds} ({'; '.join(wrong[:3])}{more}): {self.advice}."
+            )
+        if found or not begun:
+            self.identity.write(self.path)
+
+
+def check_ground(
+    path: Path, manifest: Mapping[str, Any], ground: Mapping[str, Mapping[str, str]]
+) -> None:
+    """See that what a run's manifest notes of its ground is so; what it does not is not looked at.
+
+    Raises:
+        InputError: naming what has changed.
+    """
+    noted = manifest.get("ground", {})
+    for what, parts in ground.items():
+        saved = noted.get(what, parts)
+        changed = [name for name in {**saved, **parts} if saved.get(name) != parts.get(name)]
+        if changed:
+            names = ", ".join(f"'{name}'" for name in changed[:3])
+            raise InputError(
+                f"The {_GROUND[what]} {names} changed since '{path}' was begun, and its results "
+                "would be of different ones: restore it, or give output_dir=... or --fresh to "
+                "begin a new run."
+            )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _wait_for_all() -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from paretune.experiment.keep import wait_for_all
+
+        wait_for_all()

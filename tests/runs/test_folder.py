@@ -1,0 +1,306 @@
+"""Run folders: whose they are, who is at work in them, and what their results stand on."""
+
+import errno
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paretune.errors import InputError
+from paretune.experiment.ground import data_ground, file_ground, model_ground
+from paretune.files import read_json, write_json
+from paretune.recipes import Recipe, recipe_from_text
+from paretune.runs import lock
+from paretune.runs.folder import RecipeIdentity, RunFolder, SettingsIdentity
+from paretune.runs.lock import BusyError, locked
+
+RECIPE = """
+data: {loader: demo, objectives: [concise, personal]}
+sweep: {preferences: [[0.5, 0.5]]}
+"""
+
+
+def recipe(*overrides: str) -> Recipe:
+    return recipe_from_text(RECIPE, "the test", "test", overrides)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[..., RunFolder]:
+    def make(*overrides: str, **more: Any) -> RunFolder:
+        contents = ("points", "recipe.yaml", "manifest.json")
+        identity = RecipeIdentity(recipe(*overrides))
+        return RunFolder(tmp_path / "run", identity, contents=contents, **more)
+
+    return make
+
+
+def work(folder: RunFolder, name: str = "points/one") -> None:
+    write_json(folder.path / name / folder.mark, {})
+
+
+def test_work_is_finished_once_and_sessions_are_noted(folder: Callable[..., RunFolder]) -> None:
+    first = folder()
+    with first.session():
+        assert not first.finished("points/one")
+        first.note(data={"all": 3})
+        work(first)
+        first.publish({"made.json": {"a": 1}, "made.md": "text", "made.txt": Path.touch})
+    second = folder()
+    with second.session():
+        assert second.finished("points/one")
+        second.note({"dropped": {"concise": 2}})
+        assert first.manifest["sessions"][0]["started"].startswith(second.started())
+    manifest = second.manifest
+    assert manifest["data"] == {"all": 3}
+    assert [set(each) & {"ended", "dropped"} for each in manifest["sessions"]] == [
+        {"ended"},
+        {"dropped"},
+    ]
+    assert manifest["sessions"][0]["torch"]
+    assert sorted(path.name for path in first.path.iterdir()) == [
+        "made.json",
+        "made.md",
+        "made.txt",
+        "manifest.json",
+        "points",
+        "recipe.yaml",
+    ]
+
+
+def test_a_folder_belongs_to_one_recipe(folder: Callable[..., RunFolder]) -> None:
+    first = folder("train.max_steps=1")
+    with first.session():
+        pass
+    with folder("train.max_steps=2").session():  # no work was begun: another recipe may have it
+        work(first)
+    with (
+        pytest.raises(InputError, match=r"another recipe \(train.max_steps: 1, not 2\).*--fresh"),
+        first.session(),
+    ):
+        pass
+    with folder("train.max_steps=1", may_differ=("train",)).session():
+        assert "max_steps: 1" in (first.path / "recipe.yaml").read_text()
+        assert first.finished("points/one")
+    with folder("train.max_steps=3").session(fresh=True):
+        assert not first.finished("points/one")
+
+
+def test_a_recipe_that_is_lost_or_damaged(folder: Callable[..., RunFolder]) -> None:
+    one = folder()
+    with one.session():
+        one.note()
+        work(one)
+    saved = one.path / "recipe.yaml"
+    for text in ("", "a: [", "\x00", "[1, 2]"):
+        saved.write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=r"recipe.yaml"), folder().session():
+            pass
+    saved.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"recipe.yaml"), folder().session():
+        pass
+    saved.unlink()
+    with pytest.raises(InputError, match="restore that file"), folder().session():
+        pass
+    with folder().session(fresh=True):
+        assert not one.finished("points/one")
+
+
+def test_a_users_own_files_are_left_alone(folder: Callable[..., RunFolder], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "points").mkdir(parents=True)
+    for fresh in (False, True):
+        with pytest.raises(InputError, match="holds 'points'"), folder().session(fresh=fresh):
+            pass
+    (run / "recipe.yaml").write_text("soup: tomato")
+    for fresh in (False, True):
+        with pytest.raises(InputError, match="not a run folder"), folder().session(fresh=fresh):
+            pass
+    assert (run / "recipe.yaml").read_text() == "soup: tomato"
+
+
+def test_settings_as_identity(tmp_path: Path) -> None:
+    def make(**settings: Any) -> RunFolder:
+        identity = SettingsIdentity("kept.json", settings, key="settings")
+        return RunFolder(tmp_path, identity, begun=("kept.json",))
+
+    with make(a={"b": 1}).session():
+        pass
+    whole = read_json(tmp_path / "kept.json")
+    write_json(tmp_path / "kept.json", {**whole, "answers": {"x": 1}})
+    with make(a={"b": 1, "new": None}).session():
+        assert read_json(tmp_path / "kept.json")["answers"] == {"x": 1}
+    with pytest.raises(InputError, match=r"a.b: 2, not 1"), make(a={"b": 2}).session():
+        pass
+
+
+# ------------------------------------------------------------------ one session at a time
+
+
+def _hold(path: str, held: Any, end: Any) -> None:
+    with locked(Path(path)):
+        held.set()
+        end.wait()
+
+
+def test_two_processes(tmp_path: Path, folder: Callable[..., RunFolder]) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, end = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(str(tmp_path / "run"), held, end))
+    process.start()
+    assert held.wait(60)
+    expected = rf"process {process.pid} on .* is at work in .*wait for it"
+    with pytest.raises(BusyError, match=expected), folder().session():
+        pass
+    process.kill()  # no stale lock is left
+    process.join()
+    assert (tmp_path / "run" / lock.SESSION).exists()
+    with folder().session():
+        work(folder())
+    assert not (tmp_path / "run" / lock.SESSION).exists()
+
+
+def test_another_machine(folder: Callable[..., RunFolder]) -> None:
+    one = folder()
+    with one.session():
+        owner = read_json(one.path / lock.SESSION)
+    assert owner["pid"] == os.getpid()
+    write_json(one.path / lock.SESSION, {**owner, "host": "node7", "boot": "another"})
+    for _ in range(2):
+        with pytest.raises(BusyError, match=r"on node7.*delete '.*session.json'"), one.session():
+            pass
+    write_json(one.path / lock.SESSION, {**owner, "boot": "before the power cut"})
+    with one.session():
+        pass
+    (one.path / lock.SESSION).write_text("")  # the machine went down while it was written
+    with one.session():
+        pass
+
+
+def test_pieces_of_a_shared_session(folder: Callable[..., RunFolder]) -> None:
+    one, two = folder(), folder()
+    with one.shared_session(), two.shared_session(), one.piece("cells/a"), two.piece("cells/b"):
+        with pytest.raises(BusyError), two.piece("cells/a"):
+            pass
+        with one.alone():
+            pass
+
+
+def test_processes_of_one_start_are_one_session(
+    folder: Callable[..., RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = folder()
+    with one.session(), monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")
+        with folder().session():
+            pass
+
+
+# ------------------------------------------------------------------ the ground
+
+
+def test_what_changed_is_named(folder: Callable[..., RunFolder]) -> None:
+    one = folder()
+    with one.session():
+        one.stand_on({"data": {"concise": "1", "personal": "2"}, "model": {"config.json": "3"}})
+        one.stand_on({"data": {"concise": "1", "personal": "2"}})
+        with pytest.raises(InputError, match="The data of 'personal' changed since"):
+            one.stand_on({"data": {"concise": "1", "personal": "0"}})
+        with pytest.raises(InputError, match=r"The base model's 'config.json', 'x.safetensors'"):
+            one.stand_on({"model": {"config.json": "4", "x.safetensors": "1"}})
+        one.stand_on({"tokenizer": {"tokenizer.json": "5"}})  # not noted by earlier versions
+        with pytest.raises(InputError, match=r"The tokenizer's 'tokenizer.json'"):
+            one.stand_on({"tokenizer": {}})
+
+
+def test_digests_of_data_and_model(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tokenizer: Any,
+    tiny_llama: Callable[..., Any],
+) -> None:
+    from paretune.data import demo
+
+    data = demo.load(objectives=["concise", "personal"])
+    whole = data_ground(data)["data"]
+    assert set(whole) == {"concise", "personal"}
+    swapped = data.pairs["concise"].rename_columns({"chosen": "rejected", "rejected": "chosen"})
+    other = replace(data, pairs={**data.pairs, "concise": swapped})
+    changed = data_ground(other)["data"]
+    assert changed["concise"] != whole["concise"]
+    assert changed["personal"] == whole["personal"]
+    assert data_ground(demo.load(objectives=["concise", "personal"]))["data"] == whole
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("paretune.experiment.ground._LARGE", 1)
+    tiny_llama(seed=0).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    before = model_ground(str(tmp_path / "model"))
+    assert before == model_ground(str(tmp_path / "model"))
+    assert "model.safetensors" in before["model"]
+    assert "tokenizer.json" in before["tokenizer"]
+    (tmp_path / "model" / "README.md").write_text("words")
+    assert before == model_ground(str(tmp_path / "model"))
+    tiny_llama(seed=1).save_pretrained(tmp_path / "model")
+    after = model_ground(str(tmp_path / "model"))
+    assert [name for name in after["model"] if after["model"][name] != before["model"][name]] == [
+        "model.safetensors"
+    ]
+    assert after["tokenizer"] == before["tokenizer"]
+    for kept in (tmp_path / "cache").rglob("*.json"):
+        kept.write_text("")  # a damaged cache is made again
+    assert after == model_ground(str(tmp_path / "model"))
+
+
+def test_a_json_files_layout_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text('{"a": 1, "b": 2}')
+    first = file_ground([path])
+    path.write_text('{"b":2,"a":1}\n')
+    assert file_ground([path]) == first
+
+
+# ------------------------------------------------------------------ the disk
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "x"), r"Permission denied \('x'\)"),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos"), "full?"),
+    ],
+)
+def test_the_disk(folder: Callable[..., RunFolder], error: Exception, words: str) -> None:
+    with pytest.raises(InputError, match=words), folder().session():
+        raise error
+    with pytest.raises(ConnectionError), folder().session():
+        raise ConnectionError(errno.ECONNREFUSED, "refused")
+    with pytest.raises(ZeroDivisionError), folder().session():
+        raise ZeroDivisionError
+
+
+def test_a_killed_session_leaves_a_folder_that_can_be_claimed(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib, time; from paretune.runs.lock import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])):\n"
+        "    print('in', flush=True); time.sleep(60)"
+    )
+    for _ in range(2):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"in\n"
+        process.kill()
+        process.communicate()
+        start = time.monotonic()
+        with locked(tmp_path):
+            assert time.monotonic() - start < 5
+        assert not (tmp_path / lock.SESSION).exists()
