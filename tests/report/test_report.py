@@ -174,7 +174,7 @@ def test_runs_side_by_side(sweep: Make, tmp_path: Path) -> None:
         ("recipe.yaml", None, "is not a run folder: it has no recipe.yaml"),
         ("recipe.yaml", "a: [", "not valid YAML"),
         ("recipe.yaml", "- a", "is not a recipe"),
-        ("front.json", "{}", "does not hold a front of this version"),
+        ("front.json", "{}", "damaged or of another version"),
         (f"{CORNER}/answers.jsonl", "[]", "line 1 is not a JSON object"),
         (f"{CORNER}/log.jsonl", "{}\n{", "line 2 is not valid JSON"),
         ("judge/judge.json", "{}", "does not hold judged answers of this version"),
@@ -197,7 +197,7 @@ def test_what_is_missing_or_damaged_is_said(
 def test_a_comparison_that_is_not_one(comparison: Make, tmp_path: Path) -> None:
     run = comparison(tmp_path / "cmp", TWO)
     (run / "compare.json").write_text("[]")
-    with pytest.raises(InputError, match="does not hold a comparison of this version"):
+    with pytest.raises(InputError, match="no JSON object"):
         Run.read(run)
     (run / "compare.json").unlink()
     shutil.rmtree(run / "cells")

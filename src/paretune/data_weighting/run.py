@@ -20,6 +20,7 @@ from paretune.experiment.ground import file_ground
 from paretune.files import write_json
 from paretune.progress import Progress, Silent
 from paretune.recipes.data_weighting import WeighRecipe
+from paretune.recipes.language_model import LanguageModelTask
 from paretune.results.front import read_as
 from paretune.runs.folder import RecipeIdentity, RunFolder
 from paretune.runs.lock import BusyError
@@ -57,7 +58,8 @@ def run_weighing(
     )
     with folder.shared_session(fresh=fresh):
         pending = [cell for cell in chosen if _finished(recipe, cell, run) is None]
-        make = load_task(recipe)
+        with folder.alone():
+            make = load_task(_dated(recipe, folder.started()))
         seed = recipe.seeds[0]
         task = make(seed)
         for name, options in recipe.methods.items():
@@ -75,6 +77,15 @@ def run_weighing(
         progress.end()
         with folder.alone():
             return _publish(recipe, folder, task)
+
+
+def _dated(recipe: WeighRecipe, begun: str) -> WeighRecipe:
+    """The recipe with the date that a language model's chat template is told."""
+    task = recipe.task
+    if not isinstance(task, LanguageModelTask) or task.model.date is not None:
+        return recipe
+    model = task.model.model_copy(update={"date": begun})
+    return recipe.model_copy(update={"task": task.model_copy(update={"model": model})})
 
 
 def _run_cell(recipe: WeighRecipe, folder: RunFolder, task: Task, cell: Cell) -> None:

@@ -15,7 +15,7 @@ from paretune.recipes.load import dated, load_recipe
 from paretune.recipes.schema import Recipe
 from paretune.results.points import PlannedPoint
 from paretune.results.run_folder import BASE_FOLDER
-from paretune.runs.folder import RecipeIdentity, RunFolder
+from paretune.runs.folder import RunFolder
 from paretune.runs.plan import plan
 from paretune.runs.sweep import load_splits
 
@@ -87,7 +87,7 @@ def measure_base(recipe: Recipe, run: Path, progress: Progress | None = None) ->
     objectives = recipe.data.objectives
     equal = Preference.of(dict.fromkeys(objectives, 1 / len(objectives)))
     plain = recipe.model_copy(update={"method": Linear()})
-    folder = RunFolder(run, RecipeIdentity(recipe))
+    folder = RunFolder(run, identity=None)
     with folder.session():
         asked = recipe.evaluation.generate
         if folder.finished(BASE_FOLDER) and (_answers(run).exists() or not asked):

@@ -71,7 +71,7 @@ class _Task:
             "method.json",
             {
                 "method": self.entry.name,
-                "options": self.entry.parsed.model_dump(mode="json"),
+                "options": self.entry.settings,
                 "range_normalised": self.entry.range_normalised,
                 **({"train": self.entry.train} if self.entry.train else {}),
             },

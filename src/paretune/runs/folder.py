@@ -102,7 +102,8 @@ class RunFolder:
     """One folder of results; use it within `session`.
 
     Attributes:
-        identity: what all results in it have in common.
+        identity: what all results in it have in common; None for a folder that need not be claimed,
+            because its own recipe is what is worked with.
         mark: the file that is written last into the folder of each piece of work.
         contents: names and patterns of all that a fresh start deletes.
         begun: names that are there once there is work which belongs to the identity.
@@ -112,7 +113,7 @@ class RunFolder:
     """
 
     path: Path
-    identity: Identity
+    identity: Identity | None
     mark: str = "metrics.json"
     contents: tuple[str, ...] = ()
     begun: tuple[str, ...] = ("points", "cells", "base")
@@ -246,6 +247,8 @@ class RunFolder:
         Raises:
             InputError: a file has the name of ours.
         """
+        if self.identity is None:
+            return
         ours = (self.path / MANIFEST).exists() or not (self.path / self.identity.file).exists()
         if not ours and not self.identity.known(self.path):
             raise InputError(
@@ -255,6 +258,8 @@ class RunFolder:
 
     def _claim(self, fresh: bool) -> None:
         """Make the folder this identity's own, or see that it is."""
+        if self.identity is None:
+            return
         begun = [name for name in self.begun if (self.path / name).exists()]
         known = (self.path / self.identity.file).exists()
         if fresh and (known or (self.path / MANIFEST).exists()):

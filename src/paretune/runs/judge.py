@@ -19,7 +19,7 @@ from paretune.judging.templates import rough_tokens
 from paretune.judging.worker import ask_detached
 from paretune.progress import Count
 from paretune.runs.candidates import base_answers, common_prompts, load_run, read_candidates
-from paretune.runs.lock import locked
+from paretune.runs.folder import RunFolder
 
 FOLDER = "judge"
 _PATIENCE = 150.0  # for replies that a killed run has left to come in
@@ -81,7 +81,7 @@ def judge_run(
     recipe = load_run(run)
     candidates = read_candidates(recipe, run)
     folder = run / FOLDER / slug(judge.model)
-    with locked(run / FOLDER):
+    with RunFolder(run / FOLDER, identity=None).session():
         base = base_answers(recipe, run)
         prompts = common_prompts(candidates, base)[: wanted.prompts]
         cache = Cache(folder).read(_PATIENCE)

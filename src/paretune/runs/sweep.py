@@ -127,9 +127,9 @@ def evaluate_run(
     planned = [p for p in plan(recipe) if (p.folder(run) / "training.json").exists()]
     if not planned:
         raise InputError(f"'{run}' has no trained point yet: run `paretune sweep` first.")
-    folder = run_folder(recipe, target)
+    folder = RunFolder(run, identity=None) if target == run else run_folder(recipe, target)
     _join(recipe, target)
-    with folder.session(fresh=fresh and target != run):
+    with folder.session(fresh=fresh):
         pending = [point for point in planned if not folder.finished(point.path)]
         if pending:
             from paretune.experiment.keep import free_memory
