@@ -59,7 +59,8 @@ def run_weighing(
     with folder.shared_session(fresh=fresh):
         pending = [cell for cell in chosen if _finished(recipe, cell, run) is None]
         with folder.alone():
-            make = load_task(_dated(recipe, folder.started()))
+            begun = folder.started()
+        make = load_task(_dated(recipe, begun))
         seed = recipe.seeds[0]
         task = make(seed)
         for name, options in recipe.methods.items():
