@@ -198,6 +198,8 @@ def test_a_killed_training_goes_on(
     whole = json.loads((finished / "kind" / "reward.json").read_text())
     assert record.pop("seconds") > 0
     whole.pop("seconds")
+    assert whole["model"].pop("date")  # the command says which day it is
+    assert record["model"].pop("date") is None
     assert record == whole
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -313,3 +314,37 @@ def test_warm_start_is_the_nearest_earlier_point(recipe: Callable[..., Recipe]) 
     starts = [warm_start(point, planned) for point in planned]
     names = [start and planned.index(start) for start in starts]
     assert names == [None, 0, 0, 1, None, 4, 4, 5]
+
+
+def test_a_run_stands_on_the_data_and_model_it_was_begun_with(tiny: Path, tmp_path: Path) -> None:
+    """Whatever changes between two sessions is named, and put back the run resumes."""
+    for name in ("model", "pairs.jsonl", "tiny.yaml"):
+        copy = shutil.copytree if (tiny / name).is_dir() else shutil.copy
+        copy(tiny / name, tmp_path / name)
+    text = (tmp_path / "tiny.yaml").read_text().replace(str(tiny), str(tmp_path))
+    (tmp_path / "tiny.yaml").write_text(text)
+    short = ("sweep.preferences=[[1, 0]]", "train.max_steps=1", "evaluation.generate=false")
+    loaded = load_recipe(tmp_path / "tiny.yaml", [f"output_dir={tmp_path / 'run'}", *short])
+    run_sweep(loaded)
+    metrics = tmp_path / "run/points/harmless1.00-helpful0.00/metrics.json"
+    before = json.loads(metrics.read_text())["metrics"]
+    metrics.unlink()
+    swap = ("response_0", "response_1")
+    changes = {
+        "pairs.jsonl": (lambda t: t.replace(swap[0], "x").replace(swap[1], swap[0]), "data of"),
+        "model/config.json": (lambda t: t.replace('"silu"', '"relu"'), "'config.json'"),
+        "model/chat_template.jinja": (lambda t: t + "!", "'chat_template.jinja'"),
+        "model/tokenizer.json": (lambda t: t.replace('"maybe"', '"perhaps"'), "'tokenizer.json'"),
+    }
+    for name, (change, words) in changes.items():
+        whole = (tmp_path / name).read_text()
+        changed = change(whole).replace('"x"', '"response_1"')
+        assert changed != whole
+        (tmp_path / name).write_text(changed)
+        for session in (run_sweep, lambda r: evaluate_run(r, tmp_path / "run", "validation")):
+            with pytest.raises(InputError, match=words):
+                session(loaded)
+        assert not metrics.exists()
+        (tmp_path / name).write_text(whole)
+    run_sweep(loaded)
+    assert json.loads(metrics.read_text())["metrics"] == before
