@@ -228,12 +228,14 @@ def test_range_normalised_clamp_may_be_the_first_that_is_unfinished(
     """Progress is told of a point before it is told of its phases."""
     from rich.console import Console
 
-    from paretune.cli.progress import _Lines
+    from paretune.cli.progress import _Display
 
     monkeypatch.setattr(single, "loss_range", lambda *_: (0.2, 0.7))
     methods = "methods: [{name: linear}, {name: clamp, range_normalised: true}]"
     run_compare(load_comparison(write("methods: [{name: linear}]")))
-    found = run_compare(load_comparison(write(methods)), progress=_Lines(Console(stderr=True)))
+    found = run_compare(
+        load_comparison(write(methods)), progress=_Display(Console(stderr=True), None)
+    )
     assert not found.failures
 
 

@@ -128,7 +128,7 @@ def _answer(
     point: "Candidate | None",
     texts: Sequence[str],
     kept: "_Kept",
-    progress: Callable[[int, int], None],
+    progress: Count,
 ) -> None:
     """Answer the texts that have no answer yet; every batch is kept when it is done."""
     # The longest first, so that a batch has little padding.
