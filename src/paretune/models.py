@@ -293,6 +293,13 @@ def _quantization_options(
     return {"quantization_config": config, "device_map": {"": device}}
 
 
+def gpu() -> str | None:
+    """``"cuda"`` if there is a GPU, else None."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else None
+
+
 def cache_folder() -> Path:
     """The user's cache folder for this program, by the platform's custom."""
     if custom := os.environ.get("XDG_CACHE_HOME"):

@@ -10,7 +10,6 @@ from paretune.baselines.context import Baseline, Job, trained
 from paretune.baselines.reward import (
     ScalarReward,
     Source,
-    device,
     normalised_scorers,
     section_digest,
 )
@@ -181,9 +180,9 @@ def _train_ppo(
     from paretune.baselines.ppo import PPO
     from paretune.experiment.keep import save_weights
     from paretune.experiment.setup import lora_config
-    from paretune.models import load_model_and_tokenizer
+    from paretune.models import gpu, load_model_and_tokenizer
 
-    base, tokenizer = load_model_and_tokenizer(**job.recipe.model.model_dump(), device=device())
+    base, tokenizer = load_model_and_tokenizer(**job.recipe.model.model_dump(), device=gpu())
     set_seed(job.seed)  # the adapter is drawn
     model = get_peft_model(base, lora_config(job.recipe))
     budget = 0 if options.steps else policy_tokens(job, preference, tokenizer)

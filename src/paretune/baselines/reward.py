@@ -10,6 +10,7 @@ from paretune.baselines.context import Job
 from paretune.errors import InputError
 from paretune.evaluation.scorers import Normalised, Scorer, normalise
 from paretune.files import read_json, write_json
+from paretune.models import gpu
 from paretune.recipes.rewards import RewardSource
 from paretune.recipes.section import Section
 from paretune.spend import Watch
@@ -44,7 +45,7 @@ def normalised_scorers(
         scorers = {name: recipe_scorers(job.recipe)[name] for name in sources}
     else:
         trained_here = Path(job.recipe.output_dir) / "rewards"
-        scorers = build_scorers(sources, trained_here, device())
+        scorers = build_scorers(sources, trained_here, gpu())
     result = {}
     for name, scorer in scorers.items():
 
@@ -96,10 +97,3 @@ def tokens_read(scorer: Scorer) -> int:
 def section_digest(section: Section) -> str:
     """Eight hexadecimal digits that differ where settings differ."""
     return hashlib.sha256(section.model_dump_json().encode()).hexdigest()[:8]
-
-
-def device() -> str | None:
-    """The GPU if there is one, else None, which leaves the choice to the loader."""
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else None

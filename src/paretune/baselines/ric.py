@@ -319,15 +319,13 @@ def _imitate(
 
 def _fresh_model(job: Job) -> tuple[Any, Any]:
     """The base with an adapter that changes nothing yet, and the tokenizer."""
-    import torch
     from peft import get_peft_model
     from transformers import set_seed
 
     from paretune.experiment.setup import lora_config
-    from paretune.models import load_model_and_tokenizer
+    from paretune.models import gpu, load_model_and_tokenizer
 
-    device = "cuda" if torch.cuda.is_available() else None
-    base, tokenizer = load_model_and_tokenizer(**job.recipe.model.model_dump(), device=device)
+    base, tokenizer = load_model_and_tokenizer(**job.recipe.model.model_dump(), device=gpu())
     set_seed(job.seed)
     return get_peft_model(base, lora_config(job.recipe)), tokenizer
 

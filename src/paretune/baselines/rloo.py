@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from datasets import Dataset
 from transformers import GenerationConfig
 from transformers.trainer_callback import PrinterCallback
@@ -14,9 +13,9 @@ from paretune.baselines.context import Job
 from paretune.baselines.reward import ScalarReward
 from paretune.evaluation.generation import encode_prompt, end_token_ids
 from paretune.experiment.keep import StepReport, save_weights
-from paretune.experiment.setup import lora_config
+from paretune.experiment.setup import lora_config, trl_arguments
 from paretune.files import write_jsonl
-from paretune.models import load_model_and_tokenizer
+from paretune.models import gpu, load_model_and_tokenizer
 from paretune.spend import Spend, Watch
 from paretune.training.checkpoints import CompleteCheckpoints, newest_complete, read_state
 
@@ -85,15 +84,11 @@ def _arguments(options: "Morlhf", folder: Path, seed: int) -> Any:
         lr_scheduler_type="constant",
         max_grad_norm=options.max_grad_norm,
         disable_dropout=True,
-        gradient_checkpointing=False,
-        bf16=torch.cuda.is_available(),
-        use_cpu=not torch.cuda.is_available(),
-        dataloader_pin_memory=torch.cuda.is_available(),
+        use_cpu=gpu() is None,
         save_steps=options.save_steps * updates,
-        save_total_limit=2,
         logging_steps=updates,
         report_to="none",
-        disable_tqdm=True,
+        **{**trl_arguments(), "bf16": gpu() is not None},
     )
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # all are lazy
@@ -12,6 +11,7 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # all are l
 from paretune.data.tokenization import TokenSequence
 from paretune.experiment.keep import StepReport
 from paretune.experiment.resume import Clock, train_to_end
+from paretune.experiment.setup import trl_arguments
 from paretune.progress import Report
 from paretune.spend import Spend, Watch
 from paretune.training.checkpoints import CompleteCheckpoints
@@ -60,14 +60,10 @@ def fine_tune(
         weight_decay=0.01,  # as in Rewards-in-Context
         save_strategy="steps",
         save_steps=save_steps,
-        save_total_limit=2,
         seed=seed,
         max_length=None,
-        bf16=False,  # TRL's default fails where there is no GPU
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),  # torch warns where there is no GPU
         report_to="none",
+        **trl_arguments(),
     )
     clock, watch = Clock(), Watch()
     trainer = SFTTrainer(

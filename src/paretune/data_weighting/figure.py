@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import NullFormatter
 
-from paretune.recipes.data_weighting import METHODS
+from paretune.moo.bilevel import METHODS
 from paretune.report import figures
 from paretune.report.labels import Array
 
@@ -48,7 +48,7 @@ def draw_weighing(summary: "Summary", folder: Path) -> None:
 
 
 def _look(method: str) -> dict[str, Any]:
-    return figures.line_looks(len(METHODS))[METHODS.index(method)]
+    return figures.line_looks(len(METHODS))[list(METHODS).index(method)]
 
 
 def _mean(cells: Sequence["CellResult"]) -> Array:

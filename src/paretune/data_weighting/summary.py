@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from paretune.data_weighting.tasks.task import Task
 from paretune.data_weighting.trial import CellResult
+from paretune.moo.bilevel import METHODS
+from paretune.moo.bilevel.choice import uses_preference
 from paretune.moo.indicators import (
     area_ratio,
     epsilon_additive,
@@ -23,7 +25,7 @@ from paretune.moo.indicators import (
     radar_area,
 )
 from paretune.moo.preference import Preference
-from paretune.recipes.data_weighting import METHODS, PREFERENCE_AGNOSTIC, WeighRecipe
+from paretune.recipes.data_weighting import WeighRecipe
 from paretune.results.spread import Spread
 
 Array = NDArray[np.float64]
@@ -75,7 +77,7 @@ class Summary:
 
     def of(self, method: str, preference: Preference) -> list[CellResult]:
         """The finished cells of a method that stand for a preference, one a seed."""
-        wanted = None if method in PREFERENCE_AGNOSTIC else dict(preference)
+        wanted = dict(preference) if uses_preference(method) else None
         return [c for c in self.done if c.method == method and c.preference == wanted]
 
     def title(self, preference: Mapping[str, float]) -> str:

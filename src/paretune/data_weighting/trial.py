@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, cast, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -19,14 +19,14 @@ from torch import Tensor
 
 from paretune.data_weighting.tasks.task import Task
 from paretune.errors import InputError
-from paretune.moo.bilevel.choice import BilevelName, BilevelSolver, choose_bilevel
+from paretune.moo.bilevel.choice import BilevelSolver, choose_bilevel, uses_preference
 from paretune.moo.bilevel.equality import EqualityConstrained
 from paretune.moo.bilevel.polish import polish_lower
 from paretune.moo.bilevel.problem import AnyBilevel, StochasticBilevelProblem
 from paretune.moo.bilevel.result import BilevelResult
 from paretune.moo.preference import Preference
 from paretune.moo.solvers.wc_augmented import WCAugmented
-from paretune.recipes.data_weighting import PREFERENCE_AGNOSTIC, WeighRecipe
+from paretune.recipes.data_weighting import WeighRecipe
 
 ANY = "any"  # stands for the preference where it plays no part
 
@@ -123,7 +123,7 @@ def cells(recipe: WeighRecipe) -> list[Cell]:
         Cell(method, preference, seed)
         for seed in recipe.seeds
         for method in recipe.methods
-        for preference in ([None] if method in PREFERENCE_AGNOSTIC else recipe.points)
+        for preference in (recipe.points if uses_preference(method) else [None])
     ]
 
 
@@ -160,7 +160,7 @@ def solver(
     Raises:
         InputError: an option that the method does not have, or a value that does not fit.
     """
-    chosen: Any = choose_bilevel(problem, cast("BilevelName", name))
+    chosen: Any = choose_bilevel(problem, name)
     wrapped = isinstance(chosen, EqualityConstrained)
     method = chosen.method if wrapped else chosen
     around = {"warm_start"} if isinstance(method, WCAugmented) else set()  # the wrapper's options

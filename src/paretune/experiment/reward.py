@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from datasets import Dataset
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -28,7 +27,7 @@ from paretune.experiment.keep import (
     wait_for_all,
 )
 from paretune.experiment.resume import Clock, train_to_end
-from paretune.experiment.setup import checked_arguments, lora_config
+from paretune.experiment.setup import checked_arguments, lora_config, trl_arguments
 from paretune.files import main_process, read_object, write_json, write_jsonl
 from paretune.models import load_model_and_tokenizer
 from paretune.progress import Report
@@ -58,16 +57,9 @@ def reward_arguments(recipe: "Recipe", folder: Path) -> RewardConfig:
             elsewhere, or has a value of the wrong type.
     """
     train = checked_arguments(recipe.reward.train, RewardConfig, "reward.train", _ELSEWHERE)
-    defaults: dict[str, Any] = {
-        "bf16": False,  # TRL's default fails where there is no GPU
-        "gradient_checkpointing": False,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is no GPU
-        "save_total_limit": 2,
-    }
     own = {"seed": recipe.reward.seed, "max_length": None, "output_dir": str(folder)}
     try:
-        return RewardConfig(**defaults | train | own)
+        return RewardConfig(**trl_arguments() | train | own)
     except (ValueError, ImportError) as error:
         raise InputError(
             f"The recipe's reward.train section does not work here: {error}"

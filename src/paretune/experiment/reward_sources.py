@@ -5,7 +5,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import TypeAdapter
 
 from paretune.errors import InputError
@@ -13,7 +12,7 @@ from paretune.evaluation.reward_models import RewardInput, RewardModelScorer, lo
 from paretune.evaluation.scorers import Scorer, demo_scorer
 from paretune.experiment.weights import with_adapter
 from paretune.files import read_object, user_path
-from paretune.models import load_model_and_tokenizer
+from paretune.models import gpu, load_model_and_tokenizer
 from paretune.recipes.rewards import RewardSource
 from paretune.results.weights import check_weights
 
@@ -43,7 +42,7 @@ def recipe_scorers(recipe: "Recipe") -> dict[str, Scorer]:
         InputError: as `build_scorers`.
     """
     sources = _SOURCES.dump_json(recipe_sources(recipe))
-    device = "cuda" if torch.cuda.is_available() else None
+    device = gpu()
     return _kept(sources, Path(recipe.output_dir) / "rewards", device)
 
 

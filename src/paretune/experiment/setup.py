@@ -6,25 +6,16 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
-import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from paretune.data import (
-    HubDataset,
-    PreferenceData,
-    RatingRule,
-    helpsteer,
-    hh_rlhf,
-    local,
-    safe_rlhf,
-    ultrafeedback,
-)
+from paretune.data import LOADERS, PreferenceData
+from paretune.data.loading import load
 from paretune.errors import InputError
 from paretune.experiment.train_keys import key_fault
 from paretune.losses import LOSSES
-from paretune.models import cache_folder, load_model_and_tokenizer
+from paretune.models import cache_folder, gpu, load_model_and_tokenizer
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import ClampOptions
 from paretune.names import shown
@@ -56,36 +47,22 @@ def load_data(data: "Data") -> PreferenceData:
     Raises:
         InputError: the data is missing, or holds what it should not.
     """
-    options: dict[str, Any] = {"objectives": data.objectives, "bad_rows": data.bad_rows}
-    if data.style is not None:
-        options["style"] = data.style
-    names = ("ties", "pairing", "min_difference", "lower_is_better")
-    rule: dict[str, Any] = {name: getattr(data, name) for name in names}
-    if given := {name: value for name, value in rule.items() if value is not None}:
-        options["rule"] = RatingRule(**given)
-    path: Any = data.path  # the schema has seen to it that it fits the loader
-    match data.loader:
-        case "demo":
-            from paretune.data import demo
-
-            return demo.load(objectives=data.objectives)
-        case "safe_rlhf":
-            return safe_rlhf.load(*_source(data, "PKU-Alignment/PKU-SafeRLHF-10K"), **options)
-        case "ultrafeedback":
-            return ultrafeedback.load(*_source(data, "openbmb/UltraFeedback"), **options)
-        case "helpsteer":
-            return helpsteer.load(*_source(data, "nvidia/HelpSteer"), **options)
-        case "hh_rlhf":
-            return hh_rlhf.load(*((path,) if path else ()), **options)
-        case "pairs":
-            return local.load_pairs(path, **options)
-        case "ratings":
-            return local.load_ratings(path, **options)
+    given = data.model_dump(exclude={"loader", "split", "seed"})
+    return load(LOADERS[data.loader], **given)
 
 
-def _source(data: "Data", default: str) -> tuple[str | HubDataset]:
-    path = default if data.path is None else str(data.path)
-    return (path if data.revision is None else HubDataset(path, revision=data.revision),)
+def quiet_arguments() -> dict[str, Any]:
+    """Arguments that every training of transformers is given here, if not told otherwise."""
+    return {
+        "disable_tqdm": True,
+        "dataloader_pin_memory": gpu() is not None,  # torch warns where there is no GPU
+        "save_total_limit": 2,
+    }
+
+
+def trl_arguments() -> dict[str, Any]:
+    """The same for TRL's trainers, whose defaults fail where there is no GPU."""
+    return {**quiet_arguments(), "bf16": False, "gradient_checkpointing": False}
 
 
 def training_arguments(
@@ -110,11 +87,7 @@ def training_arguments(
     if kind is None:
         kind = ClampConfig if clamp else MultiObjectiveConfig
     train = checked_arguments(recipe.train, kind, "train", _ELSEWHERE)
-    defaults: dict[str, Any] = {
-        "disable_tqdm": True,
-        "dataloader_pin_memory": torch.cuda.is_available(),  # torch warns where there is no GPU
-        "reference_cache": str(cache_folder() / "reference"),
-    }
+    defaults = {**quiet_arguments(), "reference_cache": str(cache_folder() / "reference")}
     options = vars(recipe.method) if clamp else more
     try:
         return kind(

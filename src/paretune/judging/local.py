@@ -6,7 +6,7 @@ from typing import Any
 
 from paretune.errors import InputError
 from paretune.judging.questions import Failure, Outcome, Question, Receive, Reply
-from paretune.models import Dtype
+from paretune.models import Dtype, gpu
 from paretune.names import MODEL_LENGTH, name_fault
 
 
@@ -41,12 +41,11 @@ class LocalJudge:
         Raises:
             InputError: the model cannot be loaded or has no chat template.
         """
-        import torch
 
         from paretune.evaluation.generation import encode_prompt, generate_answers
         from paretune.models import load_model_and_tokenizer
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = gpu() or "cpu"
         model, tokenizer = load_model_and_tokenizer(self.model, self.dtype, device=device)
         context = getattr(model.config, "max_position_embeddings", None)
         fitting: list[tuple[int, Question]] = []

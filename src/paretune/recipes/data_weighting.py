@@ -11,29 +11,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from paretune.data import LOADERS
 from paretune.errors import InputError
+from paretune.moo.bilevel import METHODS
 from paretune.moo.preference import Preference, named_preferences
+from paretune.recipes.choice import OneOf
 from paretune.recipes.language_model import LanguageModelTask
 from paretune.recipes.points import resolve_points
 from paretune.recipes.reading import absolute, find_recipe, read_recipe, shipped_recipes
-from paretune.recipes.schema import Written
+from paretune.recipes.schema import Written, check_source
 from paretune.recipes.section import FolderName, Location, Name, Positive, Section, Seed
-
-METHODS = (
-    "wc_augmented",
-    "wc_penalty",
-    "wc_soba",
-    "itd",
-    "soba",
-    "moml",
-    "moco",
-    "forum",
-    "gmoba",
-)
-"""Methods by name, in the order of tables and figures."""
-
-PREFERENCE_AGNOSTIC = frozenset({"moml", "moco", "forum", "gmoba"})
-"""Methods in which the preference plays no part: one run a seed stands for all preferences."""
 
 UNIFORM = "uniform"
 
@@ -48,7 +35,7 @@ class RewardModelTask(Section):
 
     name: Literal["reward_model"]
     """`reward_model`."""
-    loader: Literal["summeval", "topicalchat", "helpsteer", "ratings"]
+    loader: Annotated[str, OneOf(LOADERS)]
     """Which reader: a published data set, or `ratings` for a file of your own."""
     path: Location | None = None
     """A file (.jsonl, .json, .csv, .parquet) or a hub id; null is the published data set."""
@@ -98,8 +85,7 @@ class RewardModelTask(Section):
     def _agree(self) -> "RewardModelTask":
         if len(self.training_criteria) + self.random_set < 2:
             raise ValueError("there must be two training sets to weigh: name another criterion")
-        if self.loader in ("topicalchat", "ratings") and self.path is None:
-            raise ValueError(f"the loader {self.loader!r} needs path, a file of yours")
+        check_source(self.loader, self.path)
         return self
 
     @property
@@ -186,8 +172,8 @@ class WeighRecipe(Written):
             return methods
         for name in methods:
             if name not in METHODS:
-                nearest = get_close_matches(str(name), METHODS, n=1)
-                hint = f"did you mean '{nearest[0]}'?" if nearest else "see below."
+                close = get_close_matches(str(name), METHODS, n=1)
+                hint = f"did you mean '{close[0]}'?" if close else "see below."
                 raise ValueError(
                     f"there is no method '{name}'; {hint} There are {', '.join(METHODS)}"
                 )

@@ -4,7 +4,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from paretune.recipes.schema import Lora, Model
+from paretune.data import LOADERS
+from paretune.recipes.choice import OneOf
+from paretune.recipes.schema import Lora, Model, check_source
 from paretune.recipes.section import Location, Name, Positive, Section, Seed
 
 
@@ -22,7 +24,7 @@ class LanguageModelTask(Section):
     """What is trained."""
     lora: Lora = Field(default_factory=Lora)
     """The adapter whose parameters are y."""
-    loader: Literal["demo", "helpsteer", "topicalchat", "summeval", "ratings"]
+    loader: Annotated[str, OneOf(LOADERS)]
     """Which reader: the shipped answers, a published data set, or `ratings` for a file of yours."""
     path: Location | None = None
     """A file (.jsonl, .json, .csv, .parquet) or a hub id; null is the published data set."""
@@ -69,10 +71,7 @@ class LanguageModelTask(Section):
     def _agree(self) -> "LanguageModelTask":
         if self.low >= self.high:
             raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
-        if self.loader in ("topicalchat", "ratings") and self.path is None:
-            raise ValueError(f"the loader {self.loader!r} needs path, a file of yours")
-        if self.loader == "demo" and self.path is not None:
-            raise ValueError("the loader 'demo' has its own data: leave out path")
+        check_source(self.loader, self.path)
         return self
 
     @property

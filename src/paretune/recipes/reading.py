@@ -25,13 +25,20 @@ R = TypeVar("R", bound=BaseModel)
 
 
 @dataclass(frozen=True)
+class _Listed:
+    """A place with a list of sections, each found by its label or its name, such as `methods`."""
+
+    section: type[BaseModel]
+
+
+@dataclass(frozen=True)
 class _Named:
     """A place with a section under each of any names, such as `rewards`."""
 
     section: type[BaseModel]
 
 
-Place = type[BaseModel] | _Named
+Place = type[BaseModel] | _Named | _Listed
 
 
 def shipped_recipes(command: Command = "sweep") -> dict[str, str]:
@@ -106,12 +113,15 @@ def _override(root: type[BaseModel], raw: dict[str, Any], item: str) -> Keys:
             raise InputError(_unknown(root, keys[: depth + 1], f"the override {shown(item)}"))
         sections = _inside(sections, key)
     value = yaml_syntax.parse(text, f"the override {shown(item)}")
-    place = raw
+    place: Any = raw
     for depth, key in enumerate(keys[:-1], start=1):
+        if isinstance(place, list):
+            place = _item(place, keys[: depth - 1], key, item)
+            continue
         if place.get(key) is None:
             place[key] = {}
         place = place[key]
-        if not isinstance(place, dict):
+        if not isinstance(place, dict) and not (isinstance(place, list) and depth < len(keys) - 1):
             raise InputError(
                 f"The override {shown(item)} cannot be applied: '{'.'.join(keys[:depth])}' of the "
                 f"recipe is {shown(place)}, which has no keys."
@@ -120,12 +130,33 @@ def _override(root: type[BaseModel], raw: dict[str, Any], item: str) -> Keys:
     return keys
 
 
+def _item(items: list[Any], keys: Keys, wanted: str, override: str) -> dict[str, Any]:
+    """The section of a list with this label, or else the only one with this name."""
+    sections = [each for each in items if isinstance(each, dict)]
+    for key in ("label", "name"):
+        found = [e for e in sections if str(e.get(key, "")).casefold() == wanted.casefold()]
+        if len(found) == 1:
+            return found[0]
+    titles = [str(each.get("label") or each.get("name")) for each in sections]
+    close = get_close_matches(wanted, titles, n=1)
+    hint = f"did you mean {close[0]!r}? There are" if close else "there are"
+    problem = f"has several {wanted!r}" if found else f"has no {wanted!r}"
+    raise InputError(
+        f"The override {shown(override)}: '{'.'.join(keys)}' {problem}; {hint} {', '.join(titles)}."
+    )
+
+
 def _fields(place: Place) -> list[str]:
-    return [] if isinstance(place, _Named) else list(place.model_fields)
+    return [] if isinstance(place, _Named | _Listed) else list(place.model_fields)
 
 
 def _knows(places: Sequence[Place], key: str) -> bool:
-    return any(isinstance(place, _Named) or key in place.model_fields for place in places)
+    return any(
+        isinstance(place, _Named | _Listed)
+        or key in place.model_fields
+        or place.model_config.get("extra") == "allow"
+        for place in places
+    )
 
 
 def _has(places: Sequence[Place], key: str) -> bool:
@@ -137,7 +168,7 @@ def _inside(places: Sequence[Place], key: str) -> list[Place]:
     """The places below a key that is a section itself: several where one of them is chosen."""
     found: list[Place] = []
     for place in places:
-        if isinstance(place, _Named):
+        if isinstance(place, _Named | _Listed):
             found.append(place.section)
         elif key in place.model_fields:
             annotation = place.model_fields[key].annotation
@@ -150,12 +181,14 @@ def _inside(places: Sequence[Place], key: str) -> list[Place]:
                     found.append(kind)
                 elif get_origin(kind) is dict and _is_section(get_args(kind)[1]):
                     found.append(_Named(get_args(kind)[1]))
+                elif get_origin(kind) is list and _is_section(get_args(kind)[0]):
+                    found.append(_Listed(get_args(kind)[0]))
     return found
 
 
 def _names(place: Place) -> tuple[Any, ...]:
     """The values of `name` by which a section is chosen."""
-    field = None if isinstance(place, _Named) else place.model_fields.get("name")
+    field = None if isinstance(place, _Named | _Listed) else place.model_fields.get("name")
     return () if field is None else get_args(field.annotation)
 
 

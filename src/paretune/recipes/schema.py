@@ -11,37 +11,35 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from paretune import yaml_syntax
+from paretune.data import LOADERS
+from paretune.data.loading import RATING_OPTIONS, LoaderOptions
 from paretune.errors import InputError
 from paretune.losses import DPO, LOSSES, PreferenceLoss, is_single_loss, losses_by_objective
 from paretune.models import EMBEDDED
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import WEIGHTINGS, ClampOptions, Weighting
 from paretune.names import name_fault, shown
-from paretune.recipes.choice import EARLIER, Chosen
+from paretune.recipes.choice import EARLIER, Chosen, OneOf
 from paretune.recipes.points import resolve_points
 from paretune.recipes.rewards import RewardSource, RewardTraining
 from paretune.recipes.section import FolderName, Location, Positive, Section, Seed
 
-RATING_OPTIONS = ("ties", "pairing", "min_difference", "lower_is_better")
-"""Keys of the data section that say how ratings become pairs."""
-
 MAX_SLUG = 200
 """Of a point, in letters: what a folder's name may have, with room for a seed and a suffix."""
 
+_LOADER_KEYS = ("style", *RATING_OPTIONS)  # of several loaders
 _ASIDE = ("name", "description", "output_dir", "reward")
 _NAME = re.compile(r"[A-Za-z0-9_]+")
-_OPTIONS = {
-    "demo": (),
-    "safe_rlhf": ("style",),
-    "ultrafeedback": ("style", *RATING_OPTIONS),
-    "helpsteer": RATING_OPTIONS,
-    "hh_rlhf": (),
-    "pairs": ("style",),
-    "ratings": ("style", *RATING_OPTIONS),
-}
 
 
 class Written(Section):
@@ -149,11 +147,14 @@ class Lora(Section):
 
 
 class Data(Section):
-    """The preference pairs of each objective, and how they are split."""
+    """The preference pairs of each objective, and how they are split.
 
-    loader: Literal[
-        "demo", "safe_rlhf", "ultrafeedback", "helpsteer", "hh_rlhf", "pairs", "ratings"
-    ]
+    Options that a loader has beyond these stand here, too.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    loader: Annotated[str, OneOf(LOADERS)]
     """Which reader: a published data set, `pairs` or `ratings` for files of your own."""
     objectives: list[str] = Field(min_length=1)
     """The objectives, in the order in which preferences list their weights."""
@@ -203,18 +204,40 @@ class Data(Section):
 
     @model_validator(mode="after")
     def _options(self) -> "Data":
-        for name in ("style", *RATING_OPTIONS):
-            if getattr(self, name) is not None and name not in _OPTIONS[self.loader]:
-                raise ValueError(f"the loader {self.loader!r} has no option {name!r}")
-        if self.loader in ("pairs", "ratings") and self.path is None:
-            raise ValueError(f"the loader {self.loader!r} needs path, a file of yours")
-        if self.loader == "demo" and (self.path or self.revision):
-            raise ValueError("the loader 'demo' reads the file that ships with paretune: no path")
-        if isinstance(self.path, dict) and self.loader not in ("pairs", "hh_rlhf"):
-            raise ValueError(f"the loader {self.loader!r} reads all objectives from one path")
-        if isinstance(self.path, str) and self.loader == "hh_rlhf":
-            raise ValueError("the loader 'hh_rlhf' needs one path for each objective")
+        name, known = self.loader, LoaderOptions.of(LOADERS[self.loader])
+        for key in (*_LOADER_KEYS, *self.own):
+            if getattr(self, key) is not None and key not in known.options:
+                if key in self.own:
+                    raise _unknown_key(key)
+                raise ValueError(f"the loader {name!r} has no option {key!r}")
+        for key, value in self.own.items():
+            TypeAdapter(known.options[key]).validate_python(value, strict=True)
+        check_source(name, self.path or self.revision)
+        if isinstance(self.path, dict) and not known.several:
+            raise ValueError(f"the loader {name!r} reads all objectives from one path")
+        if isinstance(self.path, str) and not known.one:
+            raise ValueError(f"the loader {name!r} needs one path for each objective")
         return self
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Options that only its loader has."""
+        return self.model_extra or {}
+
+
+def check_source(loader: str, given: object) -> None:
+    """Raise ValueError if a loader needs a source that is not given, or has no use for one."""
+    known = LoaderOptions.of(LOADERS[loader])
+    if known.required and given is None:
+        raise ValueError(f"the loader {loader!r} needs path, a file of yours")
+    if known.source is None and given is not None:
+        raise ValueError(f"the loader {loader!r} reads a file of its own: no path or revision")
+
+
+def _unknown_key(key: str) -> ValidationError:
+    return ValidationError.from_exception_data(
+        "Data", [{"type": "extra_forbidden", "loc": (key,), "input": None}]
+    )
 
 
 METHOD = Chosen(WEIGHTINGS, "method", "clamp")

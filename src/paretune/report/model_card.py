@@ -10,6 +10,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from paretune._version import __version__
+from paretune.data import LOADERS
+from paretune.data.loading import hub_id
 from paretune.files import read_json, write_text
 from paretune.models import EMBEDDED
 from paretune.report import tables
@@ -23,13 +25,6 @@ MARK = "<!-- Written by `paretune report`, which replaces it; without this line 
 
 _EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_HUB_DATA = {
-    "safe_rlhf": "PKU-Alignment/PKU-SafeRLHF-10K",
-    "ultrafeedback": "openbmb/UltraFeedback",
-    "helpsteer": "nvidia/HelpSteer",
-    "hh_rlhf": "Anthropic/hh-rlhf",
-}
-"""What the loaders read where a recipe names no path."""
 
 
 def write_model_card(run: Run, method: str, point: FrontPoint) -> Path | None:
@@ -215,7 +210,8 @@ def _data_id(data: Mapping[str, Any]) -> str | None:
     """The data set's id on the hub, if that is where it is from."""
     path = data.get("path")
     if path is None:
-        return _HUB_DATA.get(str(data["loader"]))
+        loader = LOADERS.get(str(data["loader"]))
+        return None if loader is None else hub_id(loader)
     is_id = isinstance(path, str) and _HUB_ID.fullmatch(path) and not Path(path).suffix
     return path if is_id else None
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from peft import PeftModel
 from transformers import TextStreamer
 
@@ -13,7 +12,7 @@ from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
 from paretune.evaluation.generation import encode_prompt, generate_answers
 from paretune.experiment.weights import with_adapter
-from paretune.models import load_model_and_tokenizer
+from paretune.models import gpu, load_model_and_tokenizer
 from paretune.recipes import Recipe
 from paretune.results.answers import Answer, Prompt, read_answers
 from paretune.results.front import Score
@@ -36,7 +35,7 @@ class Speaker:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self._device = "cuda" if torch.cuda.is_available() else None
+        self._device = gpu()
         self._base, self.tokenizer = self._load(recipe.model.name)
         self._adapted: PeftModel | None = None
         self._loaded: set[str] = set()

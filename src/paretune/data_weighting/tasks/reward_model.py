@@ -151,19 +151,10 @@ def _draw(
 
 
 def _ratings(task: "RewardModelTask", names: Sequence[str]) -> Any:
-    from paretune.data import helpsteer, local, summeval, topicalchat
+    from paretune.data import LOADERS
+    from paretune.data.loading import load, rated
 
-    source: tuple[Any, ...] = () if task.path is None else (task.path,)
-    match task.loader:
-        case "summeval":
-            data = summeval.load(*source, objectives=names)
-        case "topicalchat":
-            data = topicalchat.load(*source, objectives=names)
-        case "helpsteer":
-            data = helpsteer.load(*source, objectives=names)
-        case "ratings":
-            data = local.load_ratings(*source, objectives=names)
-    return data.ratings
+    return rated(load(LOADERS[task.loader], names, task.path), task.loader)
 
 
 def _plain(text: Text) -> str:

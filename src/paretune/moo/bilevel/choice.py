@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from paretune.errors import InputError
+from paretune.moo.bilevel import METHODS
 from paretune.moo.bilevel.equality import EqualityConstrained
-from paretune.moo.bilevel.forum import FORUM
-from paretune.moo.bilevel.gmoba import GMOBA
-from paretune.moo.bilevel.itd import ITD
-from paretune.moo.bilevel.moco import MoCo
-from paretune.moo.bilevel.moml import MOML
 from paretune.moo.bilevel.problem import AnyBilevel, StochasticBilevelProblem
 from paretune.moo.bilevel.result import BilevelResult
-from paretune.moo.bilevel.soba import SOBA
 from paretune.moo.bilevel.stochastic_wc_augmented import StochasticWCAugmented
-from paretune.moo.bilevel.wc_soba import WCSOBA
 from paretune.moo.numerics.kkt import as_tensor
 from paretune.moo.preference import Preference
 from paretune.moo.shift import Shift
 from paretune.moo.solvers.wc_augmented import WCAugmented
 from paretune.moo.solvers.wc_penalty import WCPenalty
+from paretune.options import load_kind
 
-BilevelName = Literal[
-    "wc_augmented", "wc_penalty", "moml", "moco", "forum", "gmoba", "itd", "soba", "wc_soba"
-]
-
-_METHODS: dict[str, Callable[[], BilevelSolver]] = {
-    "moml": MOML,
-    "moco": MoCo,
-    "forum": FORUM,
-    "gmoba": GMOBA,
-    "itd": ITD,
-    "soba": SOBA,
-    "wc_soba": WCSOBA,
-}
+BilevelName = str
 
 
 class BilevelSolver(Protocol):
@@ -89,12 +72,16 @@ def choose_bilevel(
         return EqualityConstrained(WCAugmented(shift=shift))
     if method == "wc_penalty":
         return EqualityConstrained(WCPenalty(shift=shift))
-    if method not in _METHODS:
-        names = ", ".join(["wc_augmented", "wc_penalty", *_METHODS])
-        raise InputError(f"Unknown bilevel method {method!r}; there are {names}.")
+    kind = load_kind(METHODS, method, "bilevel method")
     if shift is not None:
         raise InputError(f"Method {method!r} has no shift; it belongs to the 'wc' methods.")
-    return _METHODS[method]()
+    solver: BilevelSolver = kind()
+    return solver
+
+
+def uses_preference(name: str) -> bool:
+    """Whether the preference has a part in a method."""
+    return bool(getattr(load_kind(METHODS, name, "bilevel method"), "uses_preference", True))
 
 
 def read_start(x0: object) -> tuple[Tensor, Tensor]:

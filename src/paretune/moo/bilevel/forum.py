@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +47,8 @@ class FORUM(BilevelMethod):
         beta: step μ on y; the paper has one for both.
         optimizer: "adam" (the authors' code) or None for plain steps (the paper), on x and y.
     """
+
+    uses_preference: ClassVar[bool] = False
 
     inner_steps: int = 5
     eta: float = 0.1

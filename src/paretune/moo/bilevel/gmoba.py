@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +35,8 @@ class GMOBA(BilevelMethod):
         beta: step on y.
         eta: step on the adjoints.
     """
+
+    uses_preference: ClassVar[bool] = False
 
     alpha: float = 0.1
     beta: float = 0.1

@@ -8,7 +8,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -84,6 +84,9 @@ class BilevelMethod(ABC):
         record_every: steps between records in the history; the start and the end are recorded.
         on_record: called with each record as it is made.
     """
+
+    uses_preference: ClassVar[bool] = True
+    """Whether the preference has a part; if it has none, one run stands for all preferences."""
 
     batch: int = 32
     independent_batches: bool = False

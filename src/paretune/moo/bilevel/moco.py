@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +48,8 @@ class MoCo(BilevelMethod):
         decay: power by which τ and γ shrink; 0 for constant ones.
         optimizer: None for plain steps on x (the paper), or "adam".
     """
+
+    uses_preference: ClassVar[bool] = False
 
     inner_steps: int = 10
     neumann_terms: int = 10

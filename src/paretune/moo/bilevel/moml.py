@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ class MOML(BilevelMethod):
         beta: step on y.
         optimizer: "adam" (the authors' code) or None for plain steps on x (the paper).
     """
+
+    uses_preference: ClassVar[bool] = False
 
     inner_steps: int = 1
     alpha: float = 1e-3
