@@ -28,7 +28,7 @@ from paretune.moo import BilevelProblem, Problem, minimize
 from paretune.moo.bilevel import METHODS, BilevelMethod, Iterate, Oracle
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import WEIGHTINGS, Weights
-from paretune.moo.weightings.base import Live
+from paretune.moo.weightings.base import ActiveObjectives
 from paretune.recipes import Recipe, load_recipe
 from paretune.recipes.reference import recipe_keys
 
@@ -86,7 +86,7 @@ def test_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text(encoding="utf-8"))
     assert manifest["losses"]["harmless"] == {"name": "hinge", "beta": 0.1, "slack": 0.25}
     assert {key.key: key.help for key in recipe_keys(Recipe)}["loss.slack"].startswith("the margin")
-    with pytest.raises(InputError, match=r"'loss.harmless.slak'.*did you mean"):
+    with pytest.raises(InputError, match=r"'loss\.harmless\.slak'.*did you mean"):
         load_recipe(TINY / "tiny.yaml", ["loss={harmless: {name: hinge, slak: 1}, helpful: dpo}"])
     with pytest.raises(InputError, match="slack is an option of hinge, not of dpo"):
         load_recipe(TINY / "tiny.yaml", ["loss.slack=2.0"])
@@ -101,7 +101,7 @@ class Shifted:
     def __call__(
         self, gramian: Tensor, losses: Tensor, preference: Tensor | Sequence[float]
     ) -> Weights:
-        live = Live.read(gramian, losses, preference)
+        live = ActiveObjectives.read(gramian, losses, preference)
         weights = [p + self.shift for p in live.preference]
         return live.weights(lam=weights, weights=weights, gap=0.0)
 

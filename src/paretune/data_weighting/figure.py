@@ -202,8 +202,9 @@ def _limit(row: Sequence[Axes], summary: "Summary", kind: str) -> None:
         [y for method in summary.methods for _, y in _curves(summary, method, "step", kind)]
     )
     low, high = float(values.min()), float(np.quantile(values, 0.9))
+    margin = 0.05 * (high - low) or 0.05
     for axes in row:
-        axes.set_ylim(low - 0.05 * (high - low), max(high, 1.0) + 0.05 * (high - low))
+        axes.set_ylim(low - margin, max(high, 1.0) + margin)
 
 
 def _weights(summary: "Summary") -> Figure:

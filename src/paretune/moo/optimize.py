@@ -24,16 +24,13 @@ from paretune.moo.solvers.linear_scalarization import LinearScalarization
 from paretune.moo.solvers.result import Method, Result
 from paretune.moo.solvers.wc_augmented import WCAugmented
 from paretune.moo.solvers.wc_penalty import WCPenalty
-from paretune.moo.weightings import MGDA, Clamp, Linear
+from paretune.moo.weightings import WEIGHTINGS, Clamp, ClampOptions
 
-MethodName = Literal["clamp", "mgda", "linear", "wc_augmented", "wc_penalty"]
+MethodName = str
 
-_DESCENTS: dict[str, Descent] = {
-    "clamp": Descent(Clamp(mu=1.0)),
-    "mgda": Descent(MGDA()),
-    "linear": Descent(Linear()),
-}
-_NAMES = (*_DESCENTS, "wc_augmented", "wc_penalty")
+_CONSTRAINED = ("wc_augmented", "wc_penalty")
+_MU = 1.0
+"""CLAMP's μ for plain functions, where steps are lr·μ long along the front; training has `auto`."""
 
 
 @overload
@@ -84,7 +81,8 @@ def minimize(
 
     "clamp" (CLAMP, Algorithm 1) seeks min_z max_m p_m f_m(z), its fixed points are exactly the
     stationary points of that problem; "mgda" stops at the first Pareto-stationary point it meets;
-    "linear" minimises Σ p_m f_m. Objectives of preference 0 are dropped.
+    "linear" minimises Σ p_m f_m; "raco" steps along clipped conflict-averse gradients. Objectives
+    of preference 0 are dropped.
 
     With equality constraints or bounds: "wc_augmented", an augmented Lagrangian of the
     weighted-Chebyshev problem min max_m p_m f_m; "wc_penalty", the second paper's Algorithm 1, or
@@ -225,11 +223,12 @@ def choose_method(
         method = "wc_augmented" if constrained else "clamp"
         if isinstance(problem, StochasticProblem):
             method = "wc_penalty"
-    if method not in _NAMES:
-        raise InputError(f"Unknown method {method!r}; there are {', '.join(_NAMES)}.")
+    if method not in (*WEIGHTINGS, *_CONSTRAINED):
+        known = ", ".join([*WEIGHTINGS, *_CONSTRAINED])
+        raise InputError(f"Unknown method {method!r}; there are {known}.")
     if mu is not None and method != "clamp":
         raise InputError(f"Method {method!r} has no mu; it belongs to 'clamp'.")
-    if method in ("wc_augmented", "wc_penalty"):
+    if method in _CONSTRAINED:
         if (lr, optimizer) != (None, None):
             raise InputError(
                 f"Method {method!r} has no lr or optimizer; give its options inside the method, as "
@@ -242,9 +241,6 @@ def choose_method(
         if optimizer is not None:
             raise InputError("Method 'linear' takes plain steps under constraints and bounds.")
         return LinearScalarization(lr=lr)
-    descent = _DESCENTS[method]
-    if mu is not None:
-        descent = replace(descent, weighting=Clamp(mu=mu))
-    if lr is not None:
-        descent = replace(descent, lr=lr)
-    return replace(descent, optimizer=optimizer)
+    kind: Any = WEIGHTINGS[method]
+    weighting = Clamp(_MU if mu is None else mu) if kind is ClampOptions else kind()
+    return Descent(weighting, Descent.lr if lr is None else lr, optimizer)

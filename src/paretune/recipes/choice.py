@@ -5,11 +5,11 @@ about any of them; what is read is the object itself.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, create_model
+from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, create_model
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from paretune.options import Kinds, load_kind, name_of, options_of
@@ -95,7 +95,8 @@ class Chosen:
         """
         if self.single is None or self.single(value):
             return self._read_one(value, earlier)
-        return {name: self._read_one(each, earlier) for name, each in value.items()}
+        one = TypeAdapter(dict[str, Annotated[Any, replace(self, single=None)]])
+        return one.validate_python(value, context=EARLIER if earlier else None)
 
     def write(self, value: Any) -> dict[str, Any]:
         """What a recipe says for an object or a mapping of them."""

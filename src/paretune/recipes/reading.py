@@ -220,9 +220,7 @@ def _sentence(
     found = sorted(error.errors(), key=lambda each: order.get(each["type"], 1))
     complaints: dict[Keys, str] = {}  # the members of a union complain each about the same key
     for each in found:
-        keys = _known_part(root, tuple(str(key) for key in each["loc"]))
-        if each["type"] == "extra_forbidden":
-            keys = (*keys, str(each["loc"][-1]))
+        keys = _location(root, each)
         complaints.setdefault(keys, _complaint(root, each, source, changed))
     told = list(complaints.values())
     more = f" And {len(told) - _TOLD} more." if len(told) > _TOLD else ""
@@ -233,14 +231,14 @@ def _complaint(
     root: type[BaseModel], first: Mapping[str, Any], source: str, changed: Sequence[Keys]
 ) -> str:
     """One complaint, with its key, where it was given, and what to do."""
-    keys = _known_part(root, tuple(str(key) for key in first["loc"]))
+    keys = _location(root, first)
     key = ".".join(keys)
     if keys and any(keys[: len(given)] == given for given in changed):
         source = f"the override of '{key}'"
     elif any(given[: len(keys)] == keys for given in changed):
         source = f"{source} with the overrides"
     if first["type"] == "extra_forbidden":
-        return _unknown(root, (*keys, str(first["loc"][-1])), source)
+        return _unknown(root, keys, source)
     if first["type"] == "missing":
         return f"'{key}' is missing in {source}: give it a value."
     if first["type"] == "value_error":
@@ -248,6 +246,14 @@ def _complaint(
         return f"{source}: {f'{key}: ' if key else ''}{problem}."
     problem = first["msg"][0].lower() + first["msg"][1:]
     return f"{source}: '{key}' is {shown(first['input'])}, but {problem}."
+
+
+def _location(root: type[BaseModel], error: Mapping[str, Any]) -> Keys:
+    """The keys that an error is about."""
+    keys = tuple(str(key) for key in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return (*_known_part(root, keys[:-1]), keys[-1])
+    return _known_part(root, keys)
 
 
 def _known_part(root: type[BaseModel], location: Keys) -> Keys:
