@@ -9,25 +9,20 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 import sys
-import types
-import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args
 
-import annotated_types
 import griffe
 import typer
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from transformers import TrainingArguments
 
-from paretune.baselines import BASELINES
 from paretune.baselines.recipe import CompareRecipe
-from paretune.options import load_kind
-from paretune.recipes.choice import Chosen
 from paretune.recipes.data_weighting import WeighRecipe
+from paretune.recipes.reference import REQUIRED, SECTION, Key, recipe_keys
 from paretune.recipes.schema import Recipe
 
 MODULES = (
@@ -46,20 +41,16 @@ MODULES = (
 
 def pages() -> dict[str, str]:
     """Every page, by its path below docs/."""
-    found = {f"reference/{name}.md": text for name, text in _modules().items()}
-    found["reference/sweep.md"] = recipe_page(
-        "sweep", Recipe, "`paretune sweep`, `train`, `evaluate` and `reward train`", {}
-    )
-    found["reference/compare.md"] = recipe_page(
-        "compare",
-        CompareRecipe,
-        "`paretune compare`",
-        {f"methods.options of {name}": load_kind(BASELINES, name, "method") for name in BASELINES},
-        without=Recipe,
-    )
-    found["reference/weigh.md"] = recipe_page("weigh", WeighRecipe, "`paretune weigh`", {})
-    found["reference/commands.md"] = commands_page()
-    return found
+    sweep = "`paretune sweep`, `train`, `evaluate` and `reward train`"
+    return {
+        **{f"reference/{name}.md": text for name, text in _modules().items()},
+        "reference/sweep.md": recipe_page("sweep", Recipe, sweep),
+        "reference/compare.md": recipe_page(
+            "compare", CompareRecipe, "`paretune compare`", only="methods"
+        ),
+        "reference/weigh.md": recipe_page("weigh", WeighRecipe, "`paretune weigh`"),
+        "reference/commands.md": commands_page(),
+    }
 
 
 # --- Python names ---
@@ -115,147 +106,69 @@ def _arguments(path: str) -> Iterator[str]:
     yield from ("And all fields of `transformers.TrainingArguments`.", "")
     for each in dataclasses.fields(kind):
         if each.name not in inherited or each.name in changed:
-            yield f"`{each.name}`"
-            yield f":   *{_type_words(each.type)}*, default `{yaml_value(each.default)}`. "
-            yield f"    {each.metadata['help']}"
-            yield ""
+            yield from (f"`{each.name}`", f":   {each.metadata.get('help', '')}", "")
 
 
 # --- Recipe keys ---
 
 
-def recipe_page(
-    command: str,
-    recipe: type[BaseModel],
-    reads: str,
-    more: dict[str, type[BaseModel]],
-    without: type[BaseModel] | None = None,
-) -> str:
-    """Every key of a kind of recipe, one heading a section."""
+def recipe_page(command: str, recipe: type[BaseModel], reads: str, only: str = "") -> str:
+    """Every key of a kind of recipe, or those that begin with `only`; one heading a section."""
     lines = [
         f"# Recipe keys of {command}",
         "",
         f"Read by {reads}. Any key can be changed on the command line: `section.key=value`. "
-        "See [recipes](../guides/recipes.md) for the idea.",
+        "In the names `[]` is any item of a list, `*` any name, and `(x)` stands where `name: x` "
+        "chooses among several sections. See [recipes](../guides/recipes.md) for the idea.",
         "",
     ]
-    if without:
-        lines += ["Sections that are not listed here are those of [a sweep](sweep.md).", ""]
-    known = set(without.model_fields) if without else set()
-    top = {name: f for name, f in recipe.model_fields.items() if name not in known}
-    lines += ["## The top", "", *_keys("", top)]
-    for name, field in top.items():
-        lines += _sections(name, field)
-    for title, section in more.items():
-        lines += _section(title, section)
+    if only:
+        lines += ["All other sections are those of [a sweep](sweep.md).", ""]
+    sections: dict[tuple[str, str | None], list[Key]] = {}
+    for key in recipe_keys(recipe):
+        if key.key.startswith(only):
+            parent, _, _ = key.key.rpartition(".")
+            sections.setdefault((parent, key.of), []).append(key)
+    for (parent, chosen), keys in sections.items():
+        named = f" with name: {chosen}" if chosen and f"({chosen})" not in parent else ""
+        lines += [f"## {parent or 'The top'}{named}", ""]
+        for key in keys:
+            lines += [
+                f"`{key.key}`",
+                f":   *{type_text(key)}*, {default_text(key)}. {key.help}",
+                "",
+            ]
     return "\n".join(lines) + "\n"
 
 
-def _sections(prefix: str, field: FieldInfo) -> Iterator[str]:
-    """The sections that a key holds, one heading each."""
-    chosen = [s for each in field.metadata if isinstance(each, Chosen) for s in each.sections()]
-    found = chosen or list(dict.fromkeys(_models(field.annotation)))
-    for section in found:
-        title = prefix
-        if len(found) > 1 and "name" in section.model_fields:
-            title += f" with name: {type_text(section.model_fields['name'])}"
-        elif get_origin(field.annotation) is list:
-            title += ", each item"
-        yield from _section(title, section)
+def type_text(key: Key) -> str:
+    """A key's type in words, or its choices."""
+    if not key.choices:
+        return key.type
+    others = [each for each in key.type.split(" or ") if each != "text"]
+    return " or ".join([*(f"`{each}`" for each in key.choices), *others])
 
 
-def _section(title: str, section: type[BaseModel]) -> Iterator[str]:
-    yield from (f"## {title}", "", " ".join((section.__doc__ or "").split("\n\n")[0].split()), "")
-    prefix = title.split(" ")[0].rstrip(",")
-    yield from _keys(prefix, section.model_fields)
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for each in get_args(annotation):
-        yield from _models(each)
-
-
-def _keys(prefix: str, fields: dict[str, FieldInfo]) -> Iterator[str]:
-    for name, field in fields.items():
-        key = f"{prefix}.{name}" if prefix else name
-        help_text = " ".join((field.description or "").split())
-        if not help_text and (inner := list(_models(field.annotation))):
-            help_text = " ".join((inner[0].__doc__ or "").split("\n\n")[0].split())
-        yield f"`{key}`{{ #{_anchor(prefix, name)} }}"
-        yield f":   *{type_text(field)}*, {default_text(field)}. {help_text}"
-        yield ""
-
-
-def _anchor(prefix: str, name: str) -> str:
-    return f"key-{prefix}-{name}" if prefix else f"key-{name}"
-
-
-def default_text(field: FieldInfo) -> str:
+def default_text(key: Key) -> str:
     """The default of a key as YAML has it."""
-    if field.is_required():
+    if key.default is REQUIRED:
         return "required"
-    value = field.get_default(call_default_factory=True)
-    if isinstance(value, BaseModel) or dataclasses.is_dataclass(value):
-        return "default: as below"
-    return f"default `{yaml_value(value)}`"
+    return (
+        f"default: {key.default}" if key.default == SECTION else f"default `{in_yaml(key.default)}`"
+    )
 
 
-def yaml_value(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
+def in_yaml(value: Any) -> str:
+    """A value as one writes it in a recipe."""
     if isinstance(value, str):
         return value or '""'
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k}: {yaml_value(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{k}: {in_yaml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(yaml_value, value)) + "]"
+        return "[" + ", ".join(map(in_yaml, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     return f"{value:g}" if isinstance(value, float) else f"{value}"
-
-
-def type_text(field: FieldInfo) -> str:
-    """A key's type and range in words."""
-    return ", ".join([_type_words(field.annotation), *_bounds(field.metadata)])
-
-
-def _type_words(annotation: Any) -> str:
-    origin = get_origin(annotation)
-    if origin is typing.Annotated:
-        inner, *metadata = get_args(annotation)
-        return ", ".join([_type_words(inner), *_bounds(metadata)])
-    if origin is Literal:
-        return " or ".join(f"`{yaml_value(each)}`" for each in get_args(annotation))
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(map(_type_words, get_args(annotation))))
-    if origin is list:
-        return f"list of {_type_words(get_args(annotation)[0])}"
-    if origin is dict:
-        key, value = get_args(annotation)
-        return f"mapping from {_type_words(key)} to {_type_words(value)}"
-    if isinstance(annotation, type) and (
-        issubclass(annotation, BaseModel) or dataclasses.is_dataclass(annotation)
-    ):
-        return "section"
-    words = {int: "whole number", float: "number", str: "text", bool: "true or false"}
-    words |= {type(None): "null", Any: "anything"}
-    return words.get(annotation, str(getattr(annotation, "__name__", annotation)))
-
-
-def _bounds(metadata: Any) -> Iterator[str]:
-    for each in metadata:
-        for inner in each.metadata if isinstance(each, FieldInfo) else [each]:
-            match inner:
-                case annotated_types.Gt(gt):
-                    yield f"above {gt:g}" if isinstance(gt, float | int) else ""
-                case annotated_types.Ge(ge):
-                    yield f"at least {ge:g}" if isinstance(ge, float | int) else ""
-                case annotated_types.Lt(lt):
-                    yield f"below {lt:,}" if isinstance(lt, float | int) else ""
-                case annotated_types.Le(le):
-                    yield f"at most {le:g}" if isinstance(le, float | int) else ""
-                case annotated_types.MinLen(least):
-                    yield f"at least {least} of them"
 
 
 # --- Commands ---
@@ -319,7 +232,7 @@ def _default(parameter: Any) -> str:
     value = parameter.default
     if value is None or callable(value) or value in (False, [], ()) or parameter.required:
         return ""
-    return f"Default: `{yaml_value(value if not isinstance(value, Path) else str(value))}`."
+    return f"Default: `{in_yaml(value if not isinstance(value, Path) else str(value))}`."
 
 
 def _paragraphs(text: str) -> str:

@@ -182,14 +182,14 @@ def draw(
 
 def conflict(drawing: Drawing, clamp: list[Run], gradients: Tensor) -> None:
     """The plane of parameters: where each loss is least, and where the gradients pull."""
-    drawing.text(150, 28, "two losses in conflict", anchor="middle", font_weight="600")
-    drawing.origin, drawing.scale = (150, 262), (105, 170)
+    drawing.text(166, 28, "two losses in conflict", anchor="middle", font_weight="600")
+    drawing.origin, drawing.scale = (166, 262), (104, 170)
     for side, p, name in ((1, 1.0, "helpful"), (-1, 0.0, "harmless")):
         x, y = drawing.at((side, 0))
         for radius in (14, 26, 38):
             drawing.dot((side, 0), radius, "none", stroke=colour(p), stroke_opacity="0.45")
         drawing.dot((side, 0), 5, colour(p))
-        drawing.text(x, y + 64, name, colour(p), 21, "middle", font_weight="600")
+        drawing.text(x, y + 64, name, colour(p), 20, "middle", font_weight="600")
     for run in clamp:
         drawing.path(run.parameters, colour(run.p), 2, stroke_opacity="0.8")
         mark(drawing, run.parameters[-1], run.p, 4.5)
@@ -245,7 +245,7 @@ def mark(drawing: Drawing, point: Pair, p: float, radius: float) -> None:
 
 def dial(drawing: Drawing, clamp: list[Run]) -> None:
     """The preference, from one objective to the other."""
-    left, right, y = 122.0, 526.0, 415.0
+    left, right, y = 136.0, 524.0, 415.0
     ticks = [left + (right - left) * p for p in (0.0, *PREFERENCES, 1.0)]
     for first, second, p in zip(
         ticks, ticks[1:], (0.05, *(p + 0.05 for p in PREFERENCES)), strict=False
