@@ -47,8 +47,8 @@ def generate(
     """Let a point of a run answer the instructions.
 
     Without --instructions they are from the hub. Answers follow the run's evaluation settings,
-    which evaluation.max_new_tokens=2048 and the like change. Generation that was stopped goes on
-    where it was when the same command is given again.
+    which evaluation.max_new_tokens=2048 and the like change. Generation that was stopped resumes
+    when the same command is given again.
     """
     with resumable():
         from paretune.cli.progress import console_count, quiet_libraries

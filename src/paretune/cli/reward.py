@@ -26,8 +26,8 @@ def train(
 ) -> None:
     """Train a reward model on each objective's pairs, and measure it on held-out prompts.
 
-    They go to the recipe's run folder, below rewards/. Training that was stopped goes on where it
-    was when the same command is given again.
+    They go to the recipe's run folder, below rewards/. Training that was stopped resumes when
+    the same command is given again.
     """
     with resumable():
         from paretune.cli.output import console

@@ -11,7 +11,7 @@ def sweep(
 ) -> None:
     """Train every point of a recipe, measure it, and draw the front.
 
-    A sweep that was stopped goes on where it was when the same command is given again.
+    A sweep that was stopped resumes where it stopped when the same command is given again.
     """
     with resumable():
         from paretune.cli.progress import console_progress

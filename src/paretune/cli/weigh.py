@@ -25,8 +25,8 @@ def weigh(
 ) -> None:
     """Learn how much each training set should weigh, with every method of a recipe.
 
-    A run that was stopped goes on where it was when the same command is given again; several
-    processes may share a run folder, each with cells of its own (--only).
+    A run that was stopped resumes when the same command is given again; several processes may
+    share a run folder, each with cells of its own (--only).
     """
     with resumable():
         from paretune.cli.progress import console_progress
