@@ -194,10 +194,8 @@ def conflict(drawing: Drawing, clamp: list[Run], gradients: Tensor) -> None:
         drawing.path(run.parameters, colour(run.p), 2, stroke_opacity="0.8")
         mark(drawing, run.parameters[-1], run.p, 4.5)
     for gradient, p in zip(gradients, (1.0, 0.0), strict=True):
-        step = -0.75 * gradient / gradient.norm()
-        drawing.arrow(
-            START, (START[0] + float(step[0]), START[1] + float(step[1]) * 0.55), colour(p)
-        )
+        step = -0.45 * gradient / gradient.norm()
+        drawing.arrow(START, (START[0] + float(step[0]), START[1] + float(step[1])), colour(p))
     drawing.dot(START, 7, drawing.face.ink)
     x, y = drawing.at(START)
     drawing.text(x, y - 14, "the model", drawing.face.faint, 20, "middle")

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 import typer
+from transformers import TrainingArguments
+from trl import DPOConfig, DPOTrainer, RewardConfig
 
+from paretune import ClampConfig, ClampTrainer
 from paretune.baselines.recipe import load_comparison
 from paretune.cli import app
 from paretune.recipes import load_recipe, shipped_recipes
@@ -98,7 +101,7 @@ def check(words: list[str]) -> None:
         assert flag in options or flag in ("--help", "-h"), f"{name} has no option {flag}"
         preference |= flag == "--prefer"
         if flag in options and not equals and not options[flag].is_flag:
-            assert next(rest, None) is not None, f"{flag} needs a value"
+            assert next(rest, None) is not None or "..." in words, f"{flag} needs a value"
     overrides = [word for word in positional if re.match(r"[a-z_.]+=", word)]
     if preference:  # weights follow it: objectives are not known here
         overrides = [word for word in overrides if "." in word.split("=")[0]]
@@ -110,7 +113,12 @@ def check(words: list[str]) -> None:
     else:
         recipe = USUAL.get(name, "demo")
     if overrides and overrides != ["key=value"]:
-        READERS.get(name, load_recipe)(recipe, overrides)
+        read: Any = READERS.get(name, load_recipe)(recipe, overrides)
+        for kind, train in (
+            (ClampConfig, getattr(read, "train", {})),
+            (RewardConfig, read.reward.train if hasattr(read, "reward") else {}),
+        ):
+            assert train.keys() <= {each.name for each in dataclasses.fields(kind)}, train.keys()
 
 
 @pytest.mark.parametrize("page", TEXTS)
@@ -187,11 +195,6 @@ def test_links(page: str) -> None:
 
 
 def test_the_page_on_trl_names_what_both_sides_have() -> None:
-    from transformers import TrainingArguments
-    from trl import DPOConfig, DPOTrainer
-
-    from paretune import ClampConfig, ClampTrainer
-
     arguments, fields = TEXTS["docs/from-trl.md"].split("## Fields of the configuration")
     ours, theirs = _columns(arguments)
     assert theirs == set(inspect.signature(DPOTrainer).parameters)
