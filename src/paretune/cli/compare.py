@@ -14,8 +14,8 @@ def compare(
 ) -> None:
     """Run several methods on the same data, budget and metrics, and compare their fronts.
 
-    A comparison that was stopped resumes where it stopped; methods, seeds and points can be added to
-    the recipe later. If a method fails the others continue, and the exit code is 1.
+    A comparison that was stopped resumes where it stopped; methods, seeds and points can be added
+    to the recipe later. If a method fails the others continue, and the exit code is 1.
     """
     with resumable():
         from paretune.baselines.recipe import load_comparison
