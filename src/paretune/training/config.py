@@ -146,17 +146,7 @@ class MultiObjectiveConfig(CommonConfig):
     )
 
     def __post_init__(self) -> None:
-        # What is kept is plain, so that it can be written down with the other arguments.
-        if isinstance(self.loss, PreferenceLoss):
-            self.loss = plain_loss(self.loss)
-        elif not is_single_loss(self.loss):
-            assert isinstance(self.loss, dict)
-            self.loss = {
-                name: plain_loss(read_loss(each, self._constants()))
-                for name, each in self.loss.items()
-            }
-        else:
-            read_loss(self.loss, self._constants())
+        self._read_losses()
         if self.early_stopping_patience > 0:
             if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
                 raise InputError(
@@ -178,6 +168,23 @@ class MultiObjectiveConfig(CommonConfig):
             InputError: an objective without a loss, or a loss of no objective.
         """
         return losses_by_objective(self.loss, list(objectives), self._constants())
+
+    def _read_losses(self) -> None:
+        """Check the losses; what is kept is plain, to be written down with the other arguments."""
+        constants = self._constants()
+        if is_single_loss(self.loss):
+            found = [read_loss(self.loss, constants)]
+            if not isinstance(self.loss, str):
+                self.loss = plain_loss(found[0])
+        else:
+            assert isinstance(self.loss, dict)
+            found = [read_loss(each, constants) for each in self.loss.values()]
+            self.loss = dict(zip(self.loss, map(plain_loss, found), strict=True))
+        for name, value in constants.items():
+            unused = not any(hasattr(loss, name) for loss in found)
+            if unused and value != type(self).__dataclass_fields__[name].default:
+                names = ", ".join(dict.fromkeys(loss.name for loss in found))
+                raise InputError(f"{name} has no effect on the loss {names}: leave it out.")
 
     def _constants(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("beta", "gamma", "nll_weight", "token_mean")}
