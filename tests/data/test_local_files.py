@@ -292,3 +292,55 @@ def test_unknown_options(options):
 def test_white_space_inside_a_response_counts():
     rows = [{**GOOD, "chosen": "if x:\n    y", "rejected": "if x:\n  y"}]
     assert len(local.load_pairs({"kind": rows}).pairs["kind"]) == 1
+
+
+def test_columns_that_nobody_reads_are_counted_and_told(caplog):
+    turn = {"role": "user", "content": "Why?", "ts": 1}
+    row = {"prompt": [turn], "chosen": [say("So.")], "rejected": [say("No.")], "source": "web"}
+    data = local.load_pairs({"a": [row, {**row, "source": None}]})
+    assert data.counts["unread_columns"] == {"source": 1, "prompt.ts": 2}
+    assert "nobody reads the columns source, prompt.ts" in caplog.text
+
+
+def test_pairs_of_whole_conversations():
+    """As in ultrafeedback_binarized, where the prompt is the text of the first message."""
+    turns = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "2+2?"}]
+    sides = {"chosen": [*turns, say("4")], "rejected": [*turns, say("5")]}
+    for prompt in ({}, {"prompt": "2+2? "}, {"prompt": turns}):
+        (pair,) = local.load_pairs({"a": [{**prompt, **sides}]}).pairs["a"]
+        assert pair == {"prompt": turns, "chosen": [say("4")], "rejected": [say("5")]}
+    for change, complaint in (
+        ({"prompt": "3+3?"}, "'prompt': is not what 'chosen' begins with"),
+        ({"rejected": [turns[1], say("5")]}, "'rejected': differs from 'chosen' before its last"),
+        ({"chosen": turns}, "'chosen': must end with one assistant message"),
+        ({"rejected": [*turns, say("4 ")]}, "is the same response"),
+        ({"chosen": [*turns, say("a"), say("b")]}, "must end with one assistant message"),
+    ):
+        with pytest.raises(InputError, match=complaint):
+            local.load_pairs({"a": [{**sides, **change}]})
+
+
+def test_tools_go_with_the_prompt():
+    calls = [{"type": "function", "function": {"name": "weather", "arguments": {"town": "Rome"}}}]
+    asked = [
+        {"role": "user", "content": "Rain?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "content": "no", "name": "weather"},
+    ]
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    row = {"prompt": asked, "chosen": [say("No.")], "rejected": [say("Yes.")], "tools": tools}
+    other = {**row, "prompt": asked[:1], "tools": None}
+    data = local.load_pairs({"a": [row, other]})
+    prompts = data.pairs["a"]["prompt"]
+    assert json.loads(prompts[0][0]["tools"]) == tools
+    assert json.loads(prompts[0][1]["tool_calls"]) == calls
+    assert prompts[0][2]["name"] == "weather"
+    assert prompts[1][0].get("tools") is None
+    assert data.counts["prompts"] == 2
+    assert data.counts["unread_columns"] == {}
+    with pytest.raises(InputError, match="'tools': needs a chat template"):
+        local.load_pairs({"a": [{"prompt": "a", "chosen": "b", "rejected": "c", "tools": tools}]})
+
+
+def say(text):
+    return {"role": "assistant", "content": text}

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from paretune import InputError
+from paretune.data import local, split_by_prompt
 from paretune.data.sampling import PairCollator, PairRows, joint_rows
 from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence, tokenize_pairs
 
@@ -50,6 +51,34 @@ def test_auto_sampling(tokenizer: Any, random_pairs: Any) -> None:
     assert not PairRows(shared, ["one", "two"], "independent").joint
     with pytest.raises(InputError, match="sampling='independent'"):
         PairRows(apart, ["one", "two"], "joint")
+
+
+def test_auto_sampling_is_measured_on_the_largest_set(
+    tokenizer: Any, random_pairs: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    pairs = random_pairs(n=12)
+    pairs["two"] = pairs["two"][:4]  # all of them have a counterpart
+    data = tokenize_pairs(pairs, tokenizer)
+    auto = PairRows(data, ["one", "two"])
+    assert (auto.joint, len(auto), auto.unmatched) == (False, 12, {})
+    joint = PairRows(data, ["one", "two"], "joint")
+    assert (len(joint), joint.unmatched) == (4, {"one": 8})
+    assert "8 of 12 pairs of 'one' have no counterpart" in caplog.text
+
+
+def test_prompts_that_differ_in_white_space_make_one_row(tokenizer: Any) -> None:
+    one, two = (
+        [{"prompt": prompt, "chosen": "the cat", "rejected": "the dog"}]
+        for prompt in ("tell me a joke", "tell me a joke ")
+    )
+    data = tokenize_pairs({"one": one, "two": two}, tokenizer)
+    assert joint_rows(data, ["one", "two"]) == [{"one": 0, "two": 0}]
+    rows = [{"prompt": f"{p} {n}", "chosen": "a", "rejected": "b"} for n in range(9) for p in "ab"]
+    spaced = [{**row, "prompt": row["prompt"] + " \n"} for row in rows]
+    splits = split_by_prompt(local.load_pairs({"one": rows, "two": spaced}))
+    for split in splits.values():
+        first, second = ({p.strip() for p in t["prompt"]} for t in split.pairs.values())
+        assert first == second
 
 
 def test_an_objective_without_weight_takes_no_rows_away(tokenizer: Any, random_pairs: Any) -> None:

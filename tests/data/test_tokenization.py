@@ -99,6 +99,34 @@ def test_overlong_pairs(tokenizer: Any) -> None:
         tokenize_pairs({"one": rows}, tokenizer, max_length=3, overlong="truncate")
 
 
+def test_what_is_left_out_is_counted_and_told(
+    tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [
+        chat("cat", "a dog", "red blue green yes no maybe", source="web"),
+        chat("cat", "a  dog", "a dog", source=None),  # the same words to this tokenizer
+        chat("cat", "a", "red", source="web"),
+    ]
+    counts = tokenize_pairs({"one": rows}, tokenizer, max_length=10).counts["one"]
+    assert counts.to_json() == {
+        "given": 3,
+        "too_long": 1,
+        "equal": 1,
+        "cut": 0,
+        "unread": {"source": 2},
+    }
+    for told in (
+        "1 of 3 pairs of 'one' are longer than max_length=10 and are left out",
+        "1 of 3 pairs of 'one' have two responses of the same tokens and are left out",
+        "Of the pairs of 'one' nobody reads the columns source.",
+    ):
+        assert told in caplog.text
+    with pytest.raises(InputError, match="all 1 have two responses of the same tokens"):
+        tokenize_pairs({"one": rows[1:2]}, tokenizer)
+    with pytest.raises(InputError, match="'images' cannot be trained on"):
+        tokenize_pairs({"one": [chat("cat", "a", "red", images=[1])]}, tokenizer)
+
+
 def test_padding_and_masks(tokenizer: Any) -> None:
     data = tokenize_pairs({"one": [chat("the cat", "a dog", "red")]}, tokenizer)
     batch = pad_sequences(data.sequences, tokenizer.pad_token_id)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,13 @@ from transformers.utils import logging as transformers_logging
 
 from paretune.data.tokenization import tokenize_pairs
 from paretune.errors import InputError
-from paretune.evaluation.generation import SeededSampling, encode_prompt, generate, generate_answers
+from paretune.evaluation.generation import (
+    SeededSampling,
+    encode_prompt,
+    end_token_ids,
+    generate,
+    generate_answers,
+)
 from paretune.results.answers import Answer, read_answers, write_answers
 
 SPECIALS = ["<unk>", "<pad>", "<bos>", "<eos>", "<user>", "<assistant>"]
@@ -174,6 +181,53 @@ def test_a_prompt_is_encoded_as_in_training(tokenizer) -> None:
         sequence = tokenize_pairs({name: rows}, tokenizer).sequences[0]
         encoded = encode_prompt(tokenizer, rows[0]["prompt"])
         assert tuple(encoded) == sequence.input_ids[: sequence.prompt_length]
+
+
+_OWN_ENDS = ("eos_token_id", "pad_token_id", "bos_token_id", "forced_eos_token_id")
+_ODD: dict[type, Any] = {bool: True, int: 3, float: 0.37, str: "x", type(None): 2}
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_no_field_of_the_checkpoints_generation_config_has_a_part(
+    tiny_llama: Any, tiny_lora: Any, tokenizer: Any, adapter: bool
+) -> None:
+    model = tiny_lora() if adapter else tiny_llama()
+    prompts = [[{"role": "user", "content": "why is the cat red"}], "the dog"]
+
+    def answers() -> list[list[Answer]]:
+        return [
+            generate_answers(model, tokenizer, prompts, max_new_tokens=6, temperature=temperature)
+            for temperature in (0.0, 0.9)
+        ]
+
+    expected = answers()
+    base = model.get_base_model() if adapter else model
+    fields = vars(type(base.generation_config)())
+    assert len(fields) > 40
+    for name, value in fields.items():
+        if name in _OWN_ENDS:
+            continue
+        for part in (model, base):
+            setattr(part.generation_config, name, _ODD.get(type(value), value))
+    for name, value in {"suppress_tokens": [20, 21], "bad_words_ids": [[30]], "made_up": 1}.items():
+        setattr(base.generation_config, name, value)
+    kept = base.generation_config
+    assert answers() == expected
+    assert base.generation_config is kept  # and is there again
+
+
+def test_an_answer_ends_where_the_template_ends_a_turn(tiny_llama: Any, tokenizer: Any) -> None:
+    import copy
+
+    other = copy.deepcopy(tokenizer)
+    other.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    other.chat_template = tokenizer.chat_template.replace("{{ eos_token }}", "<end>")
+    end = other.convert_tokens_to_ids("<end>")
+    model = tiny_llama()
+    model.generation_config.eos_token_id = None
+    chat = [[{"role": "user", "content": "why"}]]
+    assert end_token_ids(model, other, chat) == sorted([other.eos_token_id, end])
+    assert end_token_ids(model, other, ["why"]) == [other.eos_token_id]
 
 
 def test_progress_counts_prompts(model, tokenizer) -> None:

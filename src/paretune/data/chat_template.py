@@ -16,6 +16,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from paretune.data.messages import OPTIONS, TOOLS
+from paretune.data.rows import is_whole
 from paretune.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -229,8 +230,7 @@ class ChatTemplate:
 
     def _marked(self, value: Any, where: str) -> Any:
         if isinstance(value, str):
-            if MARK in value:
-                raise InputError(f"In {where}, a text holds U+FDD0, which is no character.")
+            check_text(value, where)
             if self._special is None:
                 return value
             return self._special.sub(lambda token: token[0][0] + MARK + token[0][1:], value)
@@ -264,6 +264,18 @@ class ChatTemplate:
         if sentence not in self._told:
             self._told.add(sentence)
             logger.warning(sentence, self.name, *more)
+
+
+def check_text(text: str, where: str) -> None:
+    """Refuse a text that no tokenizer takes.
+
+    Raises:
+        InputError: it holds what is no character.
+    """
+    if not is_whole(text):
+        raise InputError(f"In {where}, a text holds half of a character (a lone surrogate).")
+    if MARK in text:
+        raise InputError(f"In {where}, a text holds U+FDD0, which is no character.")
 
 
 def _decoded(value: Any, name: str, where: str) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from paretune.data.chat_template import MARK, ChatPrompt, ChatTemplate
+from paretune.data.chat_template import MARK, ChatPrompt, ChatTemplate, check_text
 from paretune.data.messages import Text, user
 from paretune.errors import InputError
 
@@ -41,7 +41,7 @@ class Encoder:
         """
         if not isinstance(prompt, str):
             return self._chat(prompt, where)[1]
-        start, ids = self._plain(prompt)
+        start, ids = self._plain(prompt, where)
         return start + ids
 
     def response(self, prompt: Text, response: Text, where: str) -> tuple[list[int], list[int]]:
@@ -51,7 +51,8 @@ class Encoder:
             InputError: see `ChatTemplate.prompt` and `ChatTemplate.response`.
         """
         if isinstance(prompt, str) and isinstance(response, str):
-            start, ids = self._plain(prompt)
+            start, ids = self._plain(prompt, where)
+            check_text(response, where)
             after = self._extend(ids, prompt, response, where)[len(ids) :]
             end = self._tokenizer.eos_token_id
             whole = end is None or after[-1:] == [end]
@@ -90,7 +91,8 @@ class Encoder:
             )
         return int(self._tokenizer.eos_token_id)
 
-    def _plain(self, prompt: str) -> tuple[list[int], list[int]]:
+    def _plain(self, prompt: str, where: str) -> tuple[list[int], list[int]]:
+        check_text(prompt, where)
         ids = self._ids(prompt)
         # A prompt that was templated by hand may begin with what the tokenizer would add.
         return ([] if ids[: len(self._start)] == self._start else self._start), ids

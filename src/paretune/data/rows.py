@@ -16,6 +16,15 @@ class BadRowError(InputError):
     """A row that cannot be used; `read_rows` says where it stands, or skips it."""
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text has no lone surrogates, which no file and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 @dataclass
 class Columns:
     """Which columns of a source have been read, and those of messages that have been left."""
@@ -67,6 +76,8 @@ class Row:
             raise self.error(field, f"must be text, not {type(value).__name__}")
         if not value.strip():
             raise self.error(field, "is empty")
+        if not is_whole(value):
+            raise self.error(field, "holds half of a character (a lone surrogate)")
         return value
 
     def label(self, field: str) -> Literal[0, 1]:

@@ -161,7 +161,7 @@ def own_settings_off(model: Any) -> Iterator[None]:
     """Empty the model's generation config for the time: `generate` fills what is left open in a
     given one from it."""
     # A PEFT model keeps one beside its base's, and gives the base its own when it generates.
-    parts = [part for part in model.modules() if getattr(part, "generation_config", None)]
+    parts = [part for part in model.modules() if "generation_config" in vars(part)]
     kept = [(part, part.generation_config) for part in parts]
     for part in parts:
         part.generation_config = GenerationConfig()
