@@ -221,8 +221,9 @@ class ChatTemplate:
         if not isinstance(options, dict):
             raise InputError(f"In {where}, {OPTIONS!r} must be a record of the template's options.")
         tools = _decoded(tools, TOOLS, where) if tools else None
-        source = self._tokenizer.get_chat_template(tools=tools) if options else ""
-        reserved = inspect.signature(self._tokenizer.apply_chat_template).parameters
+        if options:
+            source = self._tokenizer.get_chat_template(tools=tools)
+            reserved = inspect.signature(self._tokenizer.apply_chat_template).parameters
         for name in options:
             if name in reserved or not re.search(rf"\b{re.escape(name)}\b", source):
                 raise InputError(f"In {where}, {self.name} has no option {name!r} ({OPTIONS!r}).")
