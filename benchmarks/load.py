@@ -94,7 +94,8 @@ def points(size: int) -> list[Any]:
 
 
 def front(size: int, folder: Path) -> dict[str, Callable[[], Any]]:
-    """A front of `size` points: non-dominated ones, hypervolume, written and read."""
+    """A front of `size` points: non-dominated ones, hypervolume, written, read and drawn."""
+    from paretune.report.figures import PlotPoint, draw_front
     from paretune.results.front import Front
 
     made = points(size)
@@ -102,7 +103,11 @@ def front(size: int, folder: Path) -> dict[str, Callable[[], Any]]:
     def front() -> None:
         Front.of(made, name="load", method="clamp").write(folder / "front.json")
 
-    return {"front": front, "read": lambda: Front.read(folder / "front.json")}
+    def draw() -> None:
+        drawn = [PlotPoint(point.losses, f"{n}") for n, point in enumerate(made)]
+        draw_front({"load": drawn}, TWO, folder / "front.png")
+
+    return {"front": front, "read": lambda: Front.read(folder / "front.json"), "draw": draw}
 
 
 def report(size: int, folder: Path) -> dict[str, Callable[[], Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,19 @@ def test_labels_neither_overlap_nor_leave_the_axes(seed: int) -> None:
     assert all(box.x0 >= frame.x0 and box.x1 <= frame.x1 for box in boxes)
     pixels = axes.transData.transform(np.column_stack([x, y]))
     assert not any(box.contains(*pixel) for box in boxes for pixel in pixels)
+
+
+@pytest.mark.parametrize("objectives", [("a", "b"), ("a", "b", "c")])
+def test_a_thousand_points_are_drawn_with_labels_at_some(
+    tmp_path: Path, objectives: tuple[str, ...]
+) -> None:
+    points = [
+        PlotPoint(
+            {name: (n * k) % 1000 / 1000 + 0.1 for k, name in enumerate(objectives, 1)}, f"n{n}"
+        )
+        for n in range(1000)
+    ]
+    draw_front({"many": points}, objectives, tmp_path / "many.svg")
+    text = (tmp_path / "many.svg").read_text()
+    assert 30 < len(re.findall(r">n[0-9]+<", text)) <= 61
+    assert len(objectives) > 2 or "at one point in 17" in text

@@ -81,7 +81,7 @@ _REFUSAL = re.compile(
 # A judgement in running words, such as "I rate this 1 of 5".
 _PROSE = re.compile(
     r"\b(?:rat(?:e|ed|ing)|scor(?:e|ed|ing)|giv(?:e|en|ing)|deserves?|assign(?:ed)?|worth)\b"
-    r"[^.\n]{0,40}?\b([0-9]+(?:\.[0-9]+)?)\b|"
+    r"[^.\n]{0,16}?\b([0-9]+(?:\.[0-9]+)?)\b|"
     r"\b([0-9]+(?:\.[0-9]+)?)\s*(?:/|(?:out\s+)?of)\s*[0-9]+",
     re.IGNORECASE,
 )

@@ -32,6 +32,7 @@ from paretune.report.labels import Array, Label, place_labels
 # also has its own marker, so that nothing hangs on colour alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+_MOST_LABELS = 60  # more would cover the points, or the page
 _GREY, _DARK = "#666666", "#222222"
 STYLE: Any = {
     "font.size": 10,
@@ -135,7 +136,10 @@ def _draw_plane(
     axes.margins(0.12)
     handles, legend_names = axes.get_legend_handles_labels()
     handles.append(Line2D([], [], ls=""))
-    legend_names.append(f"labels: p = ({', '.join(objectives)})")
+    merged = _merged(labels)
+    every = math.ceil(len(merged) / _MOST_LABELS)
+    some = f", at one point in {every}" if every > 1 else ""
+    legend_names.append(f"labels: p = ({', '.join(objectives)}){some}")
     figure.legend(
         handles,
         legend_names,
@@ -143,7 +147,7 @@ def _draw_plane(
         ncols=legend_columns(len(handles), 4),
         frameon=False,
     )
-    place_labels(figure, axes, _merged(labels))
+    place_labels(figure, axes, merged[:-1:every] + merged[-1:])
     return figure
 
 
@@ -188,7 +192,9 @@ def _draw_many(
         radar = figure.add_subplot(rows, 2, 2 * row + 2, projection="polar")
         assert isinstance(radar, PolarAxes)
         _radar(radar, lines, values, objectives, quantity, lower_is_better)
-    handles = [Line2D([], [], label=label, lw=1.6, ms=5, **look) for label, look in looks.items()]
+    shown = list(looks.items())
+    shown = shown if len(shown) <= _MOST_LABELS else shown[:: math.ceil(len(shown) / _MOST_LABELS)]
+    handles = [Line2D([], [], label=label, lw=1.6, ms=5, **look) for label, look in shown]
     figure.legend(
         handles=handles,
         loc="outside lower center",
