@@ -32,6 +32,7 @@ from paretune.report.labels import Array, Label, place_labels
 # also has its own marker, so that nothing hangs on colour alone.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+MOST_INCHES = 150  # of a figure's height: matplotlib draws no more than 2^16 pixels
 _MOST_LABELS = 60  # more would cover the points, or the page
 _GREY, _DARK = "#666666", "#222222"
 STYLE: Any = {
@@ -176,7 +177,7 @@ def _draw_many(
     lower_is_better: bool,
 ) -> Figure:
     rows = len(series)
-    figure = Figure(figsize=(10.5, 0.7 + 3.9 * rows), layout="constrained")
+    figure = Figure(figsize=(10.5, min(0.7 + 3.9 * rows, MOST_INCHES)), layout="constrained")
     extra = [] if reference is None else [reference]
     drawn = [point for points in series.values() for point in [*points, *extra]]
     values = np.array([[p.values[o] for o in objectives] for p in drawn])

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paretune.judging.summary import Estimate, Summary
-from paretune.report.figures import COLOURS, STYLE, legend_columns, save_figure
+from paretune.report.figures import COLOURS, MOST_INCHES, STYLE, legend_columns, save_figure
 from paretune.results.text import preference_text
 
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -28,7 +28,8 @@ def draw_judges(judges: Sequence[Summary], path: Path) -> None:
     labels = {label for judged, _ in rows for label in _labels(judged)}
     height = 1.3 + 0.3 * len(labels)
     with rc_context(STYLE):
-        size = (1.6 + 3.1 * width, 0.8 + max(height, 2.0) * len(rows))
+        tall = min(0.8 + max(height, 2.0) * len(rows), MOST_INCHES)
+        size = (1.6 + 3.1 * width, tall)
         figure = Figure(figsize=size, layout="constrained")
         all_axes = figure.subplots(len(rows), width, squeeze=False)
         for (judged, panels), line in zip(rows, all_axes, strict=True):
