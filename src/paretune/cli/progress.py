@@ -186,7 +186,8 @@ def console_count(words: str) -> Iterator[Count]:
     try:
         yield count
     finally:
-        bars.stop()
+        if task is not None:
+            bars.stop()
 
 
 def _bars(terminal: Console) -> Bars:
