@@ -291,7 +291,7 @@ def test_mean_words(make: Make) -> None:
 
 def test_chat_without_a_terminal(make: Make) -> None:
     run = make()
-    typed = ["red cat", "", "/prefer harmless=1", "red cat", "/prefer harmless=2", "/prefer", "/x"]
+    typed = ["red cat", "", "/prefer harmless=1", "red cat", "/prefer harmless=-2", "/prefer", "/x"]
     result = CliRunner().invoke(
         cli.app,
         ["chat", str(run), "--prefer", "harmless=0.1", "helpful=0.9"],
