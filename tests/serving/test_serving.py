@@ -22,6 +22,7 @@ from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
 from paretune.evaluation.generation import generate_answers
 from paretune.files import read_json, write_json
+from paretune.models import load_model_and_tokenizer
 from paretune.names import printable
 from paretune.recipes import load_recipe
 from paretune.results.answers import Answer, write_answers
@@ -395,8 +396,16 @@ def test_what_an_export_holds(make: Make, tmp_path: Path) -> None:
     assert (run / "front.json").exists()
 
 
-def test_an_adapter_names_the_hub_s_model(make: Make, tmp_path: Path) -> None:
+def test_an_adapter_names_the_hub_s_model(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make()
+
+    def load(name: str, **options: Any) -> Any:
+        folder = run.parent / "model" if name == "org/model-1b" else name
+        return load_model_and_tokenizer(folder, **options)
+
+    monkeypatch.setattr("paretune.serving.export.load_model_and_tokenizer", load)
     text = (run / "recipe.yaml").read_text().replace(str(run.parent / "model"), "org/model-1b")
     (run / "recipe.yaml").write_text(text)
     layout = export_run(open_run(run), tmp_path / "out")

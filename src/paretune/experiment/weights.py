@@ -1,5 +1,6 @@
 """Trained weights read back: those that were saved, whole and finite, or an error that says so."""
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from paretune.files import read_object
 from paretune.results.weights import ADAPTER, check_weights, damaged
 
 _UNREADABLE = (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError)
@@ -23,13 +25,9 @@ def load_weights(model: Any, folder: Path) -> None:
         return
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
-    path, saved = folder / ADAPTER[1], read_adapter(folder)
-    for name, tensor in get_peft_model_state_dict(model, save_embedding_layers=False).items():
-        if name not in saved:
-            raise damaged(path, f"{name} is not in it")
-        if saved[name].shape != tensor.shape:
-            shapes = f"{tuple(saved[name].shape)}, not {tuple(tensor.shape)}"
-            raise damaged(path, f"{name} has the shape {shapes}")
+    saved = read_adapter(folder)
+    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
+    _check_complete(folder / ADAPTER[1], saved, wanted)
     set_peft_model_state_dict(model, saved)
 
 
@@ -42,7 +40,11 @@ def read_adapter(folder: Path) -> dict[str, Tensor]:
     from peft import load_peft_weights
 
     check_weights(folder)
-    path = folder / ADAPTER[1]
+    config, path = (folder / name for name in ADAPTER)
+    settings = read_object(config)
+    # PEFT imports the module that megatron_core names.
+    if settings.get("peft_type") != "LORA" or settings.get("megatron_config"):
+        raise damaged(config, "it is not the configuration of an adapter that is trained here")
     try:
         saved: dict[str, Tensor] = load_peft_weights(str(folder), device="cpu")
     except _UNREADABLE as error:
@@ -59,16 +61,31 @@ def with_adapter(model: Any, folder: Path, name: str = "default") -> Any:
     Raises:
         InputError: see `read_adapter`, or it does not fit the model.
     """
-    from peft import PeftModel
+    from peft import PeftModel, get_peft_model_state_dict
 
-    read_adapter(folder)
+    saved = read_adapter(folder)
     try:
-        if isinstance(model, PeftModel):
-            model.load_adapter(str(folder), adapter_name=name)
-            return model
-        return PeftModel.from_pretrained(model, str(folder), adapter_name=name)
+        with warnings.catch_warnings():  # of missing and of tied weights: seen to elsewhere
+            warnings.simplefilter("ignore", UserWarning)
+            if isinstance(model, PeftModel):
+                model.load_adapter(str(folder), adapter_name=name)
+            else:
+                model = PeftModel.from_pretrained(model, str(folder), adapter_name=name)
     except _UNREADABLE as error:
         raise damaged(folder / ADAPTER[0], " ".join(str(error).split())[:200]) from error
+    wanted = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    _check_complete(folder / ADAPTER[1], saved, wanted)
+    return model
+
+
+def _check_complete(path: Path, saved: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """See that a file has every weight that an adapter has, in its shape."""
+    for name, tensor in wanted.items():
+        if name not in saved:
+            raise damaged(path, f"{name} is not in it")
+        if saved[name].shape != tensor.shape:
+            shapes = f"{tuple(saved[name].shape)}, not {tuple(tensor.shape)}"
+            raise damaged(path, f"{name} has the shape {shapes}")
 
 
 def _load_model(model: Any, folder: Path) -> None:

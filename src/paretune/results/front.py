@@ -1,6 +1,7 @@
 """A front as data: points, their preferences and metrics, and what can be said of them together."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from paretune.errors import InputError
 from paretune.files import read_json, write_json
+from paretune.names import shown
 from paretune.results.spread import Spread
 
 T = TypeVar("T")
@@ -105,6 +107,11 @@ class FrontPoint:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+    def __post_init__(self) -> None:
+        parts = re.split(r"[/\\]", self.folder)
+        if ".." in parts or (self.folder and not parts[0]) or ":" in parts[0]:
+            raise InputError(f"The folder {shown(self.folder)} of a point leads out of its run.")
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:

@@ -7,22 +7,28 @@ manifest with the checksum of every file, and a README with the commands.
 import hashlib
 import shlex
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from paretune._version import __version__
 from paretune.errors import InputError
+from paretune.experiment.weights import read_adapter, with_adapter
 from paretune.files import move, read_json, sync_files, user_path, write_json, write_text
-from paretune.models import EMBEDDED
+from paretune.models import EMBEDDED, load_model_and_tokenizer
 from paretune.results.table import Table, left, numbers
 from paretune.results.text import markdown_code, markdown_text
-from paretune.results.weights import check_weights
+from paretune.results.weights import ADAPTER, check_weights
 from paretune.serving.choose import Candidate, Choices
+from paretune.serving.verify import check_same, logits, untie
 
 _FORMAT = "paretune-export-1"
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_TEXT = "The quick brown fox jumps over the lazy dog, and 1 + 1 = 2."
+_CONFIG, _WEIGHTS = ADAPTER
 _BASE, _ADAPTERS, _MODELS = "base", "adapters", "models"
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of those that vLLM's --max-lora-rank takes
 
@@ -75,7 +81,8 @@ def export_run(
         report: is told what is being written.
 
     Raises:
-        InputError: the target is something else, or the base model cannot be loaded.
+        InputError: the target is something else, the base model cannot be loaded, an adapter is
+            damaged, or what was written, read back, is another model than the run's.
     """
     target = target.resolve()
     if target.exists() and not _replaceable(target):
@@ -95,27 +102,97 @@ def export_run(
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    if with_base:
-        report("the base model")
-        _save_model(choices, None, partial / _BASE)
+    try:
+        _write_models(layout, partial, with_base, report)
+        write_text(partial / "README.md", _readme(layout))
+        for folder in (path for path in partial.rglob("*") if path.is_dir()):
+            sync_files(folder)
+        write_json(partial / "manifest.json", _manifest(layout, partial))
+        if target.exists():
+            shutil.rmtree(target)
+        move(partial, target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return layout
+
+
+def _write_models(
+    layout: Layout, folder: Path, with_base: bool, report: Callable[[str], None]
+) -> None:
+    """Write base, adapters and models; each is read back, and must compute what the run's does."""
+    choices = layout.choices
+    base: Any = None
+    if layout.adapters:
+        base, tokenizer = _load(choices)
+        ids = _probe(tokenizer)
+        dtype = base.dtype
+        if with_base:
+            report("the base model")
+            wanted = logits(base, ids)
+            _save(base, tokenizer, folder / _BASE)
+            base, _ = _load(choices, folder / _BASE)
+            check_same(logits(base, ids), wanted, dtype, "the base model")
     for candidate in choices.candidates:
         report(candidate.name)
-        if not candidate.whole:
-            folder = partial / _ADAPTERS / candidate.name
-            folder.mkdir(parents=True)
-            config = layout.adapters[candidate.name]
-            write_json(folder / _CONFIG, {**config, "base_model_name_or_path": layout.base})
-            shutil.copyfile(candidate.folder / _WEIGHTS, folder / _WEIGHTS)
+        if candidate.whole:
+            _write_whole(choices, candidate, folder / _MODELS / candidate.name)
+            continue
+        model = with_adapter(base, candidate.folder)
+        wanted = logits(model, ids)
+        base = model.unload()
+        exported = folder / _ADAPTERS / candidate.name
+        exported.mkdir(parents=True)
+        config = layout.adapters[candidate.name]
+        write_json(exported / _CONFIG, {**config, "base_model_name_or_path": layout.base})
+        shutil.copyfile(candidate.folder / _WEIGHTS, exported / _WEIGHTS)
+        model = with_adapter(base, exported)
+        check_same(logits(model, ids), wanted, dtype, candidate.name)
+        base = model.unload()
         if candidate.name in layout.models:
-            _save_model(choices, candidate, partial / _MODELS / candidate.name)
-    write_text(partial / "README.md", _readme(layout))
-    for folder in (path for path in partial.rglob("*") if path.is_dir()):
-        sync_files(folder)
-    write_json(partial / "manifest.json", _manifest(layout, partial))
-    if target.exists():
-        shutil.rmtree(target)
-    move(partial, target)
-    return layout
+            merged = folder / _MODELS / candidate.name
+            _write_merged(choices, candidate, merged)
+            check_same(logits(_load(choices, merged)[0], ids), wanted, dtype, candidate.name)
+
+
+def _write_whole(choices: Choices, candidate: Candidate, folder: Path) -> None:
+    model, tokenizer = _load(choices, candidate.folder)
+    ids = _probe(tokenizer)
+    wanted, dtype = logits(model, ids), model.dtype
+    _save(model, tokenizer, folder)
+    del model
+    check_same(logits(_load(choices, folder)[0], ids), wanted, dtype, candidate.name)
+
+
+def _write_merged(choices: Choices, candidate: Candidate, folder: Path) -> None:
+    plain, tokenizer = _load(choices)
+    model = with_adapter(plain, candidate.folder)
+    untie(model)
+    with warnings.catch_warnings():  # that weights which were tied no longer are
+        warnings.simplefilter("ignore", UserWarning)
+        merged = model.merge_and_unload()
+    _save(merged, tokenizer, folder)
+
+
+def _load(choices: Choices, folder: Path | None = None) -> tuple[Any, Any]:
+    """The run's base model and tokenizer, or those in a folder, on the CPU and not quantised.
+
+    What was trained over a quantised base is added to the unquantised one.
+    """
+    options = {**choices.recipe.model.model_dump(), "quantization": None}
+    if folder is not None:
+        options["name"] = str(folder)
+    return load_model_and_tokenizer(**options)
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _probe(tokenizer: Any) -> torch.Tensor:
+    """Token ids of a short text, shape (1, tokens)."""
+    ids: torch.Tensor = tokenizer(_TEXT, return_tensors="pt")["input_ids"]
+    return ids
 
 
 def _check(choices: Choices) -> None:
@@ -124,8 +201,6 @@ def _check(choices: Choices) -> None:
     Raises:
         InputError: naming the file that is not.
     """
-    from paretune.experiment.weights import read_adapter
-
     for candidate in choices.candidates:
         if candidate.whole:
             check_weights(candidate.folder)
@@ -140,23 +215,6 @@ def _replaceable(target: Path) -> bool:
     if manifest.exists():
         return bool(read_json(manifest).get("format") == _FORMAT)
     return not any(target.iterdir())
-
-
-def _save_model(choices: Choices, candidate: Candidate | None, folder: Path) -> None:
-    """Save the base model, or what it is with a point's weights, and the tokenizer."""
-    from paretune.experiment.weights import with_adapter
-    from paretune.models import load_model_and_tokenizer
-
-    # What was trained over a quantised base is added to the unquantised one.
-    options = {**choices.recipe.model.model_dump(), "quantization": None}
-    if candidate is not None and candidate.whole:
-        options["name"] = str(candidate.folder)
-    model, tokenizer = load_model_and_tokenizer(**options)
-    saved: Any = model
-    if candidate is not None and not candidate.whole:
-        saved = with_adapter(model, candidate.folder).merge_and_unload()
-    saved.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
 
 
 def _manifest(layout: Layout, folder: Path) -> dict[str, Any]:
