@@ -122,7 +122,7 @@ def test_addresses() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # Gradio's own
-def test_the_page_works_behind_it() -> None:
+def test_the_page_works_behind_it(closed_loops: None) -> None:
     gradio = pytest.importorskip("gradio", reason="needs paretune[serve]")
     from paretune.serving.page import serve
 

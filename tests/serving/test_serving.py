@@ -1,12 +1,11 @@
 """Choosing a point, talking to it, and taking it elsewhere; a run folder made by hand."""
 
-import asyncio
 import hashlib
 import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -413,23 +412,6 @@ def test_an_adapter_names_the_hub_s_model(
     for path in (tmp_path / "out").rglob("adapter_config.json"):
         assert read_json(path)["base_model_name_or_path"] == "org/model-1b"
     assert not (tmp_path / "out/base").exists()
-
-
-@pytest.fixture
-def closed_loops(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Gradio makes event loops and leaves them open."""
-    made: list[asyncio.AbstractEventLoop] = []
-    real = asyncio.new_event_loop
-
-    def make_loop() -> asyncio.AbstractEventLoop:
-        made.append(real())
-        return made[-1]
-
-    monkeypatch.setattr(asyncio, "new_event_loop", make_loop)
-    yield
-    for loop in made:
-        loop.close()
-    asyncio.set_event_loop(None)
 
 
 def test_the_page(make: Make, closed_loops: None) -> None:
