@@ -51,6 +51,10 @@ def option(default: Any, help: str, key: str | None = "") -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+NOT_IN_RECIPES: Mapping[str, Any] = {"key": None}
+"""The metadata of a field that a recipe does not set."""
+
+
 def as_option(owner: Any, name: str) -> Any:
     """A field that has default and description of the option `name` of another dataclass."""
     (found,) = (each for each in options_of(owner) if each.name == name)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -26,6 +26,7 @@ from paretune.moo.bilevel.problem import AnyBilevel, StochasticBilevelProblem
 from paretune.moo.bilevel.result import BilevelResult
 from paretune.moo.preference import Preference
 from paretune.moo.solvers.wc_augmented import WCAugmented
+from paretune.options import options_of
 from paretune.recipes.data_weighting import WeighRecipe
 
 ANY = "any"  # stands for the preference where it plays no part
@@ -267,20 +268,16 @@ def _names(kind: type[Any]) -> set[str]:
     return {field.name for field in fields(kind) if field.init}
 
 
-_RUNNERS = frozenset({"record_every", "on_record", "seed", "batch"})
-
-
 def _checked(
-    method: str, options: Mapping[str, Any], kind: type[Any], beside: Collection[str] = ()
+    method: str, options: Mapping[str, Any], kind: Any, beside: Collection[str] = ()
 ) -> dict[str, Any]:
     """Options with values of the right types; those `beside` are known, but checked elsewhere."""
-    known = _names(kind) - _RUNNERS
-    types = get_type_hints(kind)
+    types = {each.key: each.type for each in options_of(kind) if each.key}
     checked = {}
     for name, value in options.items():
         key = f"methods.{method}.{name}"
-        if name not in known:
-            names = {*known, *beside}
+        if name not in types:
+            names = {*types, *beside}
             nearest = get_close_matches(name, names, n=1)
             hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {sorted(names)}."
             raise InputError(f"Unknown key '{key}' in the recipe; {hint}")

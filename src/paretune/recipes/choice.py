@@ -161,9 +161,15 @@ class OneOf:
 
 @dataclass(frozen=True)
 class OptionsOf:
-    """Annotates a mapping that holds the options of the class that `name` beside it chooses."""
+    """Annotates a mapping that holds the options of the class that `name` beside it chooses.
+
+    Attributes:
+        kinds: The classes by name.
+        keyed: The mapping has the names themselves as keys, with the options of each below.
+    """
 
     kinds: Kinds
+    keyed: bool = False
 
     def __hash__(self) -> int:
         return id(self.kinds)

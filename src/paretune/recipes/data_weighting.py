@@ -15,7 +15,7 @@ from paretune.data import LOADERS
 from paretune.errors import InputError
 from paretune.moo.bilevel import METHODS
 from paretune.moo.preference import Preference, named_preferences
-from paretune.recipes.choice import OneOf
+from paretune.recipes.choice import OneOf, OptionsOf
 from paretune.recipes.language_model import LanguageModelTask
 from paretune.recipes.points import resolve_points
 from paretune.recipes.reading import absolute, find_recipe, read_recipe, shipped_recipes
@@ -136,7 +136,9 @@ class WeighRecipe(Written):
     """One line for `paretune recipes`."""
     task: Annotated[RewardModelTask | MnistTask | LanguageModelTask, Field(discriminator="name")]
     """What is learnt."""
-    methods: dict[str, dict[str, Any]] = Field(min_length=1)
+    methods: Annotated[dict[str, dict[str, Any]], OptionsOf(METHODS, keyed=True)] = Field(
+        min_length=1
+    )
     """The methods by name, each with its options: the fields of its class in
     `paretune.moo.bilevel`."""
     preferences: list[Any] = Field(min_length=1)

@@ -85,7 +85,8 @@ def _sections(field: FieldInfo) -> Iterator[tuple[str, str | None, type[BaseMode
                 yield "", _name(section), section
         elif isinstance(note, OptionsOf):
             for name in note.kinds:
-                yield f"({name})", name, section_of(load_kind(note.kinds, name, "method"))
+                suffix = f".{name}" if note.keyed else f"({name})"
+                yield suffix, name, section_of(load_kind(note.kinds, name, "method"))
     if not any(isinstance(note, Chosen) for note in field.metadata):
         yield from _held(field.annotation)
 

@@ -22,6 +22,7 @@ from paretune.moo.problem import Problem, StochasticProblem
 from paretune.moo.solvers.result import Result
 from paretune.moo.solvers.wc_augmented import WCAugmented
 from paretune.moo.solvers.wc_penalty import WCPenalty
+from paretune.options import NOT_IN_RECIPES
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class EqualityConstrained:
         on_record: called with each record as it is made.
     """
 
-    method: WCAugmented | WCPenalty = field(default_factory=WCAugmented)
+    method: WCAugmented | WCPenalty = field(default_factory=WCAugmented, metadata=NOT_IN_RECIPES)
     warm_start: bool = True
-    record_every: int = 1
-    on_record: Callable[[Record], None] | None = None
+    record_every: int = field(default=1, metadata=NOT_IN_RECIPES)
+    on_record: Callable[[Record], None] | None = field(default=None, metadata=NOT_IN_RECIPES)
 
     def run(
         self,

@@ -7,7 +7,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from paretune.moo.numerics.kkt import (
 from paretune.moo.preference import Preference
 from paretune.moo.problem import check_count
 from paretune.moo.solvers.loop import run_loop
+from paretune.options import NOT_IN_RECIPES
 
 # For methods without an adjoint the best one is solved for when y has at most so many numbers.
 _SOLVE_UP_TO = 500
@@ -88,11 +89,11 @@ class BilevelMethod(ABC):
     uses_preference: ClassVar[bool] = True
     """Whether the preference has a part; if it has none, one run stands for all preferences."""
 
-    batch: int = 32
+    batch: int = field(default=32, metadata=NOT_IN_RECIPES)
     independent_batches: bool = False
-    seed: int = 0
-    record_every: int = 1
-    on_record: Callable[[Record], None] | None = None
+    seed: int = field(default=0, metadata=NOT_IN_RECIPES)
+    record_every: int = field(default=1, metadata=NOT_IN_RECIPES)
+    on_record: Callable[[Record], None] | None = field(default=None, metadata=NOT_IN_RECIPES)
 
     @abstractmethod
     def iterate(

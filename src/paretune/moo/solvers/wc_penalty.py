@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from paretune.moo.shift import Shift, check_positive, read_shift
 from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
 from paretune.moo.solvers.result import Result
 from paretune.moo.solvers.warm_up import estimate_schedule
+from paretune.options import NOT_IN_RECIPES
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class WCPenalty:
     constraint_batch: int | None = None
     independent_batches: bool = False
     certify_every: int = 1
-    seed: int = 0
+    seed: int = field(default=0, metadata=NOT_IN_RECIPES)
 
     def __post_init__(self) -> None:
         for name in ("u", "v", "eta", "penalty_scale", "step_scale"):
