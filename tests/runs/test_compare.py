@@ -19,10 +19,11 @@ from paretune.baselines.recipe import CompareRecipe, load_comparison
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
 from paretune.evaluation.scorers import FunctionScorer
-from paretune.files import read_json
+from paretune.files import read_json, write_json
 from paretune.report.comparison import markdown
 from paretune.results.comparison import Cell, Comparison, Spread
 from paretune.results.front import FrontPoint, ObjectiveMetrics
+from paretune.runs import compare
 from paretune.runs.compare import run_compare
 from paretune.spend import Spend, Watch
 from paretune.training.gated import GATES, fold_adapter, read_gates
@@ -421,3 +422,20 @@ methods:
     assert (source / "adapter_model.safetensors").stat().st_mtime_ns == stamp
     losses = [[p.losses for p in c.cells[0].points] for c in (comparison, again)]
     assert losses[0] == losses[1]
+
+
+def test_options_of_an_earlier_version_are_the_same_options(
+    write: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Version 0.1 kept the keys of all weightings, and had fewer."""
+    loaded = load_comparison(write("methods: [{name: linear}, {name: raco}, {name: modpo}]"))
+    kept = {"radius": 0.4, "mu": 100.0, "mu_final": None, "mu_schedule": "constant", "ideal": None}
+    for task in compare._tasks(loaded, tmp_path):
+        old = {"name": task.entry.name, **kept} if task.entry.is_weighting else task.entry.settings
+        path = task.folder / "method.json"
+        write_json(path, {**task.settings, "options": old})
+        compare._claim_cell(task)
+        assert json.loads(path.read_text()) == task.settings
+        write_json(path, {**task.settings, "options": {**old, "x": 1}})
+        with pytest.raises(InputError, match="give the method another label"):
+            compare._claim_cell(task)

@@ -94,6 +94,15 @@ class Entry(Section):
         """The options as they are kept in files, each written out."""
         return METHOD.write(self.parsed) if self.is_weighting else written(self.parsed)
 
+    def earlier(self, settings: Any) -> Any:
+        """`settings` as an earlier version kept them, as this one would; others as they are."""
+        try:
+            if self.is_weighting:
+                return METHOD.write(METHOD.read(settings, earlier=True))
+            return written(build(load_kind(BASELINES, self.name, "method"), settings))
+        except (ValueError, TypeError, AttributeError):
+            return settings
+
 
 class CompareRecipe(Recipe):
     """One comparison, complete; model, data, budget and metrics are the same for all methods."""

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.errors import InputError
-from paretune.files import read_object, storage_problem, write_text
+from paretune.files import read_object, storage_problem, write_json, write_text
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import ClampOptions, Linear
 from paretune.progress import Phase, Progress, Report, Silent
 from paretune.recipes.load import dated
-from paretune.recipes.schema import Recipe
+from paretune.recipes.schema import Recipe, differences
 from paretune.results.comparison import Cell, Comparison
 from paretune.results.front import FrontPoint
 from paretune.results.points import PlannedPoint, read_point, read_spend
-from paretune.runs.folder import RecipeIdentity, RunFolder, SettingsIdentity
+from paretune.runs.folder import RecipeIdentity, RunFolder
 from paretune.runs.plan import plan
 from paretune.runs.sweep import load_splits
 
@@ -65,17 +65,14 @@ class _Task:
         return [point for point in self.points if not _measured(point.folder(self.folder))]
 
     @property
-    def identity(self) -> SettingsIdentity:
+    def settings(self) -> dict[str, Any]:
         """What the method's results depend on beside the recipe."""
-        return SettingsIdentity(
-            "method.json",
-            {
-                "method": self.entry.name,
-                "options": self.entry.settings,
-                "range_normalised": self.entry.range_normalised,
-                **({"train": self.entry.train} if self.entry.train else {}),
-            },
-        )
+        return {
+            "method": self.entry.name,
+            "options": self.entry.settings,
+            "range_normalised": self.entry.range_normalised,
+            **({"train": self.entry.train} if self.entry.train else {}),
+        }
 
 
 def run_compare(
@@ -284,14 +281,17 @@ def _describe(error: Exception, folder: Path) -> str:
 
 def _claim_cell(task: _Task) -> None:
     """See that what the method has left was made with the same options."""
-    identity = task.identity
-    found = identity.differences(task.folder) if (task.folder / identity.file).exists() else []
-    if found:
-        raise InputError(
-            f"'{task.folder}' holds results of '{task.entry.title}' with other options "
-            f"({found[0]}): give the method another label, or delete that folder."
-        )
-    identity.write(task.folder)
+    path = task.folder / "method.json"
+    if path.exists():
+        saved = read_object(path)
+        options = task.entry.earlier(saved.get("options", {}))
+        found = differences(task.settings, {**saved, "options": options})
+        if found:
+            raise InputError(
+                f"'{task.folder}' holds results of '{task.entry.title}' with other options "
+                f"({found[0]}): give the method another label, or delete that folder."
+            )
+    write_json(path, task.settings)
 
 
 def _collect(
