@@ -1,4 +1,4 @@
-"""`paretune alpaca`: outputs of a point, stopped and gone on with, and a table of win rates."""
+"""`paretune alpaca`: outputs of a point, stopped and resumed, and a table of win rates."""
 
 import json
 from collections.abc import Callable

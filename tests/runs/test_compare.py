@@ -1,4 +1,4 @@
-"""Comparisons: cells that are done once, that fail alone, and that can be gone on with."""
+"""Comparisons: cells that are done once, that fail alone, and that can be resumed."""
 
 import json
 import math

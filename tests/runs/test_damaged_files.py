@@ -111,7 +111,11 @@ def test_a_damaged_adapter_is_never_used(
         damage(run / POINT / name, how)
         for command in ("export", "chat", "evaluate", "alpaca") if how == "cut" else ("export",):
             code, told = paretune(command)
-            assert code == (0 if command == "chat" else 2), (command, how, told)  # a talk goes on
+            assert code == (0 if command == "chat" else 2), (
+                command,
+                how,
+                told,
+            )  # a talk does not end
             assert name in told, (command, how, told)
         assert not (run.parent / "out").exists()
         (run / POINT / name).write_bytes(whole)

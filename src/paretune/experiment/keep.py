@@ -20,7 +20,7 @@ from paretune.training import MultiObjectiveTrainer
 def train_point(
     trainer: MultiObjectiveTrainer, folder: Path, report: Report, shared: Sequence[str] = ()
 ) -> None:
-    """Train, or go on with it, and keep weights, log and ``training.json``.
+    """Train, from the newest checkpoint on if there is one, and keep weights, log and ``training.json``.
 
     Args:
         shared: What else the point needed, for ``training.json`` (see `baselines.context`).
@@ -32,7 +32,7 @@ def train_point(
 
 
 def wait_for_all() -> None:
-    """Let no process go on before all have come here."""
+    """Wait here until all processes have come here."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 

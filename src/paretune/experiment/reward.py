@@ -2,7 +2,7 @@
 
 `rewards/<objective>/` holds the adapter with its score head, ``log.jsonl`` and, written last,
 ``reward.json``. A finished reward model is never trained again, and training that was cut short
-goes on from its newest complete checkpoint.
+resumes from its newest complete checkpoint.
 """
 
 import logging

@@ -1,1 +1,1 @@
-"""Runs: what fills a run folder, and goes on with it."""
+"""Runs: what fills a run folder, in as many sessions as it takes."""

@@ -1,4 +1,4 @@
-"""AlpacaEval 2.0's instructions answered by a point of a run, in its form, and gone on with.
+"""AlpacaEval 2.0's instructions answered by a point of a run, in its form; resumable.
 
 A folder holds ``answers.json`` (settings, and the answers so far) and, once all are there,
 ``outputs.json``, which is what ``alpaca_eval`` reads.

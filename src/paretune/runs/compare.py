@@ -3,7 +3,7 @@
 A run folder holds ``recipe.yaml``, ``manifest.json``, the base model's metrics in ``base/``, what
 several methods use in ``shared/``, and in ``cells/<method>-seed<n>/points/`` what each method left;
 ``compare.json``, ``compare.md`` and pictures are made of these. What is finished is never done
-again; a method that fails is reported, and the others go on.
+again; a method that fails is reported, and the others are run all the same.
 """
 
 import os
