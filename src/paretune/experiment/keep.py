@@ -20,7 +20,7 @@ from paretune.training import MultiObjectiveTrainer
 def train_point(
     trainer: MultiObjectiveTrainer, folder: Path, report: Report, shared: Sequence[str] = ()
 ) -> None:
-    """Train, from the newest checkpoint on if there is one, and keep weights, log and ``training.json``.
+    """Train, or resume it, and keep weights, log and ``training.json``.
 
     Args:
         shared: What else the point needed, for ``training.json`` (see `baselines.context`).
