@@ -4,8 +4,11 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
@@ -19,8 +22,9 @@ from trl import DPOConfig, DPOTrainer, RewardConfig
 from paretune import ClampConfig, ClampTrainer
 from paretune.baselines.recipe import load_comparison
 from paretune.cli import app
-from paretune.recipes import load_recipe, shipped_recipes
+from paretune.recipes import Recipe, load_recipe, shipped_recipes
 from paretune.recipes.data_weighting import load_weigh_recipe
+from paretune.recipes.reference import recipe_keys
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -219,3 +223,32 @@ def _columns(text: str) -> tuple[set[str], set[str]]:
         {cell[1:-1] for cell in column if cell[0] == "`"} for column in zip(*rows, strict=True)
     )
     return ours, theirs
+
+
+# --- The site ---
+
+
+@pytest.mark.slow
+def test_the_site_builds_strictly_and_fetches_nothing(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="the extra 'docs' is not installed")
+    pytest.importorskip("mkdocstrings")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    subprocess.run(build, cwd=ROOT, env=environment, check=True, capture_output=True)
+
+    loads = re.compile(
+        r'<(?:script|img|iframe|source)[^>]*\bsrc="https?:|<link[^>]*\bhref="https?:'
+    )
+    for page in tmp_path.rglob("*.html"):
+        assert not loads.search(page.read_text(encoding="utf-8")), page
+    for sheet in tmp_path.rglob("*.css"):
+        assert "url(http" not in sheet.read_text(encoding="utf-8"), sheet
+
+    reference = {page.stem: page.read_text() for page in (tmp_path / "reference").glob("*.html")}
+    for module in ("paretune", "paretune.data", "paretune.moo", "paretune.training"):
+        for name in importlib.import_module(module).__all__:
+            assert name == "__version__" or name in reference[module], f"{module}.{name}"
+    for command in COMMANDS:
+        assert f"paretune {command}" in reference["commands"]
+    for key in recipe_keys(Recipe):
+        assert key.key in reference["sweep"]
