@@ -21,7 +21,7 @@ from paretune.moo.test_problems import fonseca_fleming
 WIDTH, HEIGHT = 640, 470
 PREFERENCES = [k / 10 for k in range(1, 10)]
 CHOSEN = 0.7
-START = (-0.12, 0.95)  # in turned coordinates: the two best points are (1, 0) and (-1, 0)
+START = (-0.12, 0.85)  # in turned coordinates: the two best points are (1, 0) and (-1, 0)
 HELPFUL, HARMLESS = (232, 113, 10), (13, 148, 136)
 STRIDE = 12  # steps between drawn points of a path
 
@@ -183,7 +183,7 @@ def draw(
 def conflict(drawing: Drawing, clamp: list[Run], gradients: Tensor) -> None:
     """The plane of parameters: where each loss is least, and where the gradients pull."""
     drawing.text(166, 28, "two losses in conflict", anchor="middle", font_weight="600")
-    drawing.origin, drawing.scale = (166, 262), (104, 170)
+    drawing.origin, drawing.scale = (166, 240), (106, 130)
     for side, p, name in ((1, 1.0, "helpful"), (-1, 0.0, "harmless")):
         x, y = drawing.at((side, 0))
         for radius in (14, 26, 38):
@@ -194,7 +194,7 @@ def conflict(drawing: Drawing, clamp: list[Run], gradients: Tensor) -> None:
         drawing.path(run.parameters, colour(run.p), 2, stroke_opacity="0.8")
         mark(drawing, run.parameters[-1], run.p, 4.5)
     for gradient, p in zip(gradients, (1.0, 0.0), strict=True):
-        step = -0.45 * gradient / gradient.norm()
+        step = -0.6 * gradient / gradient.norm()
         drawing.arrow(START, (START[0] + float(step[0]), START[1] + float(step[1])), colour(p))
     drawing.dot(START, 7, drawing.face.ink)
     x, y = drawing.at(START)
