@@ -23,10 +23,11 @@ from paretune.files import read_json, write_json
 from paretune.report.comparison import markdown
 from paretune.results.comparison import Cell, Comparison, Spread
 from paretune.results.front import FrontPoint, ObjectiveMetrics
+from paretune.results.gates import GATES, read_gates
 from paretune.runs import compare
 from paretune.runs.compare import run_compare
 from paretune.spend import Spend, Watch
-from paretune.training.gated import GATES, fold_adapter, read_gates
+from paretune.training.gated import fold_adapter
 
 METHODS = """
 methods:

@@ -12,8 +12,9 @@ from peft import LoraConfig, PeftModel
 from paretune import InputError
 from paretune.gradients import ObjectiveGradients
 from paretune.moo.gates import Gate
+from paretune.results.gates import read_gates
 from paretune.training import ConditionedConfig, ConditionedTrainer
-from paretune.training.gated import GatedAdapter, fold_adapter, read_gates
+from paretune.training.gated import GatedAdapter, fold_adapter
 
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 

@@ -21,8 +21,9 @@ from paretune.moo.calibration import Meaning
 from paretune.moo.gates import Basis
 from paretune.moo.preference import Preference
 from paretune.recipes.section import Positive
+from paretune.results.gates import GATES, read_gates, write_gates
 from paretune.training import ConditionedConfig, ConditionedTrainer
-from paretune.training.gated import GATES, fold_adapter, read_gates, write_gates
+from paretune.training.gated import fold_adapter
 
 if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe

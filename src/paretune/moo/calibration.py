@@ -22,6 +22,8 @@ from paretune.moo.preference import das_dennis
 Array = NDArray[np.float64]
 Meaning = Literal["even", "chebyshev", "none"]
 
+_WORTH = 0.05
+"""Of its range within the simplex, how much an end's own loss must fall by a step beyond it."""
 _GRID = 2_000  # intervals of a path on which it is searched; of a triangle, as many points in all
 
 
@@ -163,7 +165,8 @@ def measure_path(
         points: M = 2: positions from one end of the simplex to the other. M > 2: divisions of an
             edge plus one.
         extrapolate: M = 2: how far beyond an end to look, in lengths of the simplex. A step beyond
-            is kept only while the end's own loss falls; the first that does not ends the search.
+            is kept while the end's own loss falls by a twentieth of its range within the simplex;
+            the first that gains less ends the search.
     """
     if points < 2 or not (math.isfinite(extrapolate) and extrapolate >= 0):
         raise InputError(
@@ -175,11 +178,12 @@ def measure_path(
         return Calibration(grid, np.array([measure(q) for q in grid]), meaning)
     step = 1 / (points - 1)
     found = {k: np.array(measure(_on_path(k * step))) for k in range(points)}
+    worth = _WORTH * np.ptp(np.array(list(found.values())), axis=0)
     for end, direction, own in ((points - 1, 1, 0), (0, -1, 1)):
         k = end
         while abs(k + direction - end) * step <= extrapolate + 1e-9:
             losses = np.array(measure(_on_path((k + direction) * step)))
-            if not losses[own] < found[k][own]:
+            if not losses[own] < found[k][own] - worth[own]:
                 break
             k += direction
             found[k] = losses

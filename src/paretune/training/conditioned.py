@@ -26,14 +26,13 @@ from paretune.moo.calibration import Calibration, Meaning, measure_path
 from paretune.moo.gates import Basis, Gate, spread_preferences
 from paretune.moo.preference import das_dennis
 from paretune.moo.weightings import Linear, Weights
+from paretune.results.gates import GATES, write_gates
 from paretune.training.config import MultiObjectiveConfig
 from paretune.training.gated import (
-    GATES,
     GatedAdapter,
     conditioned_config,
     fold,
     fold_adapter,
-    write_gates,
 )
 from paretune.training.trainer import MultiObjectiveTrainer, Pairs
 
