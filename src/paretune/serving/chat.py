@@ -16,8 +16,10 @@ from paretune.models import gpu, load_model_and_tokenizer
 from paretune.recipes import Recipe
 from paretune.results.answers import Answer, Prompt, read_answers
 from paretune.results.front import Score
+from paretune.results.gates import read_gates
 from paretune.results.weights import check_weights
 from paretune.serving.choose import Candidate, Choices
+from paretune.training.gated import GatedAdapter
 
 OnText = Callable[[str], None]
 """Is given an answer piece by piece."""
@@ -39,6 +41,7 @@ class Speaker:
         self._base, self.tokenizer = self._load(recipe.model.name)
         self._adapted: PeftModel | None = None
         self._loaded: set[str] = set()
+        self._gates: dict[str, GatedAdapter] = {}
         self._whole: tuple[str, Any] | None = None
 
     def answer(self, prompt: Prompt, by: Candidate | None, on_text: OnText | None = None) -> Answer:
@@ -105,13 +108,19 @@ class Speaker:
             yield self._with_adapter(by)
 
     def _with_adapter(self, by: Candidate) -> PeftModel:
-        name = by.name.replace(".", "_")  # of a module, which may hold no dot
+        # Of a module, which may hold no dot; a conditioned adapter is one, wherever its gate is.
+        name = (by.name if by.position is None else by.folder.name).replace(".", "_")
         if name not in self._loaded:  # ctrl-C may have left it there without its weights
             onto = self._base if self._adapted is None else self._adapted
             self._adapted = with_adapter(onto, by.folder, name)
             self._loaded.add(name)
         assert self._adapted is not None
         self._adapted.set_adapter(name)
+        if by.position is not None:
+            if name not in self._gates:
+                gate, _, _ = read_gates(by.folder)
+                self._gates[name] = GatedAdapter(self._adapted, gate)
+            self._gates[name].set(by.position)
         return self._adapted
 
     def _load(self, name: str) -> tuple[Any, Any]:

@@ -17,7 +17,8 @@ from paretune.files import read_object
 from paretune.moo.preference import Preference
 from paretune.recipes import Recipe, dated, load_recipe
 from paretune.recipes.points import as_preference
-from paretune.results.front import Front, FrontPoint
+from paretune.results.front import Front, FrontPoint, ObjectiveMetrics
+from paretune.results.gates import GATES, read_gates
 from paretune.results.run_folder import Run, begun
 from paretune.results.text import preference_text
 from paretune.results.weights import check_weights, weight_files
@@ -34,12 +35,14 @@ class Candidate:
         point: as measured on the split of the choice.
         folder: where its adapter (or, after full fine-tuning, its model) is.
         scores: what its prompts have to ask for, of a method that is told so (RiC); else None.
+        position: where the gate of the adapter is to be put, if it is a conditioned one.
     """
 
     name: str
     point: FrontPoint
     folder: Path
     scores: dict[str, float] | None = None
+    position: tuple[float, ...] | None = None
 
     @property
     def whole(self) -> bool:
@@ -61,6 +64,8 @@ class Choice:
 
     def reason(self) -> str:
         """What was chosen and why, the value of every candidate in a line of its own."""
+        if self.best.position is not None:
+            return self._where()
         wanted = preference_text(self.preference)
         lines = [
             f"For {wanted}: {self.best.name}, whose largest p·loss is the least of "
@@ -77,6 +82,15 @@ class Choice:
             )
         return "\n".join(lines)
 
+    def _where(self) -> str:
+        """Where the gate is, and what the calibration expects there."""
+        losses = preference_text(self.best.point.losses)
+        position = ", ".join(f"{value:.3g}" for value in self.best.position or ())
+        return (
+            f"For {preference_text(self.preference)}: the gate at ({position}), where losses on "
+            f"the {self.split} split are about {losses} by the calibration."
+        )
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -87,6 +101,7 @@ class Choices:
         method: what the run calls the method.
         split: whose losses decide.
         candidates: in the run's order.
+        dial: the folder of the conditioned adapter that serves every preference; None without one.
     """
 
     run: Path
@@ -94,6 +109,7 @@ class Choices:
     method: str
     split: str
     candidates: tuple[Candidate, ...]
+    dial: Path | None = None
 
     def preference(self, weights: Mapping[str, float]) -> Preference:
         """The weights as a preference; none at all is equal weights, a missing name is 0.
@@ -106,13 +122,36 @@ class Choices:
         return as_preference(given, names, "the preference")
 
     def choose(self, preference: Preference) -> Choice:
-        """Rank the candidates by max_m p_m f^m; of equals, by Σ_m p_m f^m."""
+        """Rank the candidates by max_m p_m f^m; of equals, by Σ_m p_m f^m.
+
+        With a dial there is one: its adapter, the gate where the calibration has the preference.
+        """
+        if self.dial is not None:
+            return Choice(preference, "validation", (self._dialled(self.dial, preference),))
 
         def value(candidate: Candidate) -> tuple[float, float]:
             terms = _terms(candidate, preference).values()
             return max(terms), math.fsum(terms)
 
         return Choice(preference, self.split, tuple(sorted(self.candidates, key=value)))
+
+    def _dialled(self, folder: Path, preference: Preference) -> Candidate:
+        _, objectives, calibration = read_gates(folder)
+        assert calibration is not None
+        position = calibration.position([preference[name] for name in objectives])
+        losses = calibration.losses_at(position).tolist()
+        metrics = {
+            name: ObjectiveMetrics(loss, math.nan, math.nan)
+            for name, loss in zip(objectives, losses, strict=True)
+        }
+        point = FrontPoint(
+            preference=dict(preference),
+            metrics=metrics,
+            chebyshev=max(preference[name] * m.loss for name, m in metrics.items()),
+            seed=self.candidates[0].point.seed,
+            folder=str(folder.relative_to(self.run)),
+        )
+        return Candidate(preference.slug(), point, folder, position=position)
 
     def ends(self) -> list[Choice]:
         """For every objective, the choice where nothing else matters."""
@@ -147,7 +186,7 @@ def open_run(folder: Path, overrides: Sequence[str] = (), method: str | None = N
     )
     if not candidates:
         raise InputError(f"'{folder}' has no weights any more: its points hold no adapter.")
-    return Choices(folder, recipe, title, split, candidates)
+    return Choices(folder, recipe, title, split, candidates, _dial(folder, points))
 
 
 def _has_weights(folder: Path) -> bool:
@@ -198,6 +237,16 @@ def _validated(
     front = Front.read(measured / "front.json")
     same = [point.folder for point in front.points] == [point.folder for point in points]
     return front.points if same else None
+
+
+def _dial(run: Path, points: Sequence[FrontPoint]) -> Path | None:
+    """The conditioned adapter of which these points were made, if they were: the first seed's."""
+    for point in points:
+        if "position" in point.training:
+            for key in point.training.get("shared", ()):
+                if (run / "shared" / key / GATES).is_file():
+                    return run / "shared" / str(key)
+    return None
 
 
 def _scores(folder: Path) -> dict[str, float] | None:
