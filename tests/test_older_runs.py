@@ -168,6 +168,7 @@ def test_fixtures_hold_no_pickle_and_no_place() -> None:
 def test_a_finished_sweep_is_finished(run: Path) -> None:
     before = state(run)
     inputs = [f"model.name={run.parent}/tiny/model", f"data.path={run.parent}/tiny/pairs.jsonl"]
+    inputs.append("method.mu=100")  # the default of 0.1
     for again in ([run / "recipe.yaml"], [run.parent / "tiny/tiny.yaml", *inputs]):
         shown = paretune("sweep", *again, f"output_dir={run}")
         assert "tiny: clamp, test split" in shown

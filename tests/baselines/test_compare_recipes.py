@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from paretune.baselines.morlhf import Morlhf
-from paretune.baselines.recipe import CompareRecipe, load_comparison
+from paretune.baselines.recipe import CompareRecipe, Entry, load_comparison
 from paretune.baselines.rewarded_soups import RewardedSoups
 from paretune.baselines.ric import Ric
 from paretune.errors import InputError
@@ -68,3 +68,38 @@ def test_rewards_are_of_the_recipes_objectives() -> None:
         load_recipe("demo", ["rewards.concise={scorer: model}"])
     with pytest.raises(InputError, match=r"'rewards\.concise\.nam'.*'rewards\.concise\.name'"):
         load_recipe("demo", ["rewards.concise={scorer: demo, nam: x}"])
+
+
+def test_options_that_0_1_kept_are_those_of_today() -> None:
+    entry = Entry(name="clamp", options={"mu": 3.0})
+    kept = {"name": "clamp", "radius": 0.4, "mu": 3.0, "mu_final": None, "mu_schedule": "constant"}
+    assert entry.earlier({**kept, "scale_free": False, "loss_ema": 0.0}) == entry.settings
+    assert entry.earlier({**kept, "mu": 4.0}) != entry.settings
+    linear = Entry(name="linear")
+    assert linear.earlier({**kept, "name": "linear"}) == linear.settings == {"name": "linear"}
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("methods.RiC.options.offline_stps=2", ["offline_stps", "did you mean 'offline_steps'"]),
+        ("methods.Rics.options.offline_steps=2", ["no 'Rics'", "did you mean 'RiC'"]),
+        ("methods.rewarded_soups.options.average=raw", ["several 'rewarded_soups'"]),
+        ("methods.RiC.optons.x=2", ["'methods.RiC.optons'", "'methods.RiC.options'"]),
+        ("methods.RiC.name=rick", ["'rick'", "'ric'"]),
+    ],
+)
+def test_mistakes_in_one_method(override: str, words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        load_comparison("saferlhf_compare", [override])
+    for word in words:
+        assert word in str(caught.value), str(caught.value)
+
+
+def test_one_option_of_one_method() -> None:
+    recipe = load_comparison("saferlhf_compare", ["methods.RiC.options.offline_steps=2"])
+    assert options(recipe, "ric")[0].offline_steps == 2
+    raw = "methods.Rewarded Soups (DPO).options.average=raw"
+    found = options(load_comparison("saferlhf_compare", [raw]), "rewarded_soups")
+    assert [each.average for each in found] == ["raw", "exact"]
+    assert load_comparison("saferlhf_compare", ["methods.raco.seeds=[3]"]).methods[2].seeds == [3]

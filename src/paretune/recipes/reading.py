@@ -138,8 +138,9 @@ def _item(items: list[Any], keys: Keys, wanted: str, override: str) -> dict[str,
         if len(found) == 1:
             return found[0]
     titles = [str(each.get("label") or each.get("name")) for each in sections]
-    close = get_close_matches(wanted, titles, n=1)
-    hint = f"did you mean {close[0]!r}? There are" if close else "there are"
+    folded = {title.casefold(): title for title in titles}
+    close = get_close_matches(wanted.casefold(), folded, n=1)
+    hint = f"did you mean {folded[close[0]]!r}? There are" if close else "there are"
     problem = f"has several {wanted!r}" if found else f"has no {wanted!r}"
     raise InputError(
         f"The override {shown(override)}: '{'.'.join(keys)}' {problem}; {hint} {', '.join(titles)}."
