@@ -200,3 +200,20 @@ def test_loading_needs_no_torch() -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+    code = (
+        "import sys, paretune.results, paretune.recipes, paretune.report; "
+        "from paretune.recipes.data_weighting import load_weigh_recipe; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_options_of_another_choice_are_refused_unless_default() -> None:
+    assert recipe("method={name: linear, mu: 3.0}", "method.mu=auto").method_name == "linear"
+    with pytest.raises(InputError, match=r"mu is an option of clamp, not of linear"):
+        recipe("method={name: linear, mu: 3.0}")
+    with pytest.raises(InputError, match=r"gamma is an option of simpo, not of dpo"):
+        recipe("loss.gamma=2.0")
+    # What was run with them, without effect, is read.
+    text = recipe().to_yaml().replace("name: dpo", "name: dpo, gamma: 2.0")
+    assert Recipe.from_yaml(text, "it") == recipe()

@@ -29,8 +29,6 @@ from paretune.moo.weightings import WEIGHTINGS, Clamp, ClampOptions
 MethodName = str
 
 _CONSTRAINED = ("wc_augmented", "wc_penalty")
-_MU = 1.0
-"""CLAMP's μ for plain functions, where steps are lr·μ long along the front; training has `auto`."""
 
 
 @overload
@@ -242,5 +240,10 @@ def choose_method(
             raise InputError("Method 'linear' takes plain steps under constraints and bounds.")
         return LinearScalarization(lr=lr)
     kind: Any = WEIGHTINGS[method]
-    weighting = Clamp(_MU if mu is None else mu) if kind is ClampOptions else kind()
+    if kind is not ClampOptions:
+        weighting = kind()
+    elif mu is None:
+        weighting = Descent().weighting  # for plain functions; training has μ "auto"
+    else:
+        weighting = Clamp(mu)
     return Descent(weighting, Descent.lr if lr is None else lr, optimizer)
