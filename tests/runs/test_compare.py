@@ -250,8 +250,14 @@ def test_scorer_margins_and_the_budget(
     recipe = load_comparison(path, ["sweep.preferences=[[0.2, 0.8]]"])
     with_scorer = run_compare(recipe)
     assert "needs a scorer of answers for 'harmless'" in str(with_scorer.failures[0].failure)
-    for name in ("recipe_sources", "recipe_scorers"):
-        monkeypatch.setattr(modpo, name, lambda recipe: {"harmless": length})
+    same = FunctionScorer("same", lambda prompt, response: 1.0)
+    for scorer in (same, length):
+        for name in ("recipe_sources", "recipe_scorers"):
+            found = {"harmless": scorer}
+            monkeypatch.setattr(modpo, name, lambda recipe, found=found: found)
+        if scorer is same:
+            words = "the scorer 'same' of 'harmless' gives all training answers the same score"
+            assert words in str(run_compare(recipe).failures[0].failure)
     found = run_compare(recipe)
     assert not found.failures
     notes = json.loads((tmp_path / "run/shared/scores-harmless/training.json").read_text())

@@ -7,6 +7,7 @@ log-ratios to the reference and r_j a reward of objective j: by default the impl
 and serve every preference.
 """
 
+import math
 import shutil
 from collections.abc import Sequence
 from functools import partial
@@ -235,6 +236,12 @@ def _scored(job: Job, objective: str) -> str:
             values[list(texts)] = values.new_tensor(scorer.score(prompts, responses))
             if split == "train":
                 mean, deviation = float(values.mean()), float(values.std())
+                if not 0 < deviation < math.inf:
+                    raise InputError(
+                        f"MODPO's margins=scorer: the scorer '{scorer.name}' of '{objective}' gives "
+                        "all training answers the same score, or one not finite: name "
+                        "another one under 'rewards', or use margins=implicit."
+                    )
             rewards = ((values - mean) / deviation).float()
             save_file({"rewards": rewards}, folder / f"{split}.safetensors")
         spend = watch.spend(reward_tokens=tokens_read(scorer) - before)
