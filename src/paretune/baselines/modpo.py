@@ -238,8 +238,8 @@ def _scored(job: Job, objective: str) -> str:
                 mean, deviation = float(values.mean()), float(values.std())
                 if not 0 < deviation < math.inf:
                     raise InputError(
-                        f"MODPO's margins=scorer: the scorer '{scorer.name}' of '{objective}' gives "
-                        "all training answers the same score, or one not finite: name "
+                        f"MODPO's margins: the scorer '{scorer.name}' of '{objective}' gives all "
+                        "training answers the same score, or one that is not finite: name "
                         "another one under 'rewards', or use margins=implicit."
                     )
             rewards = ((values - mean) / deviation).float()
