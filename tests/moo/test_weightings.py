@@ -319,3 +319,19 @@ def test_neutral_mu_reaches_the_chebyshev_point_of_three_objectives():
     descent = Descent(ClampState(), lr=0.05, optimizer="adam")
     result = solve(known.problem, p, method=descent, x0=known.x0, steps=300)
     assert np.linalg.norm(result.objectives.numpy() - known.chebyshev(p)) < 0.02
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_an_ideal_point_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(InputError, match="ideal must be finite"):
+        Clamp(ideal=[0.0, value])
+    with pytest.raises(InputError, match="ideal must be finite"):
+        ClampState(ideal=[value, 0.0])
+
+
+def test_terms_that_overflow_are_one_sentence() -> None:
+    losses = torch.tensor([1e10, 2e10], dtype=torch.float64)
+    with pytest.raises(InputError, match="give a smaller mu"):
+        Clamp(1e300)(torch.eye(2, dtype=torch.float64), losses, [0.5, 0.5])
+    with pytest.raises(InputError, match="too large"):
+        Clamp(ideal=[0, 0], nadir=[1e-200, 1e-200])(torch.eye(2).double(), losses, [0.5, 0.5])

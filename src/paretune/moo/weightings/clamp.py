@@ -36,6 +36,9 @@ class Clamp:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.mu) and self.mu >= 0):
             raise InputError(f"mu must be finite and at least 0, got {self.mu}.")
+        for m, value in enumerate(self.ideal or ()):
+            if not math.isfinite(value):
+                raise InputError(f"ideal must be finite, got {value} for objective {m}.")
         if self.nadir is None:
             return
         if self.ideal is None or len(self.ideal) != len(self.nadir):
@@ -59,7 +62,13 @@ class Clamp:
             [si * entry * sj for entry, sj in zip(row, scale, strict=True)]
             for row, si in zip(active.gramian, scale, strict=True)
         ]
-        lam, gap, _ = solve_simplex_qp(quadratic, [-self.mu * term for term in linear])
+        weighted = [-self.mu * term for term in linear]
+        if not all(map(math.isfinite, [*weighted, *(each for row in quadratic for each in row)])):
+            raise InputError(
+                f"With mu {self.mu:g} the terms of Eq. 6 are too large for floating-point numbers: "
+                "give a smaller mu, or normalise the losses by ideal and nadir."
+            )
+        lam, gap, _ = solve_simplex_qp(quadratic, weighted)
         return active.weights(
             lam=lam,
             weights=[s * x for s, x in zip(scale, lam, strict=True)],
