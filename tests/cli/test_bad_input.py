@@ -114,10 +114,10 @@ def test_other_encodings(data: bytes, run: Run, tmp_path: Path) -> None:
 
 def test_unknown_keys_come_first_and_all_are_told(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text("modle: x\nloss: {bata: 1, name: dop}\n")
+    path.write_text("modle: x\nlora: {rank: 1, r: x}\n")
     _, _, err, _ = run("sweep", path)
     assert err.index("'modle'") < err.index("'data' is missing")
-    assert all(word in err for word in ("'loss.bata'", "'loss.name'", "'sweep' is missing"))
+    assert all(word in err for word in ("'lora.rank'", "'lora.r'", "'sweep' is missing"))
 
 
 OVERRIDES = [

@@ -144,6 +144,8 @@ def test_the_page_works_behind_it(closed_loops: None) -> None:
         assert ask("GET", "/config")[0] == 200
         assert ask("GET", "/config", host="evil.example")[0] == 403
         assert ask("POST", "/gradio_api/upload", "x", origin="http://evil.example")[0] == 403
+        large, form = "x" * 5_000_000, "multipart/form-data; boundary=x"
+        assert ask("POST", "/gradio_api/upload", large, content_type=form)[0] == 403
         asked = {"data": ["abc"], "fn_index": 0, "session_hash": "s"}
         code, _ = ask(
             *("POST", "/gradio_api/queue/join", json.dumps(asked)),

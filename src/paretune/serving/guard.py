@@ -59,11 +59,14 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        reason = None if scope["type"] == "http" else "only HTTP is spoken here"
-        reason = reason or self._refusal(scope)
+        if scope["type"] != "http":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        reason = self._refusal(scope)
         if reason is None:
             await self._app(scope, _limited(receive), send)
             return
+        await _discard(receive)  # else the connection is reset, and the reason never arrives
         body = reason.encode()
         headers = [(b"content-type", b"text/plain"), (b"content-length", str(len(body)).encode())]
         await send({"type": "http.response.start", "status": 403, "headers": headers})
@@ -100,6 +103,16 @@ class Guard:
         except ValueError:
             return name.lower() in self._names
         return True
+
+
+async def _discard(receive: Receive) -> None:
+    """Read a body to its end, or to many times what a prompt may have, and keep nothing."""
+    taken = 0
+    while taken < 50 * LARGEST:
+        message = await receive()
+        if message["type"] != "http.request" or not message.get("more_body"):
+            return
+        taken += len(message.get("body", b""))
 
 
 def _limited(receive: Receive) -> Receive:
