@@ -141,7 +141,7 @@ OVERRIDES = [
     "lora.target_modules=[]",
     "lora.target_modules=['']",
     *("lora.r=0", "lora.r=1.5", "lora.r=99999999999999999999", "lora.dropout=1", "lora.alpha=-1"),
-    *("data=5", "data=[1]", "loss=dpo", "sweep=[]", "model=x", "train=[1]", "train=5"),
+    *("data=5", "data=[1]", "loss=nothing", "sweep=[]", "model=x", "train=[1]", "train=5"),
     *(
         f"sweep.preferences={value}"
         for value in (
