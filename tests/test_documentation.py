@@ -171,6 +171,7 @@ def runnable() -> Iterator[Any]:
             yield pytest.param(code, marks=marks, id=f"{page}-{number}")
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")  # torch's, where there is no GPU
 @pytest.mark.parametrize("code", list(runnable()))
 def test_examples_run(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
