@@ -1,14 +1,10 @@
 """Log-probabilities of responses, with logits computed at response tokens only."""
 
-import hashlib
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -100,61 +96,3 @@ def score_sequences(
     finally:
         model.train(training)
     return result
-
-
-class ReferenceCache:
-    """Reference log-probabilities on disk, one file per (model, sequences).
-
-    Args:
-        folder: Where the files are; None keeps nothing.
-    """
-
-    def __init__(self, folder: str | Path | None) -> None:
-        self.folder = None if folder is None else Path(folder)
-
-    def path(
-        self, model: nn.Module, sequences: Sequence[TokenSequence], precision: str = "no"
-    ) -> Path | None:
-        """The file for these sequences under this model's base weights.
-
-        Args:
-            precision: Of autocast: "no", "bf16" or "fp16".
-        """
-        if self.folder is None:
-            return None
-        digest = hashlib.sha256(fingerprint(model).encode())
-        if precision != "no":
-            digest.update(precision.encode())
-        for sequence in sequences:
-            digest.update(repr((sequence.input_ids, sequence.prompt_length)).encode())
-        return self.folder / f"{digest.hexdigest()[:32]}.safetensors"
-
-    @staticmethod
-    def load(path: Path | None) -> Tensor | None:
-        """The stored values, or None."""
-        return load_file(path)["logps"] if path is not None and path.exists() else None
-
-    @staticmethod
-    def store(path: Path | None, logps: Tensor) -> None:
-        """Write the values so that a reader sees a whole file or none."""
-        if path is None:
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")  # several runs may store at once
-        save_file({"logps": logps}, partial)
-        partial.replace(path)
-
-
-def fingerprint(model: nn.Module) -> str:
-    """A digest of a model's base weights (adapters left out), from a sample of each tensor."""
-    digest = hashlib.sha256()
-    prefix = getattr(getattr(model, "base_model", None), "prefix", None)  # PEFT's, such as "lora_"
-    for name, parameter in model.named_parameters():
-        if prefix is not None and (prefix in name or "modules_to_save" in name):
-            continue
-        flat = parameter.detach().flatten()
-        sample = flat[:: max(1, flat.numel() // 1024)].float().cpu()
-        # PEFT renames what it wraps, so names would tell the same weights apart.
-        digest.update(f"{tuple(parameter.shape)}{parameter.dtype}".encode())
-        digest.update(sample.numpy().tobytes())
-    return digest.hexdigest()

@@ -10,6 +10,7 @@ file does not load torch, so that recipes can read the constants here.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -115,8 +116,8 @@ class PreferenceLoss(ABC):
     beta: float = 0.1
 
     def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise InputError(f"The loss's beta must be positive, not {self.beta}.")
+        if not 0 < self.beta < math.inf:
+            raise InputError(f"The loss's beta must be positive and finite, not {self.beta}.")
 
     @abstractmethod
     def __call__(self, chosen: Scored, rejected: Scored, offset: Tensor | None = None) -> Tensor:
@@ -153,7 +154,7 @@ class DPO(PreferenceLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise InputError(f"The loss's temperature must be positive, not {self.temperature}.")
 
     def __call__(self, chosen: Scored, rejected: Scored, offset: Tensor | None = None) -> Tensor:
@@ -200,8 +201,10 @@ class CPO(PreferenceLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.nll_weight >= 0:
-            raise InputError(f"The loss's nll_weight must not be negative, not {self.nll_weight}.")
+        if not 0 <= self.nll_weight < math.inf:
+            raise InputError(
+                f"The loss's nll_weight must be finite and at least 0, not {self.nll_weight}."
+            )
 
     def __call__(self, chosen: Scored, rejected: Scored, offset: Tensor | None = None) -> Tensor:
         self._no_offset(offset)
@@ -224,8 +227,8 @@ class SimPO(PreferenceLoss):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.gamma >= 0:
-            raise InputError(f"The loss's gamma must be at least 0, not {self.gamma}.")
+        if not 0 <= self.gamma < math.inf:
+            raise InputError(f"The loss's gamma must be finite and at least 0, not {self.gamma}.")
 
     def __call__(self, chosen: Scored, rejected: Scored, offset: Tensor | None = None) -> Tensor:
         self._no_offset(offset)

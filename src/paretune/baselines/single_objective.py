@@ -96,7 +96,8 @@ class OneObjectiveTrainer(MultiObjectiveTrainer):
 
     def __init__(self, *args: Any, trained: str, loss: PreferenceLoss, **named: Any) -> None:
         super().__init__(*args, **named)
-        rows: Any = self.train_dataset
+        shared: Any = self.train_dataset
+        rows = shared.rows
         assert isinstance(rows, PairRows)
         tokens = partial(mean_row_tokens, self._train_pairs, rows)
         steps = training_steps(self.args, len(rows))

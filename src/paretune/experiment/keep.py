@@ -1,9 +1,9 @@
 """Training one point and keeping what came of it."""
 
 import gc
-import math
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from paretune.files import main_process, move, read_json, sync, sync_files, write_json, write_jsonl
 from paretune.progress import Report
 from paretune.results.weights import CHECKSUMS, TRAINING, checksums
-from paretune.spend import Spend, Watch
+from paretune.spend import Watch
 from paretune.training import MultiObjectiveTrainer
+from paretune.training.totals import Totals
 
 
 def train_point(
@@ -67,7 +68,7 @@ def _save(
         save_weights(trainer.model, trainer.processing_class, folder)
         history = trainer.state.log_history
         write_jsonl(folder / "log.jsonl", history)
-        summary = _summary(history, trainer.state.global_step, peak_memory)
+        summary = _summary(trainer.totals, trainer.state.global_step, peak_memory)
         finish_training(folder, {**summary, "pairs": trainer.data_counts, **more})
     wait_for_all()
 
@@ -106,25 +107,12 @@ def _ordered(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "target_modules": sorted(modules) if isinstance(modules, list) else modules}
 
 
-def _summary(history: Sequence[Mapping[str, Any]], steps: int, peak_memory: int) -> dict[str, Any]:
-    """What the training took, over all its sessions, from the trainer's log."""
-    rows = [row for row in history if "time/step" in row]
-    counts = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *rows], rows, strict=False)]
-
-    def total(key: str) -> float:
-        return math.fsum(n * row.get(key, 0.0) for n, row in zip(counts, rows, strict=True))
-
-    logged = max(sum(counts), 1)
-    spend = Spend(
-        policy_tokens=round(total("spend/policy_tokens")),
-        passes=round(total("spend/passes")),
-        seconds=total("time/step"),
-        peak_memory_bytes=peak_memory,
-    )
+def _summary(totals: Totals, steps: int, peak_memory: int) -> dict[str, Any]:
+    """What the training took, over all its sessions."""
+    spend = replace(totals.spend, peak_memory_bytes=peak_memory)
     return {
         "steps": steps,
         "seconds": spend.seconds,
         "spend": spend.to_json(),
-        "vertex_share": total("clamp/vertex") / logged,
-        "solver_share": total("time/solver_share") / logged,
+        **totals.summary(),
     }

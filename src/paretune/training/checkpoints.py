@@ -1,22 +1,30 @@
-"""Checkpoints that a kill at any moment cannot spoil."""
+"""Checkpoints that a kill at any moment cannot spoil, and that a damaged file does not mislead."""
 
+import json
+import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import rotate_checkpoints
 
 from paretune.errors import InputError
-from paretune.files import read_json, write_json
+from paretune.files import sync, write_json
+
+logger = logging.getLogger(__name__)
 
 _MARK = "paretune_state.json"  # written last: a checkpoint without it is incomplete
 _TENSORS = "paretune_state.safetensors"
-_FILES = "files"  # key in it: the names of the files beside it
+_OPTIMIZER = "optimizer.pt"
+_CHUNK = 1 << 24
 
 
 class _Stateful(Protocol):
@@ -24,9 +32,10 @@ class _Stateful(Protocol):
 
 
 class CompleteCheckpoints(TrainerCallback):
-    """Writes the owner's state into each checkpoint once all else is there.
+    """Writes the owner's state into each checkpoint once all else is there and on the disk.
 
-    Tensors in it go to a file of their own, the rest must be of JSON's kinds.
+    Tensors in it go to a file of their own, the rest must be of JSON's kinds. The mark holds the
+    size and checksum of every file, and its own.
     """
 
     def __init__(self, owner: _Stateful) -> None:
@@ -43,25 +52,47 @@ class CompleteCheckpoints(TrainerCallback):
         if tensors:
             save_file(tensors, folder / _TENSORS)
         rest = {key: value for key, value in kept.items() if key not in tensors}
-        names = sorted(path.name for path in folder.iterdir() if path.name != _MARK)
-        write_json(folder / _MARK, {**rest, _FILES: names})
+        files = {}
+        for path in sorted(folder.rglob("*")):
+            if path.name != _MARK:
+                sync(path)
+            if path.is_file() and path.name != _MARK:
+                files[path.relative_to(folder).as_posix()] = _file_digest(path)
+        sync(folder)
+        content = {"state": rest, "files": files}
+        write_json(folder / _MARK, {**content, "digest": _digest(content)})
+        sync(folder.parent)
+        # transformers rotates before the newest one is complete; a trainer that waits does it here.
+        rotate_checkpoints(
+            output_dir=args.output_dir,
+            save_total_limit=args.save_total_limit,
+            best_model_checkpoint=state.best_model_checkpoint,
+            use_mtime=True,
+        )
 
 
-def read_state(checkpoint: str) -> dict[str, Any]:
-    """The owner's state in a complete checkpoint.
+def read_state(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
+    """The owner's state in a complete checkpoint, none of whose files is damaged.
 
     Raises:
-        InputError: if the checkpoint is incomplete or was written by another trainer.
+        InputError: if the checkpoint is incomplete, damaged, or was written by another trainer.
     """
-    path = Path(checkpoint) / _MARK
-    if not path.exists():
+    path = Path(checkpoint)
+    if not (path / _MARK).exists():
         raise InputError(
             f"{checkpoint} is not a complete checkpoint of this trainer ({_MARK} is missing): "
             "resume from another one."
         )
-    state: dict[str, Any] = read_json(path)
-    tensors = path.with_name(_TENSORS)
+    if (damage := _damage(path)) is not None:
+        raise InputError(f"{checkpoint} is damaged ({damage}): resume from another one.")
+    state: dict[str, Any] = _read_mark(path)["state"]
+    tensors = path / _TENSORS
     return state | (load_file(tensors) if tensors.exists() else {})
+
+
+def resumable(checkpoint: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint holds the optimiser, which ``save_only_model`` leaves out."""
+    return (Path(checkpoint) / _OPTIMIZER).exists()
 
 
 def finished_state(
@@ -82,16 +113,67 @@ def finished_state(
 
 
 def newest_complete(folder: str | os.PathLike[str]) -> str | None:
-    """The newest checkpoint in a folder that was written to its end; None if there is none."""
+    """The newest checkpoint in a folder that was written to its end; None if there is none.
+
+    One that is damaged gives way to the one before, with a warning that names the file.
+    """
     found = []
     for path in Path(folder).glob("checkpoint-*"):
         number = re.fullmatch(r"checkpoint-(\d+)", path.name)
-        if number and (path / _MARK).exists() and _whole(path):
+        if number and (path / _MARK).exists():
             found.append((int(number[1]), path))
-    return str(max(found)[1]) if found else None
+    for _, path in sorted(found, reverse=True):
+        if (damage := _damage(path)) is None:
+            return str(path)
+        logger.warning("The checkpoint '%s' is passed over: %s.", path, damage)
+    return None
 
 
-def _whole(checkpoint: Path) -> bool:
-    """Whether all files are there: old checkpoints are deleted, which a kill can interrupt."""
-    names = read_json(checkpoint / _MARK).get(_FILES, [])
-    return all((checkpoint / name).exists() for name in names)
+def difference(saved: Any, now: Any, where: str = "") -> str | None:
+    """The first place in which two trees of JSON differ, as a sentence's part; None if they agree.
+
+    >>> difference({"a": {"b": 1}}, {"a": {"b": 2}})
+    'a.b was 1 and is 2'
+    """
+    if isinstance(saved, Mapping) and isinstance(now, Mapping):
+        for key in [*saved, *(key for key in now if key not in saved)]:
+            inner = f"{where}.{key}" if where else str(key)
+            found = difference(saved.get(key), now.get(key), inner)
+            if found is not None:
+                return found
+        return None
+    return None if saved == now else f"{where} was {saved!r} and is {now!r}"
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with the files of a checkpoint; None if they are as they were written."""
+    try:
+        mark = _read_mark(checkpoint)
+        for name, digest in mark["files"].items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"'{name}' is missing"
+            if _file_digest(path) != digest:
+                return f"'{name}' is not as it was written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return f"'{_MARK}' is not as it was written"
+    return None
+
+
+def _read_mark(checkpoint: Path) -> dict[str, Any]:
+    mark: dict[str, Any] = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))
+    if mark.pop("digest") != _digest(mark):
+        raise ValueError("another digest")
+    return mark
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return str(xxhash.xxh3_128(json.dumps(content, sort_keys=True).encode()).hexdigest())
+
+
+def _file_digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return f"{path.stat().st_size} {digest.hexdigest()}"

@@ -1,9 +1,8 @@
 """What a multi-objective training run needs to know beyond ``transformers.TrainingArguments``."""
 
-import math
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
 
@@ -28,6 +27,7 @@ from paretune.moo.preference import Preference
 from paretune.moo.solvers.multipliers import StepwiseMultipliers
 from paretune.moo.weightings import ClampOptions
 from paretune.options import as_option
+from paretune.training.arguments import check_fields, check_numbers
 
 if TYPE_CHECKING:
     Loss = AnyLoss | dict[str, AnyLoss]
@@ -69,22 +69,37 @@ class CommonConfig(TrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()  # type: ignore[no-untyped-call]
-        for name in (
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-            "max_nonfinite_steps",
+        check_fields(self)
+        check_numbers("The preference weight", self.preference)
+        if self.metric_for_best_model is None and (
+            self.load_best_model_at_end or _word(self.save_strategy) == "best"
         ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
+            self.metric_for_best_model = "eval_chebyshev"
+        if self.metric_for_best_model is not None and self.greater_is_better is None:
+            # transformers takes everything to be better if greater that is not called a loss.
+            self.greater_is_better = self.metric_for_best_model.endswith(("accuracy", "margin"))
+        try:
+            super().__post_init__()  # type: ignore[no-untyped-call]
+        except InputError:
+            raise
+        except (ValueError, TypeError, ImportError, OSError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"These arguments do not work here: {first}") from error
+        if self.fp16 and self.device.type == "cpu":
+            raise InputError("fp16 needs a GPU: on the CPU train in float32, or with bf16=True.")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are evaluations during training."""
+        return _word(self.eval_strategy) != "no" or self.eval_on_start
 
     def checked_preference(
-        self, objectives: Iterable[str], data: str = "training data"
+        self, objectives: Mapping[str, Any], data: str = "training data"
     ) -> Preference:
         """The preference, in the objectives' order.
 
         Args:
+            objectives: Rows of each objective.
             data: What holds the objectives, for messages.
 
         Raises:
@@ -92,6 +107,11 @@ class CommonConfig(TrainingArguments):
         """
         if self.preference is None:
             raise InputError("args.preference is missing: give a weight for each objective.")
+        if not isinstance(objectives, Mapping):
+            raise InputError(
+                f"The {data} must be a mapping from the name of each objective to its rows, not a "
+                f"{type(objectives).__name__}."
+            )
         names = list(objectives)
         preference = Preference.of(self.preference)
         for name in preference.names:
@@ -146,9 +166,16 @@ class MultiObjectiveConfig(CommonConfig):
     )
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._read_losses()
         if self.early_stopping_patience > 0:
-            if str(getattr(self.eval_strategy, "value", self.eval_strategy)) == "no":
+            if self.metric_for_best_model not in (None, "eval_chebyshev", "eval_weighted"):
+                raise InputError(
+                    "early_stopping_patience keeps the adapter of the lowest eval_chebyshev: leave "
+                    f"out metric_for_best_model={self.metric_for_best_model!r}, or "
+                    "early_stopping_patience."
+                )
+            if _word(self.eval_strategy) == "no":
                 raise InputError(
                     "early_stopping_patience needs evaluations: set eval_strategy='steps' and "
                     "eval_steps (the CLAMP paper: 50)."
@@ -196,6 +223,8 @@ class ClampConfig(ClampOptions, MultiObjectiveConfig):
 
     def __post_init__(self) -> None:
         MultiObjectiveConfig.__post_init__(self)
+        check_numbers("ideal", self.ideal)
+        check_numbers("nadir", self.nadir)
         self.check()  # what does not fit together shows here, not after the data has been scored
 
 
@@ -241,20 +270,12 @@ class DataWeightingConfig(CommonConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (math.isfinite(self.x_learning_rate) and self.x_learning_rate > 0):
-            raise InputError(
-                f"x_learning_rate must be finite and above 0, not {self.x_learning_rate}."
-            )
-        if not (math.isfinite(self.ridge) and self.ridge >= 0):
-            raise InputError(f"ridge must be finite and at least 0, not {self.ridge}.")
         # What is out of range shows here, not after the data has been read.
         u = 1.0 if self.u is None else self.u
         sigma = u / 20 if self.sigma is None or self.u is None else self.sigma
         StepwiseMultipliers(2, u, 1.0 if self.v is None else self.v, sigma, self.tau)
         if self.fp16:
             raise InputError("fp16 loses small gradients of the lower level: use bf16=True.")
-        if self.hvp not in get_args(HVP):
-            raise InputError(f"hvp must be one of {', '.join(get_args(HVP))}, not {self.hvp!r}.")
         if self.hvp == "double" and (
             self.gradient_checkpointing or self.gradient_accumulation_steps > 1
         ):
@@ -263,3 +284,8 @@ class DataWeightingConfig(CommonConfig):
                 "gradient_checkpointing nor gradient_accumulation_steps go with it: use "
                 "hvp='finite_difference'."
             )
+
+
+def _word(value: Any) -> str:
+    """An enumeration of transformers, or the string it is given as."""
+    return str(getattr(value, "value", value))

@@ -21,8 +21,10 @@ from paretune.moo.bilevel.problem import StochasticBilevelProblem
 from paretune.moo.bilevel.stochastic_wc_augmented import StochasticWCAugmented
 from paretune.moo.solvers.multipliers import StepwiseMultipliers
 from paretune.training.base import BaseTrainer, check_launch, load_trainable
+from paretune.training.checks import check_evaluation, check_tokens
 from paretune.training.config import DataWeightingConfig
 from paretune.training.levels import LanguageModelLevels
+from paretune.training.reference_cache import model_digest, sequences_digest
 from paretune.training.responses import Batches, Draw, Part, ResponseRows, Rows, all_of
 
 logger = logging.getLogger(__name__)
@@ -100,6 +102,7 @@ class DataWeightingTrainer(BaseTrainer):
                 "There is one criterion with a positive weight: data weighting needs two or more."
             )
         self.sets, self.criteria = tuple(train_dataset), self.preference.names
+        check_evaluation(args, self.criteria, data=True, kinds=("loss",))
         model, tokenizer = load_trainable(model, processing_class, peft_config)
         tokenize = partial(_tokenize, tokenizer=tokenizer, args=args)
         sets = tokenize({name: train_dataset[name] for name in self.sets}, kind="set")
@@ -117,6 +120,9 @@ class DataWeightingTrainer(BaseTrainer):
             optimizers,
         )
         self._set_parts = sets
+        self._model_digest = model_digest(self.model)
+        for sequences in (*sets.values(), *criteria.values()):
+            check_tokens(self.model, tokenizer, sequences)
         in_place = args.hvp == "finite_difference" or bool(args.gradient_checkpointing)
         several = self.accelerator.num_processes > 1
         self.levels = LanguageModelLevels(self.model, in_place, self._join if several else None)
@@ -213,9 +219,7 @@ class DataWeightingTrainer(BaseTrainer):
         return method.begin(self.oracle, weights, [0.0] * len(live), self.x, y)
 
     def _record(self, values: dict[str, float]) -> None:
-        assert self._step_started is not None
-        values["time/step"] = time.perf_counter() - self._step_started
-        self._step_started = None
+        values["time/step"] = self._count(True)
         if self.oracle.products_by.step is not None:
             values["product_step"] = self.oracle.products_by.step
         for key, value in values.items():
@@ -328,6 +332,16 @@ class DataWeightingTrainer(BaseTrainer):
             state["nu"] = multipliers.pop("nu")
             state["multipliers"] = multipliers
         return state
+
+    def identity(self) -> dict[str, Any]:
+        criteria: Any = self.eval_dataset
+        parts = {**self._set_parts, **criteria}
+        return {
+            **super().identity(),
+            "sets": list(self.sets),
+            "model": self._model_digest,
+            "data": {f"{part.kind} {part.name}": sequences_digest(s) for part, s in parts.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state["sets"] != list(self.sets):

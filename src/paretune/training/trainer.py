@@ -4,7 +4,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -13,15 +12,24 @@ from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from paretune.data.sampling import PairCollator, PairRows
-from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
+from paretune.data.tokenization import TokenizedPairs, TokenSequence, tokenize_pairs
 from paretune.errors import InputError
 from paretune.evaluation.preference_metrics import PreferenceMetrics
 from paretune.gradients import ObjectiveGradients
-from paretune.logprobs import ReferenceCache
+from paretune.gradients.objectives import loss_sums
+from paretune.logprobs import sequence_logps
 from paretune.losses import Scored
 from paretune.moo.weightings import Linear, Weighting, Weights
 from paretune.training.base import BaseTrainer, check_launch, load_trainable
+from paretune.training.checks import check_evaluation, check_tokens
 from paretune.training.config import MultiObjectiveConfig
+from paretune.training.reference import (
+    Reference,
+    close,
+    turn_off_dropout,
+    without_adapter_dropout,
+)
+from paretune.training.reference_cache import ReferenceCache, pairs_digest, trained_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +42,8 @@ class MultiObjectiveTrainer(BaseTrainer):
     At every optimiser step the M losses and gradients are accumulated over the micro-batches and
     processes, a weighting turns their Gramian into combination weights, and the combined gradient
     goes to the optimiser (clipping, schedules, mixed precision, checkpoints: as in
-    ``transformers.Trainer``). The reference of DPO and IPO is the model as given, adapters off.
+    ``transformers.Trainer``). The reference of DPO and IPO is the model as given: an adapter that
+    was trained before belongs to it. Dropout of the base model is turned off, as in TRL's trainers.
 
     Args:
         model: A causal language model, its name or path, or a PEFT model whose adapter to train.
@@ -71,15 +80,21 @@ class MultiObjectiveTrainer(BaseTrainer):
     ) -> None:
         check_launch(args)
         self.preference = args.checked_preference(train_dataset)
+        check_evaluation(args, self.preference.names, eval_dataset is not None)
         self.objectives = self.preference.names
         self.live = self.preference.live
         self.weighting: Weighting = Linear() if weighting is None else weighting
         model, tokenizer = load_trainable(model, processing_class, peft_config)
+        if places := turn_off_dropout(model):
+            logger.info("The base model's dropout is off in training: %s.", ", ".join(places))
         self.losses = args.preference_losses(self.objectives)
         self._live_preference = torch.tensor([self.preference[n] for n in self.live]).double()
         self._tokenizer = tokenizer
         self._train_pairs = self._tokenize(train_dataset, args)
         eval_pairs = None if eval_dataset is None else self._tokenize(eval_dataset, args)
+        for data in (self._train_pairs, eval_pairs):
+            if data is not None:
+                check_tokens(model, tokenizer, data.sequences)
         self._train_rows = rows = PairRows(self._train_pairs, self.live, args.sampling, args.seed)
         super().__init__(
             model,
@@ -95,9 +110,17 @@ class MultiObjectiveTrainer(BaseTrainer):
         self.patience = args.early_stopping_patience
         if self.patience > 0:
             self.add_callback(EarlyStoppingCallback(self.patience))
+        self.reference = Reference(self.model)
+        if trained_adapter(self.model) and any(x.needs_reference for x in self.losses.values()):
+            logger.warning(
+                "The model's adapter was trained before: the reference is the model with this "
+                "adapter as it is now, not the base without it."
+            )
         self._attach_reference(self._train_pairs, "train")
         if eval_pairs is not None:
             self._attach_reference(eval_pairs, "validation")
+        if self._train_pairs.reference is not None:
+            self._check_reference()
         live_losses = {name: self.losses[name] for name in self.live}
         self.engine = ObjectiveGradients(self.model, live_losses, args.gradients)
         self._step_tokens = self._step_passes = 0
@@ -132,24 +155,87 @@ class MultiObjectiveTrainer(BaseTrainer):
     def _attach_reference(self, pairs: TokenizedPairs, title: str) -> None:
         if not any(loss.needs_reference for loss in self.losses.values()):
             return
-        adapters_off = getattr(self.model, "disable_adapter", None)
-        if adapters_off is None and self._trained:
+        if self._trained and not self.reference.kept:
             raise InputError(
                 "The reference model is gone after full fine-tuning: call trainer.prepare(dataset) "
                 "before trainer.train(), and evaluate what it returns."
             )
-        cache = ReferenceCache(self.args.reference_cache)
-        path = cache.path(self.model, pairs.sequences, self.accelerator.mixed_precision)
-        # All processes score or none does, whatever appears on disk meanwhile.
-        found = broadcast_object_list([path is not None and path.exists()])[0]
-        if found:
-            logps = cache.load(path)
-        else:
-            with adapters_off() if adapters_off is not None else nullcontext():
-                logps = self._score(pairs.sequences, f"reference ({title})")
-            if self.accelerator.is_main_process:
-                cache.store(path, logps)
-        pairs.reference = logps
+        cache = self._reference_cache(pairs)
+        total = len(pairs.sequences)
+
+        def score(sequences: Sequence[TokenSequence], done: int) -> Tensor:
+            return self._score(sequences, f"reference ({title})", done, total)
+
+        pairs.reference = self.reference.score(
+            pairs.sequences,
+            cache,
+            score,
+            share=lambda value: broadcast_object_list([value])[0],
+            store=self.accelerator.is_main_process,
+        )
+
+    def _reference_cache(self, pairs: TokenizedPairs) -> ReferenceCache:
+        key = f"{self.reference.digest} {self.accelerator.mixed_precision}"
+        return ReferenceCache(self.args.reference_cache, key, pairs.sequences)
+
+    def _check_reference(self) -> None:
+        """See on the first rows that the policy starts as its reference: DPO's loss is ln 2.
+
+        Raises:
+            InputError: it does not, and why.
+        """
+        data: Any = self.train_dataset
+        rows = [data[i] for i in range(min(self.args.per_device_train_batch_size, len(data)))]
+        stored, policy = self._first_logps(rows, training=True)
+        mixed = self.accelerator.mixed_precision != "no"
+        if close(policy, stored, self.model, mixed):
+            return
+        _, again = self._first_logps(rows, training=False)
+        if close(again, stored, self.model, mixed):
+            config = getattr(self.model, "config", None)
+            settings = config.to_dict() if config is not None else {}
+            named = [key for key in settings if "drop" in key or "jitter" in key or "noise" in key]
+            raise InputError(
+                f"{self._first_losses(rows, policy)}: the model computes something else in "
+                "training than in evaluation. Set what is random in its configuration to 0"
+                f"{f' ({chr(44).join(named)})' if named else ''}."
+            )
+        raise InputError(
+            f"{self._first_losses(rows, policy)}: the model gives other log-probabilities for the "
+            "same responses than the reference pass found. Delete the folder "
+            f"reference_cache={self.args.reference_cache!r} if it is set; else the model's answers "
+            "depend on what else is in a batch, and it cannot be trained this way."
+        )
+
+    @torch.no_grad()
+    def _first_logps(self, rows: list[Any], training: bool) -> tuple[Tensor, Tensor]:
+        """Stored and computed log-probabilities of the responses in some rows."""
+        collate: Any = self.data_collator
+        batch = self._prepare_inputs(collate(rows))
+        before = self.model.training
+        self.model.train(training)
+        try:
+            with without_adapter_dropout(self.model), self.accelerator.autocast():
+                policy = sequence_logps(self.model, batch)
+        finally:
+            self.model.train(before)
+        return batch["reference"].cpu(), policy.float().cpu()
+
+    def _first_losses(self, rows: list[Any], policy: Tensor) -> str:
+        collate: Any = self.data_collator
+        batch = collate(rows)
+        losses = {name: self.losses[name] for name in self.live}
+        found, expected = (
+            dict(zip(losses, (sums / totals).tolist(), strict=True))
+            for sums, totals in (
+                loss_sums(logps, batch, losses) for logps in (policy, batch["reference"])
+            )
+        )
+        name = max(losses, key=lambda name: abs(found[name] - expected[name]))
+        return (
+            f"Before the first step the loss of {name!r} is {found[name]:.4f} instead of "
+            f"{expected[name]:.4f}"
+        )
 
     # ------------------------------------------------------------------ a step
 
@@ -198,10 +284,13 @@ class MultiObjectiveTrainer(BaseTrainer):
         solved = time.perf_counter() - solving
         bank.combine(weights.weights, self._loss_scale)
         assert self._step_started is not None
-        elapsed = time.perf_counter() - self._step_started
-        self._step_started = None
-        self._record(weights, gramian, losses, elapsed, solved / elapsed)
+        share = solved / (time.perf_counter() - self._step_started)
+        elapsed = self._count(True, vertices=weights.vertex, solver_share=share)
+        self._record(weights, gramian, losses, elapsed, share)
         return (self._live_preference * losses).max().float()
+
+    def _step_cost(self) -> tuple[int, int]:
+        return self._step_tokens, self.engine.passes - self._step_passes
 
     def weigh(self, gramian: Tensor, losses: Tensor, preference: Tensor) -> Weights:
         """Combination weights of a step.
@@ -238,9 +327,8 @@ class MultiObjectiveTrainer(BaseTrainer):
             "time/solver_share": share,
             "time/step": elapsed,
             # Of all processes, which have batches of like size.
-            "spend/policy_tokens": self._step_tokens * self.accelerator.num_processes,
-            "spend/passes": (self.engine.passes - self._step_passes)
-            * self.accelerator.num_processes,
+            "spend/policy_tokens": self._step_cost()[0] * self.accelerator.num_processes,
+            "spend/passes": self._step_cost()[1] * self.accelerator.num_processes,
         }
         for key, value in values.items():
             self._step_logs[key].append(float(value))
@@ -283,3 +371,19 @@ class MultiObjectiveTrainer(BaseTrainer):
             nats = -float(chosen.logps.double().sum() / chosen.lengths.sum())
             perplexities[f"{metric_key_prefix}_{name}_perplexity"] = math.exp(min(nats, 700.0))
         return metrics.result(self.preference, metric_key_prefix) | perplexities
+
+    # ------------------------------------------------------------------ state
+
+    def identity(self) -> dict[str, Any]:
+        pairs = self._train_pairs
+        validation: Any = self.eval_dataset
+        chooses = self.args.load_best_model_at_end and validation is not None
+        return {
+            **super().identity(),
+            "losses": {name: repr(loss) for name, loss in self.losses.items()},
+            "model": self.reference.digest,
+            "training data": pairs_digest(pairs.sequences, pairs.pairs),
+            "validation data": pairs_digest(validation.sequences, validation.pairs)
+            if chooses
+            else None,
+        }

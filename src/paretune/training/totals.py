@@ -1,0 +1,46 @@
+"""What a training took, counted at every step."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from paretune.spend import Spend
+
+
+@dataclass
+class Totals:
+    """Sums over all steps of a training, over its sessions, however often it is logged.
+
+    Attributes:
+        steps: Steps that were taken.
+        skipped: Steps left out, since a loss or gradient was NaN or infinite.
+        vertices: Steps taken with all of λ* on one objective.
+        solver_share: Sum over the steps taken of the share of time spent on λ*.
+        moved: Whether a step has changed a weight.
+        unmoved: Steps with a gradient and a learning rate before the first that changed one.
+        spend: Tokens, passes and seconds, those of skipped steps as well.
+    """
+
+    steps: int = 0
+    skipped: int = 0
+    vertices: int = 0
+    solver_share: float = 0.0
+    moved: bool = False
+    unmoved: int = 0
+    spend: Spend = field(default_factory=Spend)
+
+    def summary(self) -> dict[str, Any]:
+        """The means and sums that ``training.json`` holds."""
+        taken = max(self.steps, 1)
+        return {
+            "skipped_steps": self.skipped,
+            "vertex_share": self.vertices / taken,
+            "solver_share": self.solver_share / taken,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        return cls(**{**value, "spend": Spend.from_json(value["spend"])})
