@@ -147,9 +147,15 @@ def _check_psd(P: Rows, name: str) -> None:
 
 
 def solve_simplex_qp(P: Rows, q: Vector) -> tuple[Vector, float, float]:
-    """`simplex_qp` on checked lists of floats: (x, gap, value)."""
+    """`simplex_qp` on checked lists of floats: (x, gap, value).
+
+    Raises InputError where an entry is NaN or infinite: products of finite ones may overflow.
+    """
     size = len(q)
-    largest = max(max(abs(entry) for row in P for entry in row), max(map(abs, q)))
+    entries = [abs(entry) for row in (*P, q) for entry in row]
+    if not all(map(math.isfinite, entries)):
+        raise InputError("The quadratic program's terms overflow: rescale gradients and losses.")
+    largest = max(entries)
     # A power of two: scaling by it rounds nothing, and no product can overflow afterwards.
     scale = math.ldexp(1.0, min(1000, -math.frexp(largest)[1])) if largest > 0 else 1.0
     half = 0.5 * scale
