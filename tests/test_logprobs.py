@@ -8,7 +8,7 @@ import torch
 
 from paretune import InputError
 from paretune.data.tokenization import TokenSequence, pad_sequences
-from paretune.logprobs import ReferenceCache, fingerprint, score_sequences, sequence_logps
+from paretune.logprobs import score_sequences, sequence_logps
 
 
 def sequences(n: int = 5) -> list[TokenSequence]:
@@ -95,18 +95,3 @@ def test_a_model_that_hides_its_logits_is_refused(tiny_llama: Any) -> None:
     model.set_output_embeddings(None)
     with pytest.raises(InputError, match="no LM head"):
         sequence_logps(model, pad_sequences(sequences(), 0))
-
-
-def test_cache_is_keyed_by_base_weights_and_sequences(
-    tmp_path: Path, tiny_llama: Any, tiny_lora: Any
-) -> None:
-    cache, items = ReferenceCache(tmp_path), sequences()
-    path = cache.path(tiny_llama(), items)
-    assert cache.load(path) is None
-    cache.store(path, torch.arange(5.0))
-    assert cache.load(cache.path(tiny_lora(), items)) is not None  # the same base, an adapter on it
-    assert cache.load(cache.path(tiny_llama(1), items)) is None
-    assert cache.load(cache.path(tiny_llama(), items[:-1])) is None
-    assert cache.load(cache.path(tiny_llama(), items, "bf16")) is None
-    assert ReferenceCache(None).path(tiny_llama(), items) is None
-    assert fingerprint(tiny_llama()) != fingerprint(tiny_llama().bfloat16())
