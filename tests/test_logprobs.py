@@ -1,6 +1,5 @@
 """Response log-probabilities against the plain computation from full logits."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

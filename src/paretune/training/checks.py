@@ -14,13 +14,18 @@ _KINDS = ("loss", "accuracy", "margin", "perplexity")
 
 
 def check_evaluation(
-    args: CommonConfig, objectives: Iterable[str], data: bool, kinds: Sequence[str] = _KINDS
+    args: CommonConfig,
+    objectives: Iterable[str],
+    data: bool,
+    kinds: Sequence[str] = _KINDS,
+    overall: Sequence[str] = ("chebyshev",),
 ) -> None:
     """Check that there is something to evaluate on, and that the best is told by a measure.
 
     Args:
         data: Whether there is an evaluation data set.
         kinds: The measures of each objective.
+        overall: Those of all together.
 
     Raises:
         InputError: there is not.
@@ -32,7 +37,7 @@ def check_evaluation(
         )
     if args.metric_for_best_model is None:
         return
-    names = ["chebyshev", *(f"{name}_{kind}" for name in objectives for kind in kinds)]
+    names = [*overall, *(f"{name}_{kind}" for name in objectives for kind in kinds)]
     if args.metric_for_best_model.removeprefix("eval_") not in names:
         check_choice(
             "metric_for_best_model",

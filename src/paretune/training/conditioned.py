@@ -8,6 +8,7 @@ into the columns of B: what is exported is an ordinary LoRA.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +87,7 @@ class ConditionedTrainer(MultiObjectiveTrainer):
     """
 
     args: ConditionedConfig
+    overall_measures = ("chebyshev", "weighted")
 
     def __init__(
         self,
@@ -131,6 +133,13 @@ class ConditionedTrainer(MultiObjectiveTrainer):
             self._train_pairs, self._tokenizer.pad_token_id, by_row=True
         )
         self._micro_step = 0
+
+    def _attach_reference(self, pairs: TokenizedPairs, title: str) -> None:
+        gated: GatedAdapter | None = getattr(self, "gated", None)  # none while it is made
+        even = np.full(len(self.objectives), 1 / len(self.objectives))
+        # A training step leaves the gate at positions of its own batch's rows.
+        with nullcontext() if gated is None else gated.at(even):
+            super()._attach_reference(pairs, title)
 
     # ------------------------------------------------------------------ a step
 

@@ -64,6 +64,8 @@ class MultiObjectiveTrainer(BaseTrainer):
     """
 
     args: MultiObjectiveConfig
+    overall_measures: Sequence[str] = ("chebyshev",)
+    """What :meth:`evaluate` returns of all objectives together."""
 
     def __init__(
         self,
@@ -80,7 +82,9 @@ class MultiObjectiveTrainer(BaseTrainer):
     ) -> None:
         check_launch(args)
         self.preference = args.checked_preference(train_dataset)
-        check_evaluation(args, self.preference.names, eval_dataset is not None)
+        check_evaluation(
+            args, self.preference.names, eval_dataset is not None, overall=self.overall_measures
+        )
         self.objectives = self.preference.names
         self.live = self.preference.live
         self.weighting: Weighting = Linear() if weighting is None else weighting
