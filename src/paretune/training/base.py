@@ -219,7 +219,8 @@ class BaseTrainer(Trainer):
         checkpoint = self._checkpoint(resume_from_checkpoint)
         if checkpoint is not None:
             state = read_state(checkpoint)
-            if other := difference(state.get("identity"), self._identity):
+            known = state.get("identity")  # None in a checkpoint of 0.1
+            if known is not None and (other := difference(known, self._identity)):
                 raise InputError(
                     f"The checkpoint '{checkpoint}' is of another training: {other}. Give the same "
                     "again, or train into another folder."

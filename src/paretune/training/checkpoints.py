@@ -18,6 +18,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from paretune.errors import InputError
 from paretune.files import sync, write_json
+from paretune.training.totals import Totals
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,11 @@ def read_state(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
         )
     if (damage := _damage(path)) is not None:
         raise InputError(f"{checkpoint} is damaged ({damage}): resume from another one.")
-    state: dict[str, Any] = _read_mark(path)["state"]
+    mark = _read_mark(path)
+    state: dict[str, Any] = mark["state"]
+    if mark.get("old"):
+        log = TrainerState.load_from_json(str(path / TRAINER_STATE_NAME)).log_history
+        state |= {"identity": None, "totals": Totals.from_log(log).to_json()}
     tensors = path / _TENSORS
     return state | (load_file(tensors) if tensors.exists() else {})
 
@@ -153,7 +158,7 @@ def _damage(checkpoint: Path) -> str | None:
             path = checkpoint / name
             if not path.is_file():
                 return f"'{name}' is missing"
-            if _file_digest(path) != digest:
+            if digest is not None and _file_digest(path) != digest:
                 return f"'{name}' is not as it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"'{_MARK}' is not as it was written"
@@ -162,6 +167,9 @@ def _damage(checkpoint: Path) -> str | None:
 
 def _read_mark(checkpoint: Path) -> dict[str, Any]:
     mark: dict[str, Any] = json.loads((checkpoint / _MARK).read_text(encoding="utf-8"))
+    if isinstance(mark["files"], list):  # 0.1 wrote names, without checksums
+        state = {key: value for key, value in mark.items() if key != "files"}
+        return {"state": state, "files": dict.fromkeys(mark["files"]), "old": True}
     if mark.pop("digest") != _digest(mark):
         raise ValueError("another digest")
     return mark

@@ -1,6 +1,7 @@
 """What a training took, counted at every step."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
@@ -44,3 +45,20 @@ class Totals:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         return cls(**{**value, "spend": Spend.from_json(value["spend"])})
+
+    @classmethod
+    def from_log(cls, history: Sequence[Mapping[str, float]]) -> Self:
+        """From a trainer's log, as far as it was written: 0.1 counted there."""
+        rows = [row for row in history if "time/step" in row]
+        counts = [b["step"] - a["step"] for a, b in zip([{"step": 0}, *rows], rows, strict=False)]
+
+        def total(key: str) -> float:
+            return math.fsum(n * row.get(key, 0.0) for n, row in zip(counts, rows, strict=True))
+
+        spend = Spend(
+            policy_tokens=round(total("spend/policy_tokens")),
+            passes=round(total("spend/passes")),
+            seconds=total("time/step"),
+        )
+        vertices, share = round(total("clamp/vertex")), total("time/solver_share")
+        return cls(round(sum(counts)), 0, vertices, share, moved=True, spend=spend)
