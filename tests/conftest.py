@@ -125,8 +125,10 @@ def tiny_llama(tokenizer: Any) -> Callable[..., Any]:
 
 @pytest.fixture
 def tiny_lora(tokenizer: Any) -> Callable[..., Any]:
-    """``make_lora`` on a ``make_llama`` of the same seed."""
-    return lambda seed=0, **options: make_lora(make_llama(tokenizer, seed), seed, **options)
+    """``make_lora`` on a ``make_llama`` of the same seed, or on another base."""
+    return lambda seed=0, base=None, **options: make_lora(
+        make_llama(tokenizer, seed) if base is None else base, seed, **options
+    )
 
 
 @pytest.fixture

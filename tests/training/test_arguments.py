@@ -1,7 +1,7 @@
 """Every argument has its effect, is refused, or stands in the table of those that do not apply."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -108,37 +108,33 @@ def test_arguments_without_effect_are_refused(name: str) -> None:
         MultiObjectiveConfig(use_cpu=True, **{name: value})
 
 
-@pytest.fixture(scope="module")
-def weights(tokenizer: Any, tmp_path_factory: Any) -> Any:
-    """Of trainings that differ in the arguments given."""
-    from conftest import make_llama, make_lora, make_pairs
+_KEPT: dict[str, torch.Tensor] = {}
 
-    kept: dict[str, torch.Tensor] = {}
+
+@pytest.fixture
+def weights(tokenizer: Any, tiny_lora: Any, random_pairs: Any, tmp_path: Path) -> Any:
+    """Of trainings that differ in the arguments given."""
 
     def train(**options: Any) -> torch.Tensor:
         key = repr(sorted(options.items()))
-        if key not in kept:
-            args = MultiObjectiveConfig(
-                **{
-                    "output_dir": str(tmp_path_factory.mktemp("run")),
-                    "preference": {"one": 0.8, "two": 0.2},
-                    "learning_rate": 1e-2,
-                    "num_train_epochs": 2,
-                    "per_device_train_batch_size": 3,
-                    "save_strategy": "no",
-                    "disable_tqdm": True,
-                    "use_cpu": True,
-                    **options,
-                }
-            )
-            model = make_lora(make_llama(tokenizer))
-            trainer = MultiObjectiveTrainer(
-                model, args, make_pairs(n=8), processing_class=tokenizer
-            )
-            trainer.train()
+        if key not in _KEPT:
+            settings: dict[str, Any] = {
+                "output_dir": str(tmp_path),
+                "preference": {"one": 0.8, "two": 0.2},
+                "learning_rate": 1e-2,
+                "num_train_epochs": 2,
+                "per_device_train_batch_size": 3,
+                "save_strategy": "no",
+                "disable_tqdm": True,
+                "use_cpu": True,
+            }
+            args = MultiObjectiveConfig(**{**settings, **options})
+            model = tiny_lora(target_modules=["q_proj"])
+            rows = random_pairs(n=8)
+            MultiObjectiveTrainer(model, args, rows, processing_class=tokenizer).train()
             trained = (p.detach().flatten() for p in model.parameters() if p.requires_grad)
-            kept[key] = torch.cat(list(trained))
-        return kept[key]
+            _KEPT[key] = torch.cat(list(trained))
+        return _KEPT[key]
 
     return train
 
@@ -234,7 +230,6 @@ def test_the_best_is_told_by_what_a_measure_means(metric: str) -> None:
 
 
 def test_a_copy_of_a_configuration_is_taken() -> None:
-    from dataclasses import replace
 
     args = ClampConfig(
         use_cpu=True, load_best_model_at_end=True, eval_strategy="steps", eval_steps=5, save_steps=5

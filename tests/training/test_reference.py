@@ -9,7 +9,6 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from conftest import make_lora
 from paretune import InputError
 from paretune.data.tokenization import TokenSequence
 from paretune.training import MultiObjectiveConfig, MultiObjectiveTrainer
@@ -57,10 +56,15 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_is_the_model_as_given_before_and_after(
-    linear: Any, tiny_llama: Any, random_pairs: Any, kind: str, checkpointing: bool
+    linear: Any,
+    tiny_llama: Any,
+    tiny_lora: Any,
+    random_pairs: Any,
+    kind: str,
+    checkpointing: bool,
 ) -> None:
     base = tiny_llama(attention_bias=True, mlp_bias=True, attention_dropout=0.2)
-    model = make_lora(base, **ADAPTERS[kind])
+    model = tiny_lora(base=base, **ADAPTERS[kind])
     trainer = linear(model, activation_checkpointing=checkpointing)
     held_out = random_pairs(n=5, seed=7)
     before = trainer.prepare(held_out)
