@@ -1,6 +1,6 @@
 """What a multi-objective training run needs to know beyond ``transformers.TrainingArguments``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
