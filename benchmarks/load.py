@@ -71,7 +71,8 @@ def pairs(size: int, folder: Path) -> dict[str, Callable[[], Any]]:
 
 def points(size: int) -> list[Any]:
     """Points on a curve of trade-offs, every third one dominated."""
-    from paretune.results.front import FrontPoint, ObjectiveMetrics, Score, TextStatistics
+    from paretune.results.front import FrontPoint, ObjectiveMetrics, Score
+    from paretune.results.text_statistics import TextStatistics
 
     made = []
     for n in range(size):

@@ -13,7 +13,8 @@ import yaml
 from paretune.files import write_json
 from paretune.moo.preference import Preference, das_dennis
 from paretune.results.comparison import Cell, Comparison
-from paretune.results.front import Front, FrontPoint, ObjectiveMetrics, Score, TextStatistics
+from paretune.results.front import Front, FrontPoint, ObjectiveMetrics, Score
+from paretune.results.text_statistics import TextStatistics
 
 HOSTILE = (
     "<script>alert(1)</script> </script><img src=x onerror=alert(2)> **bold** "

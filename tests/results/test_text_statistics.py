@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from paretune.errors import InputError
-from paretune.results.front import Front, FrontPoint, ObjectiveMetrics
-from paretune.results.points import read_front, read_point
+from paretune.results.front import Front, FrontPoint, ObjectiveMetrics, read_front, read_point
 from paretune.results.text_statistics import is_refusal, repetition, text_statistics
 
 

@@ -10,9 +10,10 @@ from typing import Any, Self, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from paretune.errors import InputError
-from paretune.files import read_json, write_json
+from paretune.files import read_json, read_objects, write_json
 from paretune.names import shown
 from paretune.results.spread import Spread
+from paretune.results.text_statistics import TextStatistics, text_statistics
 
 T = TypeVar("T")
 
@@ -45,30 +46,6 @@ class Score:
         if spread is None or spread.count < len(values):
             return cls(math.nan, math.nan, len(values))
         return cls(spread.mean, spread.standard_error, spread.count)
-
-
-@dataclass(frozen=True)
-class TextStatistics:
-    """Generated answers as texts (see `paretune.results.text_statistics`).
-
-    Attributes:
-        refusals: share of answers that begin like a refusal.
-        repetition: share of an answer's 4-grams that are repeated in it, mean over the answers.
-        distinct_1: different words of all answers together, over all their words; falls as answers
-            get longer or more. None if there are no words.
-        distinct_2: likewise of pairs of neighbouring words.
-        empty: share of answers without a character.
-        unfinished: share of answers cut at the limit.
-        count: of answers.
-    """
-
-    refusals: float
-    repetition: float
-    distinct_1: float | None
-    distinct_2: float | None
-    empty: float
-    unfinished: float
-    count: int
 
 
 @dataclass(frozen=True)
@@ -238,4 +215,38 @@ def read_as(kind: type[T], path: Path) -> T:
         raise InputError(
             f"'{path}' is damaged or of another version ({f'{key}: ' if key else ''}"
             f"{first['msg']}): delete it and run the command again."
+        ) from error
+
+
+ANSWERS = "answers.jsonl"
+
+
+def read_point(folder: Path) -> FrontPoint:
+    """The finished point in `folder`, from its ``metrics.json``."""
+    return _complete(FrontPoint.read(folder / "metrics.json"), folder)
+
+
+def read_front(run: Path) -> Front:
+    """The front of a run folder, from its ``front.json``.
+
+    Raises:
+        InputError: the file is not a front.
+    """
+    front = Front.read(run / "front.json")
+    points = tuple(_complete(point, run / point.folder) for point in front.points)
+    return replace(front, points=points)
+
+
+def _complete(point: FrontPoint, folder: Path) -> FrontPoint:
+    """With the statistics of its texts: points of before there were some have their answers."""
+    path = folder / ANSWERS
+    if point.text is not None or not path.exists():
+        return point
+    try:
+        rows = read_objects(path)
+        return replace(point, text=text_statistics((r["response"], r["finished"]) for r in rows))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"'{path}' is damaged ({error}): delete it and the metrics.json beside it, and run "
+            "the command again."
         ) from error

@@ -1,8 +1,4 @@
-"""Points of a run folder: those planned, and what was measured of them.
-
-Points from before there were statistics of texts get them from their answers: no model is needed,
-and nothing here imports torch.
-"""
+"""Points of a run folder: those planned, and what was measured of them by now."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -11,20 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import InputError
-from paretune.files import read_object, read_objects
+from paretune.files import read_object
 from paretune.moo.preference import Preference
 from paretune.results.comparison import Cell, Comparison
-from paretune.results.front import Front, FrontPoint
-from paretune.results.text_statistics import text_statistics
+from paretune.results.front import Front, FrontPoint, read_point
 from paretune.results.weights import TRAINING
 from paretune.spend import Spend
-
-ANSWERS = "answers.jsonl"
-
-
-def read_point(folder: Path) -> FrontPoint:
-    """The finished point in `folder`, from its ``metrics.json``."""
-    return _complete(FrontPoint.read(folder / "metrics.json"), folder)
 
 
 def read_spend(folder: Path) -> Spend:
@@ -40,31 +28,6 @@ def read_spend(folder: Path) -> Spend:
         raise InputError(
             f"'{path}' is damaged ({error}): delete the folder '{folder}' and run the command "
             "again."
-        ) from error
-
-
-def read_front(run: Path) -> Front:
-    """The front of a run folder, from its ``front.json``.
-
-    Raises:
-        InputError: the file is not a front.
-    """
-    front = Front.read(run / "front.json")
-    points = tuple(_complete(point, run / point.folder) for point in front.points)
-    return replace(front, points=points)
-
-
-def _complete(point: FrontPoint, folder: Path) -> FrontPoint:
-    path = folder / ANSWERS
-    if point.text is not None or not path.exists():
-        return point
-    try:
-        rows = read_objects(path)
-        return replace(point, text=text_statistics((r["response"], r["finished"]) for r in rows))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(
-            f"'{path}' is damaged ({error}): delete it and the metrics.json beside it, and run "
-            "the command again."
         ) from error
 
 

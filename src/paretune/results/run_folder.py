@@ -9,8 +9,8 @@ from paretune import yaml_syntax
 from paretune.errors import InputError
 from paretune.files import read_object, read_objects
 from paretune.results.comparison import Cell, Comparison
-from paretune.results.front import Front, FrontPoint
-from paretune.results.points import measured_comparison, measured_sweep, read_front, read_point
+from paretune.results.front import Front, FrontPoint, read_front, read_point
+from paretune.results.points import measured_comparison, measured_sweep
 from paretune.spend import Spend
 
 MANIFEST = "manifest.json"

@@ -6,9 +6,8 @@ spaces has few of them. Nothing here imports torch.
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
-
-from paretune.results.front import TextStatistics
 
 NGRAM = 4
 """Length of the word sequences that count as repeated."""
@@ -114,6 +113,30 @@ _REFUSAL = re.compile(
     rf"(?:{_either(REFUSALS)})\b(?!\s+(?:{_either(NOT_REFUSALS)})\b)"
 )
 _WORD = re.compile(r"\w+(?:'\w+)*")
+
+
+@dataclass(frozen=True)
+class TextStatistics:
+    """Generated answers as texts.
+
+    Attributes:
+        refusals: share of answers that begin like a refusal.
+        repetition: share of an answer's 4-grams that are repeated in it, mean over the answers.
+        distinct_1: different words of all answers together, over all their words; falls as answers
+            get longer or more. None if there are no words.
+        distinct_2: likewise of pairs of neighbouring words.
+        empty: share of answers without a character.
+        unfinished: share of answers cut at the limit.
+        count: of answers.
+    """
+
+    refusals: float
+    repetition: float
+    distinct_1: float | None
+    distinct_2: float | None
+    empty: float
+    unfinished: float
+    count: int
 
 
 def text_statistics(answers: Iterable[tuple[str, bool]]) -> TextStatistics | None:

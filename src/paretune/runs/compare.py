@@ -21,8 +21,8 @@ from paretune.progress import Phase, Progress, Report, Silent
 from paretune.recipes.load import dated
 from paretune.recipes.schema import Recipe, differences
 from paretune.results.comparison import Cell, Comparison
-from paretune.results.front import FrontPoint
-from paretune.results.points import PlannedPoint, read_point, read_spend
+from paretune.results.front import FrontPoint, read_point
+from paretune.results.points import PlannedPoint, read_spend
 from paretune.runs.folder import RecipeIdentity, RunFolder
 from paretune.runs.plan import plan
 from paretune.runs.sweep import load_splits

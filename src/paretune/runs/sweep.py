@@ -18,8 +18,8 @@ from paretune.files import main_process
 from paretune.losses import plain_loss
 from paretune.progress import Progress, Silent
 from paretune.recipes.load import dated
-from paretune.results.front import Front
-from paretune.results.points import PlannedPoint, read_front, read_point
+from paretune.results.front import Front, read_front, read_point
+from paretune.results.points import PlannedPoint
 from paretune.results.run_folder import begun, read_manifest
 from paretune.results.text import preference_text
 from paretune.runs.folder import Content, RecipeIdentity, RunFolder, check_ground
