@@ -165,8 +165,8 @@ class Untrained(Baseline):
     def train(self, job: Job, preferences: Sequence[Preference]) -> None:
         from peft import get_peft_model
 
-        from paretune.experiment.keep import save_weights
         from paretune.experiment.setup import lora_config
+        from paretune.experiment.train_point import save_weights
         from paretune.models import load_model_and_tokenizer
 
         base, tokenizer = load_model_and_tokenizer(job.recipe.model.name)

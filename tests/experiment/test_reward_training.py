@@ -176,7 +176,7 @@ def test_a_killed_training_goes_on(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from paretune.experiment.keep import StepReport
+    from paretune.experiment.train_point import StepReport
 
     class Killed(BaseException):
         pass

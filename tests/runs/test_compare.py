@@ -216,7 +216,7 @@ def test_no_checkpoints_are_left_behind(
     path = write("methods: [{name: modpo}]\n")
     for _ in range(3):
         with monkeypatch.context() as patch:
-            patch.setattr("paretune.experiment.keep.drop_checkpoints", cut)
+            patch.setattr("paretune.experiment.train_point.drop_checkpoints", cut)
             with pytest.raises(KeyboardInterrupt):
                 run_compare(load_comparison(path))
         assert list((tmp_path / "run").rglob("checkpoints"))

@@ -195,7 +195,9 @@ def test_a_killed_sweep_goes_on_bit_for_bit(
     )
 
 
-@pytest.mark.parametrize("name", ["paretune.experiment.keep._save", "paretune.runs.point._measure"])
+@pytest.mark.parametrize(
+    "name", ["paretune.experiment.train_point._save", "paretune.runs.point._measure"]
+)
 def test_stopped_between_training_and_metrics(
     name: str, finished: Path, recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from paretune.baselines.context import Baseline, Job, Watch, trained
 from paretune.errors import InputError
-from paretune.experiment.keep import StepReport, free_memory, train_point
 from paretune.experiment.setup import make_trainer, training_arguments
+from paretune.experiment.train_point import StepReport, free_memory, train_point
 from paretune.experiment.weights import load_weights
 from paretune.moo.calibration import Meaning
 from paretune.moo.gates import Basis

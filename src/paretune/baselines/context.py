@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.experiment.keep import drop_checkpoints, finish_training
+from paretune.experiment.train_point import drop_checkpoints, finish_training
 from paretune.files import main_process, move
 from paretune.moo.preference import Preference
 from paretune.progress import Report

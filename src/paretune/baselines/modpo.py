@@ -31,9 +31,9 @@ from paretune.data.messages import Text
 from paretune.data.tokenization import TokenizedPairs
 from paretune.errors import InputError
 from paretune.evaluation.scorers import text_of
-from paretune.experiment.keep import StepReport, free_memory, train_point
 from paretune.experiment.reward_sources import recipe_scorers, recipe_sources
 from paretune.experiment.setup import build_trainer
+from paretune.experiment.train_point import StepReport, free_memory, train_point
 from paretune.experiment.weights import load_weights
 from paretune.losses import DPO
 from paretune.moo.preference import Preference

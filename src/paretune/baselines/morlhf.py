@@ -145,7 +145,7 @@ def _train_point(
             "MORLHF trains an adapter, without which the model is its reference: give the recipe "
             "a 'lora' section."
         )
-    from paretune.experiment.keep import free_memory
+    from paretune.experiment.train_point import free_memory
 
     job.report("prepare", 0.0)
     reward = ScalarReward(
@@ -178,8 +178,8 @@ def _train_ppo(
 
     from paretune.baselines.budget import policy_tokens
     from paretune.baselines.ppo import PPO
-    from paretune.experiment.keep import save_weights
     from paretune.experiment.setup import lora_config
+    from paretune.experiment.train_point import save_weights
     from paretune.models import gpu, load_model_and_tokenizer
 
     base, tokenizer = load_model_and_tokenizer(**job.recipe.model.model_dump(), device=gpu())

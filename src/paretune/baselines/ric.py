@@ -281,7 +281,7 @@ def _imitate(
         return
     from paretune.baselines.sft import fine_tune
     from paretune.data.tokenization import tokenize_responses
-    from paretune.experiment.keep import free_memory, save_weights
+    from paretune.experiment.train_point import free_memory, save_weights
     from paretune.experiment.weights import load_weights
 
     job.report("prepare", 0.0)

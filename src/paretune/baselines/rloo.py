@@ -12,8 +12,8 @@ from trl import RLOOConfig, RLOOTrainer  # type: ignore[attr-defined]  # all are
 from paretune.baselines.context import Job
 from paretune.baselines.reward import ScalarReward
 from paretune.evaluation.generation import encode_prompt, end_token_ids
-from paretune.experiment.keep import StepReport, save_weights
 from paretune.experiment.setup import lora_config, trl_arguments
+from paretune.experiment.train_point import StepReport, save_weights
 from paretune.files import write_jsonl
 from paretune.models import gpu, load_model_and_tokenizer
 from paretune.spend import Spend, Watch

@@ -9,9 +9,9 @@ from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # all are lazy
 
 from paretune.data.tokenization import TokenSequence
-from paretune.experiment.keep import StepReport
 from paretune.experiment.resume import Clock, train_to_end
 from paretune.experiment.setup import trl_arguments
+from paretune.experiment.train_point import StepReport
 from paretune.progress import Report
 from paretune.spend import Spend, Watch
 from paretune.training.checkpoints import CompleteCheckpoints

@@ -12,8 +12,8 @@ from paretune.baselines.context import Job
 from paretune.data.sampling import PairRows, Row
 from paretune.data.tokenization import TokenizedPairs
 from paretune.errors import InputError
-from paretune.experiment.keep import StepReport, free_memory, train_point
 from paretune.experiment.setup import build_trainer
+from paretune.experiment.train_point import StepReport, free_memory, train_point
 from paretune.files import read_objects
 from paretune.gradients import ObjectiveGradients
 from paretune.losses import PreferenceLoss

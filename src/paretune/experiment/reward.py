@@ -19,15 +19,15 @@ from paretune.data import PreferenceData
 from paretune.errors import InputError
 from paretune.evaluation.reward_models import RewardInput, RewardModelScorer
 from paretune.evaluation.scorers import normalise, pair_accuracy, text_of
-from paretune.experiment.keep import (
+from paretune.experiment.resume import Clock, train_to_end
+from paretune.experiment.setup import checked_arguments, lora_config, trl_arguments
+from paretune.experiment.train_point import (
     StepReport,
     drop_checkpoints,
     free_memory,
     save_weights,
     wait_for_all,
 )
-from paretune.experiment.resume import Clock, train_to_end
-from paretune.experiment.setup import checked_arguments, lora_config, trl_arguments
 from paretune.files import main_process, read_object, write_json, write_jsonl
 from paretune.models import load_model_and_tokenizer
 from paretune.progress import Report

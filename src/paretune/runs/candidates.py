@@ -78,7 +78,7 @@ def measure_base(recipe: Recipe, run: Path, progress: Progress | None = None) ->
 
     There are answers if the recipe wants them of its points.
     """
-    from paretune.experiment.keep import free_memory
+    from paretune.experiment.train_point import free_memory
     from paretune.runs.point import measure_point
 
     progress = progress or Silent()

@@ -159,7 +159,7 @@ def _run_task(
     task: _Task, run: Path, splits: "Mapping[Any, PreferenceData]", progress: Progress
 ) -> str | None:
     """Do what is left of a method with one seed; why it failed, or None."""
-    from paretune.experiment.keep import free_memory
+    from paretune.experiment.train_point import free_memory
 
     failure = None
     shared: list[str] = []
@@ -250,7 +250,7 @@ def _run_point(
 def _measure_base(
     recipe: Recipe, run: Path, splits: "Mapping[Any, PreferenceData]", progress: Progress
 ) -> None:
-    from paretune.experiment.keep import free_memory
+    from paretune.experiment.train_point import free_memory
     from paretune.runs.point import measure_point
 
     objectives = recipe.data.objectives

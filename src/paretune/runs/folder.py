@@ -309,6 +309,6 @@ def _now() -> str:
 
 def _wait_for_all() -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from paretune.experiment.keep import wait_for_all
+        from paretune.experiment.train_point import wait_for_all
 
         wait_for_all()

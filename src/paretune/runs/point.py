@@ -11,9 +11,9 @@ from paretune.data.messages import distinct_prompts
 from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
 from paretune.errors import InputError
 from paretune.evaluation.generation import generate_answers
-from paretune.experiment.keep import StepReport, train_point, wait_for_all
 from paretune.experiment.reward_sources import recipe_scorers
 from paretune.experiment.setup import build_trainer
+from paretune.experiment.train_point import StepReport, train_point, wait_for_all
 from paretune.experiment.weights import load_weights
 from paretune.files import main_process, read_object, write_json
 from paretune.progress import Phase, Report

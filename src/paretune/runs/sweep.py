@@ -74,9 +74,9 @@ def _run_points(
     pending: Sequence[PlannedPoint],
     progress: Progress,
 ) -> None:
-    from paretune.experiment.keep import free_memory
     from paretune.experiment.reward_sources import check_sources
     from paretune.experiment.setup import training_arguments
+    from paretune.experiment.train_point import free_memory
     from paretune.runs.point import run_point
 
     run = folder.path
@@ -132,7 +132,7 @@ def evaluate_run(
     with folder.session(fresh=fresh):
         pending = [point for point in planned if not folder.finished(point.path)]
         if pending:
-            from paretune.experiment.keep import free_memory
+            from paretune.experiment.train_point import free_memory
             from paretune.runs.point import measure_point
 
             data = load_splits(recipe, folder, run)[split]
