@@ -31,6 +31,7 @@ def clamp(tmp_path: Path, tiny_lora: Any, tokenizer: Any, random_pairs: Any) -> 
         **options: Any,
     ) -> ClampTrainer:
         settings: dict[str, Any] = {
+            "mu": 100.0,
             "max_steps": 4,
             "learning_rate": 1e-2,
             "per_device_train_batch_size": 3,
@@ -353,7 +354,7 @@ def test_mistakes_are_named(clamp: Any, random_pairs: Any, tiny_lora: Any) -> No
     with pytest.raises(InputError, match="longer than max_length=4"):
         clamp(max_length=4)
     with pytest.raises(InputError, match="mu_final together with a mu_schedule"):
-        ClampConfig(mu_final=1.0, use_cpu=True)
+        ClampConfig(mu=100.0, mu_final=1.0, use_cpu=True)
     with pytest.raises(InputError, match="nadir needs an ideal point"):
         ClampConfig(nadir={"one": 1.0}, use_cpu=True)
     with pytest.raises(InputError, match="per_device_train_batch_size must be at least 1, not 0"):
