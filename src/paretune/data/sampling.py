@@ -141,7 +141,7 @@ def _match(pairs: Mapping[str, PairIndex], lists: Mapping[str, list[int]]) -> li
 class PairCollator:
     """Turns rows into a batch in which each distinct sequence stands once.
 
-    Returns the tensors of :func:`~paretune.data.tokenization.pad_sequences`, ``reference`` ``(N,)``
+    Returns the tensors of `pad_sequences`, ``reference`` ``(N,)``
     where the data has it, and ``pairs``: per objective ``chosen`` and ``rejected`` ``(B,)``,
     positions among the N sequences, ``weight`` ``(B,)``, and ``offset`` ``(B,)`` where the data has
     it.

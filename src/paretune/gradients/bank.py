@@ -13,7 +13,7 @@ _CHUNK = 65_536  # columns per float32 product; their sums are taken in float64
 class GradientBank:
     """M gradients in float32, accumulated over micro-batches and processes.
 
-    What is accumulated are weighted *sums* over pairs; :meth:`finish` divides by the total weights,
+    What is accumulated are weighted *sums* over pairs; `finish` divides by the total weights,
     so micro-batches and processes with unequal numbers of pairs are averaged correctly.
 
     Args:
@@ -38,7 +38,7 @@ class GradientBank:
             self.blocks.append(self._buffer[start:end].view(n_objectives, *parameter.shape))
             start = end
         self.losses = torch.zeros(n_objectives, dtype=torch.float64)
-        """Sums of weighted losses; mean losses after :meth:`finish`."""
+        """Sums of weighted losses; mean losses after `finish`."""
         self.totals = torch.zeros(n_objectives, dtype=torch.float64)
         """Sums of the pairs' weights."""
 

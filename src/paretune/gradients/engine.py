@@ -26,7 +26,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05}
 
 
 class ObjectiveGradients:
-    """Fills a :class:`GradientBank` with the M gradients of a batch.
+    """Fills a `GradientBank` with the M gradients of a batch.
 
     Args:
         model: The policy; its trainable parameters are those that require gradients now.

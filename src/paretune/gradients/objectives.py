@@ -20,7 +20,7 @@ def loss_sums(
 
     Args:
         logps: ``(N,)`` log-probabilities of the batch's sequences.
-        batch: As :class:`paretune.data.sampling.PairCollator` makes it.
+        batch: As `PairCollator` makes it.
         losses: Per objective its loss; the order is that of the result.
     """
     responses = Scored(logps, batch["lengths"], batch.get("reference"))

@@ -30,7 +30,7 @@ class OnePass:
 
     Args:
         model: Its trainable parameters must all belong to ``nn.Linear`` layers; see
-            :func:`unsupported_reason`.
+            `unsupported_reason`.
         bank: Receives the gradients; its parameters are the model's trainable ones.
     """
 
@@ -154,7 +154,7 @@ class _CapturedLinear(torch.autograd.Function):
 
 
 def unsupported_reason(model: nn.Module) -> str | None:
-    """Why :class:`OnePass` is not exact for a model's trainable parameters; None if it is.
+    """Why `OnePass` is not exact for a model's trainable parameters; None if it is.
 
     It needs every trainable parameter to be the weight or bias of an ``nn.Linear`` that is called
     as a module, outside the output embeddings (LoRA's A and B are; DoRA's magnitudes, embeddings

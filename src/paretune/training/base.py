@@ -39,8 +39,8 @@ class BaseTrainer(Trainer):
     """A ``transformers.Trainer`` whose steps are its own: it sets the gradients by itself.
 
     Args:
-        model, tokenizer: As from :func:`load_trainable`.
-        args: See :class:`~paretune.training.config.CommonConfig`.
+        model, tokenizer: As from `load_trainable`.
+        args: See `CommonConfig`.
         rows: Training rows, and `collate`, which makes a batch of some.
         eval_data: Kept as ``self.eval_dataset``.
         callbacks, optimizers: As in ``transformers.Trainer``.
@@ -329,7 +329,7 @@ class BaseTrainer(Trainer):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore :meth:`state_dict`; called when a run is resumed."""
+        """Restore `state_dict`; called when a run is resumed."""
         self.nonfinite_steps = int(state["nonfinite_steps"])
         self.totals = Totals.from_json(state["totals"])
 

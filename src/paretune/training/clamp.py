@@ -16,8 +16,8 @@ from paretune.training.trainer import MultiObjectiveTrainer, Pairs
 class ClampTrainer(MultiObjectiveTrainer):
     """Trains with CLAMP: ``λ* = argmin ‖G(p∘λ)‖² − μ λᵀ(p∘F)``, then a step along ``G(p∘λ*)``.
 
-    Arguments as for :class:`~paretune.training.MultiObjectiveTrainer`, with a
-    :class:`~paretune.training.ClampConfig`.
+    Arguments as for `MultiObjectiveTrainer`, with a
+    `ClampConfig`.
     """
 
     def __init__(

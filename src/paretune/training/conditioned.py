@@ -40,7 +40,7 @@ from paretune.training.trainer import MultiObjectiveTrainer, Pairs
 
 @dataclass
 class ConditionedConfig(MultiObjectiveConfig):
-    """Arguments of :class:`ConditionedTrainer`.
+    """Arguments of `ConditionedTrainer`.
 
     ``preference`` is left out: all of them are trained.
     """
@@ -76,10 +76,10 @@ class ConditionedTrainer(MultiObjectiveTrainer):
     Each row of a batch has a preference p of its own, from a sequence that covers the simplex
     evenly; a step minimises the mean over rows of ``Σ_m p_m f_m`` with the gate at p.
 
-    Arguments that are not listed are those of :class:`~paretune.training.MultiObjectiveTrainer`.
+    Arguments that are not listed are those of `MultiObjectiveTrainer`.
 
     Args:
-        args: See :class:`ConditionedConfig`.
+        args: See `ConditionedConfig`.
         peft_config: The LoRA of a block: r and alpha are a block's; the adapter has rank M·r.
 
     Raises:
@@ -222,7 +222,7 @@ class ConditionedTrainer(MultiObjectiveTrainer):
         return fold(get_peft_model_state_dict(self.model), self.gate, position)
 
     def save_adapter(self, position: Sequence[float], folder: str | Path) -> None:
-        """Write :meth:`adapter` as a folder that PEFT loads."""
+        """Write `adapter` as a folder that PEFT loads."""
         self.model.save_pretrained(str(folder))
         write_gates(Path(folder), self.gate, self.objectives)
         fold_adapter(Path(folder), Path(folder), position)

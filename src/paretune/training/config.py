@@ -130,7 +130,7 @@ class CommonConfig(TrainingArguments):
 
 @dataclass
 class MultiObjectiveConfig(CommonConfig):
-    """Arguments of :class:`~paretune.training.MultiObjectiveTrainer`.
+    """Arguments of `MultiObjectiveTrainer`.
 
     Every field is also a key of a recipe's ``train`` section.
     """
@@ -219,7 +219,7 @@ class MultiObjectiveConfig(CommonConfig):
 
 @dataclass
 class ClampConfig(ClampOptions, MultiObjectiveConfig):
-    """Arguments of :class:`~paretune.training.ClampTrainer`: CLAMP's Eq. 6 and options."""
+    """Arguments of `ClampTrainer`: CLAMP's Eq. 6 and options."""
 
     def __post_init__(self) -> None:
         MultiObjectiveConfig.__post_init__(self)
@@ -230,7 +230,7 @@ class ClampConfig(ClampOptions, MultiObjectiveConfig):
 
 @dataclass
 class DataWeightingConfig(CommonConfig):
-    """Arguments of :class:`~paretune.training.DataWeightingTrainer`.
+    """Arguments of `DataWeightingTrainer`.
 
     ``preference`` weighs the validation criteria; ``learning_rate`` and all that belongs to the
     optimiser are those of the trained parameters; ``per_device_train_batch_size`` is the number of

@@ -60,14 +60,14 @@ class DataWeightingTrainer(BaseTrainer):
     trainer's optimiser, schedule and clipping, x by an Adam of its own.
 
     The model's losses on the validation rows are no honest measure while ‖∇_y g‖ is above zero,
-    since y is trained on them: compare :meth:`evaluate` before and after :meth:`polish`.
+    since y is trained on them: compare `evaluate` before and after `polish`.
 
     Args:
         model: A causal language model, its name or path, or a PEFT model whose adapter to train.
-        args: See :class:`~paretune.training.DataWeightingConfig`.
+        args: See `DataWeightingConfig`.
         train_dataset: Per training set, rows with ``prompt`` and ``completion`` (plain or
             conversational).
-        validation_dataset: The same per criterion; the default of :meth:`evaluate`, too.
+        validation_dataset: The same per criterion; the default of `evaluate`, too.
         processing_class: The tokenizer; loaded with the model if that is given by name.
         peft_config: Adds an adapter to train; without one all weights are trained.
         callbacks: As in ``transformers.Trainer``.
@@ -269,7 +269,7 @@ class DataWeightingTrainer(BaseTrainer):
         Args:
             steps: The budget.
             tol: On ‖∇_y g‖.
-            eval_dataset: As in :meth:`evaluate`, for the report's losses.
+            eval_dataset: As in `evaluate`, for the report's losses.
         """
         full = partial(
             all_of,

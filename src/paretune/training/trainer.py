@@ -47,10 +47,10 @@ class MultiObjectiveTrainer(BaseTrainer):
 
     Args:
         model: A causal language model, its name or path, or a PEFT model whose adapter to train.
-        args: See :class:`~paretune.training.MultiObjectiveConfig`.
+        args: See `MultiObjectiveConfig`.
         train_dataset: Per objective, rows with ``prompt``, ``chosen``, ``rejected`` (plain or
             conversational) and optionally ``weight``.
-        eval_dataset: The same for validation; the default of :meth:`evaluate`.
+        eval_dataset: The same for validation; the default of `evaluate`.
         processing_class: The tokenizer; loaded with the model if that is given by name.
         peft_config: Adds an adapter to train; without one all weights are trained.
         weighting: How the gradients are combined; default ``Linear()``: ``Σ p_m g^m``.
@@ -65,7 +65,7 @@ class MultiObjectiveTrainer(BaseTrainer):
 
     args: MultiObjectiveConfig
     overall_measures: Sequence[str] = ("chebyshev",)
-    """What :meth:`evaluate` returns of all objectives together."""
+    """What `evaluate` returns of all objectives together."""
 
     def __init__(
         self,
@@ -132,9 +132,9 @@ class MultiObjectiveTrainer(BaseTrainer):
     # ------------------------------------------------------------------ data
 
     def prepare(self, dataset: Pairs) -> TokenizedPairs:
-        """Tokenise a data set and attach its reference log-probabilities, for :meth:`evaluate`.
+        """Tokenise a data set and attach its reference log-probabilities, for `evaluate`.
 
-        With full fine-tuning call it before :meth:`train`: afterwards the reference is gone.
+        With full fine-tuning call it before `train`: afterwards the reference is gone.
         """
         pairs = self._tokenize(dataset, self.args)
         self._attach_reference(pairs, "evaluation")
@@ -358,7 +358,7 @@ class MultiObjectiveTrainer(BaseTrainer):
         return self._note(self.measure(pairs, metric_key_prefix))
 
     def measure(self, pairs: TokenizedPairs, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """What :meth:`evaluate` returns, of prepared pairs, without logging it."""
+        """What `evaluate` returns, of prepared pairs, without logging it."""
         logps = self._score(pairs.sequences, "evaluating")
         lengths = torch.tensor([sequence.completion_length for sequence in pairs.sequences])
         responses = Scored(logps, lengths, pairs.reference)
