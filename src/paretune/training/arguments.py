@@ -139,6 +139,10 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "eval_steps": (0, math.inf, False),
     "eval_delay": (0, math.inf, True),
     "save_total_limit": (1, math.inf, True),
+    "warmup_ratio": (0, math.inf, True),
+    "torch_empty_cache_steps": (1, math.inf, True),
+    "eval_accumulation_steps": (1, math.inf, True),
+    "ddp_bucket_cap_mb": (1, math.inf, True),
     "dataloader_num_workers": (0, math.inf, True),
     "dataloader_prefetch_factor": (1, math.inf, True),
     "ddp_timeout": (0, math.inf, False),
@@ -162,10 +166,8 @@ def check_fields(args: TrainingArguments) -> None:
         if name in REFUSED and not _as_default(field, value):
             raise InputError(f"{name} does not apply to {type(args).__name__}: {REFUSED[name]}.")
         _check_kind(name, value, hints[name])
-        if name in _RANGES and value is not None:
-            _check_range(name, value)
-    if args.max_steps != -1 and args.max_steps < 1:
-        raise InputError(f"max_steps must be at least 1 (or -1: by epochs), not {args.max_steps}.")
+        if fault := range_fault(name, value):
+            raise InputError(f"{name} must be {fault}.")
     check_choice("train_sampling_strategy", args.train_sampling_strategy, ("random", "sequential"))
     if args.dataloader_persistent_workers and args.dataloader_num_workers == 0:
         raise InputError("dataloader_persistent_workers needs dataloader_num_workers above 0.")
@@ -230,13 +232,18 @@ def _check_kind(name: str, value: Any, hint: Any) -> None:
         raise InputError(f"{name} must be True or False, not {value!r}.")
 
 
-def _check_range(name: str, value: Any) -> None:
+def range_fault(name: str, value: Any) -> str | None:
+    """What a number given for a field must be, if it is out of range: ``"above 0, not -1"``."""
+    if name == "max_steps":
+        return None if value >= 1 or value == -1 else f"at least 1 (or -1: by epochs), not {value}"
+    if name not in _RANGES or value is None:
+        return None
     low, high, inclusive = _RANGES[name]
     if (low <= value if inclusive else low < value) and value < high:
-        return
+        return None
     lower = f"at least {low:g}" if inclusive else f"above {low:g}"
     upper = "" if high == math.inf else f" and below {high:.15g}"
-    raise InputError(f"{name} must be {lower}{upper}, not {value}.")
+    return f"{lower}{upper}, not {value}"
 
 
 def lasting(args: TrainingArguments) -> dict[str, Any]:
