@@ -18,8 +18,9 @@ import torch
 from paretune.errors import InputError
 from paretune.recipes import Recipe, load_recipe
 from paretune.results.front import Front
+from paretune.runs.folder import RunFolder
 from paretune.runs.plan import plan, warm_start
-from paretune.runs.sweep import evaluate_run, run_sweep
+from paretune.runs.sweep import _note_left_out, evaluate_run, run_sweep
 
 WORDS = ["red", "blue", "cat", "dog", "tea", "milk", "sun", "moon", "rain", "wind", "run", "walk"]
 
@@ -136,6 +137,19 @@ def test_the_run_folder(finished: Path, tiny: Path) -> None:
     assert front.objectives == ("harmless", "helpful")
     assert front.points[0].training["steps"] == 8
     assert front.points[0].metrics["helpful"].loss != front.points[1].metrics["helpful"].loss
+
+
+def test_what_trainings_left_out_is_in_the_manifest(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_bytes((finished / "manifest.json").read_bytes())
+    front = Front.read(finished / "front.json")
+    nothing = {"given": 32, "too_long": 0, "equal": 0, "cut": 0, "unread": {}, "unmatched": 0}
+    assert front.points[0].training["pairs"] == {"harmless": nothing, "helpful": nothing}
+    for point, unmatched in zip(front.points, (3, 5), strict=True):
+        point.training["pairs"]["helpful"] |= {"too_long": 1, "unmatched": unmatched}
+    _note_left_out(front, RunFolder(tmp_path, None))
+    train = json.loads((tmp_path / "manifest.json").read_text())["data"]["train"]
+    assert (train["too_long"], train["unmatched"]) == ({"helpful": 1}, {"helpful": 5})
+    assert "cut" not in train
 
 
 def test_adapters_load_with_peft_alone(finished: Path, tiny: Path) -> None:

@@ -17,6 +17,11 @@ _COUNTS = {
     "na_dropped": "not rated (N/A)",
     "unpaired": "prompts without a pair",
     "conflicts": "conflict rate",
+    "unread_columns": "rows with a column that nobody reads",
+    "too_long": "pairs too long to train on",
+    "equal": "pairs whose responses are the same tokens",
+    "cut": "pairs with a response cut off",
+    "unmatched": "pairs without a counterpart in joint rows",
 }
 _TIE_RULES = {"drop": "left out", "first": "won by the first response"}
 

@@ -64,7 +64,10 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
             front = read_front(run)
             if len(front.points) == len(planned):  # else `evaluate` wrote it half-way
                 return front
-        return _publish(_collect(recipe, run, planned, "test"), folder)
+        front = _collect(recipe, run, planned, "test")
+        if pending:
+            _note_left_out(front, folder)
+        return _publish(front, folder)
 
 
 def _run_points(
@@ -189,6 +192,23 @@ def _join(recipe: "Recipe", run: Path) -> None:
 
         first = plan(recipe)[0]
         training_arguments(recipe, first.preference, first.seed, run)
+
+
+def _note_left_out(front: Front, folder: RunFolder) -> None:
+    """Add to the manifest's counts of the training split what trainings left out of it or cut.
+
+    Joint rows depend on the preference: the most of any point counts.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for point in front.points:
+        for objective, became in (point.training.get("pairs") or {}).items():
+            for key in ("too_long", "equal", "cut", "unmatched"):
+                if became[key]:
+                    most = found.setdefault(key, {})
+                    most[objective] = max(became[key], most.get(objective, 0))
+    if found:
+        counts = folder.manifest["data"]
+        folder.note(data={**counts, "train": {**counts["train"], **found}})
 
 
 def _collect(recipe: "Recipe", run: Path, planned: Sequence[PlannedPoint], split: str) -> Front:
