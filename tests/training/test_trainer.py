@@ -359,3 +359,12 @@ def test_mistakes_are_named(clamp: Any, random_pairs: Any, tiny_lora: Any) -> No
         ClampConfig(nadir={"one": 1.0}, use_cpu=True)
     with pytest.raises(InputError, match="per_device_train_batch_size must be at least 1, not 0"):
         clamp(per_device_train_batch_size=0)
+
+
+def test_steps_at_a_vertex_are_told(clamp: Any, caplog: pytest.LogCaptureFixture) -> None:
+    clamp({"one": 0.8, "two": 0.2}, mu=1e4).train()
+    assert "at a vertex in 100 % of the steps" in caplog.text
+    caplog.clear()
+    clamp({"one": 0.8, "two": 0.2}, mu="auto", folder="auto").train()
+    clamp({"one": 1.0, "two": 0.0}, mu=1e4, folder="end").train()
+    assert "vertex" not in caplog.text

@@ -89,7 +89,10 @@ def measure_point(
     """
     report("prepare", 0.0)
     recipe = _with_adapter(recipe, source)
-    # The trainer wants training data; what is measured will do, and is prepared once.
+    # The trainer wants training data; what is measured will do, and is prepared once. Nothing is
+    # trained, so its rows need no counterparts.
+    train = recipe.train | {"sampling": "independent"}
+    recipe = recipe.model_copy(update={"train": train})
     splits = {"train": data, "validation": data}
     scoring = _Scoring(report, (0.0, 1.0))
     trainer = build_trainer(

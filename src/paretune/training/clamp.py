@@ -1,5 +1,6 @@
 """CLAMP: multi-gradient alignment steered by a weighted Chebyshev term (Algorithm 1, Eq. 6)."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -11,6 +12,10 @@ from paretune.errors import InputError
 from paretune.moo.weightings import ClampOptions, ClampState, Weights
 from paretune.training.config import ClampConfig
 from paretune.training.trainer import MultiObjectiveTrainer, Pairs
+
+logger = logging.getLogger(__name__)
+
+_MOSTLY = 0.5  # of the steps
 
 
 class ClampTrainer(MultiObjectiveTrainer):
@@ -61,6 +66,18 @@ class ClampTrainer(MultiObjectiveTrainer):
         assert self.clamp.mu_now is not None
         self._step_logs["clamp/mu"].append(self.clamp.mu_now)
         return weights
+
+    def train(self, *args: Any, **named: Any) -> Any:
+        """As the base class does; warns where λ* was mostly at a vertex."""
+        result = super().train(*args, **named)
+        share = self.totals.summary()["vertex_share"]
+        if share > _MOSTLY and len(self.live) > 1:
+            logger.warning(
+                "λ* was at a vertex in %.0f %% of the steps: this point is nearly that of training "
+                "on one objective alone. mu='auto' keeps λ* inside.",
+                100 * share,
+            )
+        return result
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "clamp": self.clamp.state_dict()}
