@@ -101,6 +101,7 @@ def sides(batch: dict[str, Any], name: str) -> list[Any]:
     return [[token for token in ids[row].tolist() if token != 0] for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [True, False])
 def test_all_methods_see_the_same_batches(make: Callable[..., Any], shared: bool) -> None:
     modpo = partial(OneObjectiveTrainer, trained="two", loss=DPO(temperature=0.5))

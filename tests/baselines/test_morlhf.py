@@ -67,6 +67,7 @@ def word(name: str, std: float = 1.0) -> Normalised:
     return Normalised(FunctionScorer(name, lambda _, text: std * (text == name)), 0.0, std)
 
 
+@pytest.mark.slow
 def test_the_preference_decides_which_of_two_rewards_wins(
     tiny_llama: Callable[..., Any], tokenizer: Any
 ) -> None:
@@ -109,6 +110,7 @@ def test_the_preference_decides_which_of_two_rewards_wins(
     assert shares[1][1] > 0.8 > 0.2 > shares[1][0]
 
 
+@pytest.mark.slow
 def test_a_point_is_an_adapter_and_is_trained_once(make_job: Callable[..., Job]) -> None:
     job = make_job()
     options(stop_kl=None).train(job, [P, CORNER])
@@ -144,6 +146,7 @@ def test_a_point_is_an_adapter_and_is_trained_once(make_job: Callable[..., Job])
     assert (job.point(P) / "training.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_adapter(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +171,7 @@ def test_a_killed_run_goes_on_to_the_same_adapter(
         assert len((cut.point(P) / "log.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_without_steps_the_budget_of_all_methods_is_spent(make_job: Callable[..., Job]) -> None:
     job = make_job()
     options(steps=None, batch_size=16, mini_batch_size=8, epochs=4).train(job, [P])
@@ -181,6 +185,7 @@ def test_without_steps_the_budget_of_all_methods_is_spent(make_job: Callable[...
     assert sum(spent[:-1]) < budget <= sum(spent)
 
 
+@pytest.mark.slow
 def test_single_objective_adapters_are_shared(make_job: Callable[..., Job]) -> None:
     job = make_job()
     folder = morlhf.single_objective(job, "concise", options())
@@ -192,6 +197,7 @@ def test_single_objective_adapters_are_shared(make_job: Callable[..., Job]) -> N
     assert equal(weights(folder), weights(job.point(CORNER)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # other libraries'
 def test_rloo_trains_an_adapter_and_goes_on(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch

@@ -314,6 +314,7 @@ def run(ppo: PPO) -> PPO:
     return ppo
 
 
+@pytest.mark.slow
 def test_the_best_word_gets_nearly_all_the_probability(
     make_model: Callable[[], Any], tokenizer: Any
 ) -> None:
@@ -332,6 +333,7 @@ def test_the_best_word_gets_nearly_all_the_probability(
     assert ppo.log[-1]["positive"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_penalised_optimum_is_the_tilted_reference(
     make_model: Callable[[], Any], tokenizer: Any
 ) -> None:
@@ -402,6 +404,7 @@ def test_the_reference_is_the_base_and_stays_so(
         assert name not in base or torch.equal(parameter, base[name])
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(make_model: Callable[[], Any], tokenizer: Any, tmp_path) -> None:
     def fresh(seed: int = 0) -> PPO:
         return PPO(make_model(), tokenizer, PROMPTS[:5], LETTERS, settings(), seed)

@@ -140,6 +140,7 @@ def test_scores_in_a_prompt_can_be_read_back(prompt: Any) -> None:
     assert bare == (prompt if isinstance(prompt, str) else prompt[-1]["content"])
 
 
+@pytest.mark.slow
 def test_one_adapter_for_all_points_gone_on_with_at_every_stage(
     make_job: Callable[..., Job], short_answers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def test_one_adapter_for_all_points_gone_on_with_at_every_stage(
     assert all(torch.equal(first[name], again[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_mistakes(
     make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

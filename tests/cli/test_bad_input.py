@@ -172,6 +172,7 @@ OVERRIDES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("override", OVERRIDES)
 def test_values_that_do_not_fit(override: str, run: Run, tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
@@ -211,6 +212,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "content"), [(name, each) for name, contents in FILES.items() for each in contents]
 )

@@ -63,6 +63,7 @@ def test_mistakes_exit_with_code_2(arguments: list[str], words: str) -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.slow
 def test_yaml_and_data_mistakes(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text("data: {loader: demo\nsweep: 1")
@@ -75,6 +76,7 @@ def test_yaml_and_data_mistakes(tmp_path: Path) -> None:
     assert "absent.jsonl does not exist" in result.stderr
 
 
+@pytest.mark.slow
 def test_recipes_are_listed_and_printed() -> None:
     listed = run("recipes").stdout
     assert {line.split()[0] for line in listed.splitlines()} >= {"demo", "saferlhf_clamp"}

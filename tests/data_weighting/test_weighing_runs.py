@@ -22,6 +22,8 @@ from paretune.progress import Silent
 from paretune.recipes.data_weighting import METHODS, WeighRecipe, load_weigh_recipe
 from paretune.recipes.reading import shipped_recipes
 
+pytestmark = pytest.mark.slow
+
 TARGETS = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [-1.0, -1.0, 2.0]], dtype=torch.float64)
 
 

@@ -26,6 +26,8 @@ from paretune.recipes import Recipe, load_recipe
 from paretune.recipes.rewards import RewardSource
 from paretune.runs.reward import run_rewards
 
+pytestmark = pytest.mark.slow
+
 WORDS = ["cat", "dog", "tea", "milk", "sun", "moon", "rain", "wind", "run", "walk"]
 
 

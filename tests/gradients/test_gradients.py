@@ -49,6 +49,7 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dpo", "ipo", "cpo", "simpo"])
 @pytest.mark.parametrize("shared", [True, False])
 def test_one_pass_equals_separate_passes(

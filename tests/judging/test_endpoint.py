@@ -132,6 +132,7 @@ class Misbehaving:
         return True
 
 
+@pytest.mark.slow
 def test_every_rating_is_accounted_for(
     serve: Any,
     run_folder: Any,
@@ -231,6 +232,7 @@ def kept(run: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_killed_run_pays_for_nothing_twice(serve: Any, run_folder: Any, reply: Any) -> None:
     run = run_folder(125, points=1)
     gate = Gate(Misbehaving(reply), most=300)
@@ -254,6 +256,7 @@ def test_a_killed_run_pays_for_nothing_twice(serve: Any, run_folder: Any, reply:
     assert_no_key(run, printed)
 
 
+@pytest.mark.slow
 def test_ctrl_c_takes_in_what_is_paid_for(serve: Any, run_folder: Any, reply: Any) -> None:
     run = run_folder(60, points=1)
     gate = Gate(Misbehaving(reply), most=20)

@@ -89,6 +89,7 @@ def test_wins_do_not_depend_on_the_order() -> None:
     assert wins([{}]).rate is None
 
 
+@pytest.mark.slow
 def test_a_judge_of_places_gives_a_tie(serve: Any, run_folder: Any, reply: Any) -> None:
     run = run_folder(6, points=1)
     wanted = Wanted(aspects=(), pairs=True)
@@ -116,6 +117,7 @@ def test_a_judge_of_places_gives_a_tie(serve: Any, run_folder: Any, reply: Any) 
     assert "100.0 % [100.0, 100.0]" in shown
 
 
+@pytest.mark.slow
 def test_equal_answers_are_asked_once(serve: Any, run_folder: Any, reply: Any) -> None:
     run = run_folder(3, points=2)
     points = sorted((run / "points").iterdir())

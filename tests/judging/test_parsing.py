@@ -201,6 +201,7 @@ def test_thoughts_do_not_count(opened: str, closed: str, thought: str) -> None:
     assert refused(f"{opened}{thought}{closed}I'm sorry, I can't rate this.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("words", NOT_SAID)
 def test_no_number_is_made_of_what_is_none(frame: str, words: str) -> None:

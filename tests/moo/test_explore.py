@@ -20,6 +20,7 @@ from paretune.moo.indicators import hypervolume
 GRID = [(k / 22, 1 - k / 22) for k in range(1, 22)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [
@@ -111,6 +112,7 @@ def test_restarts_find_the_global_solutions():
     assert len(preferences) * 4 * 5 < front.n_gradient_evaluations  # all runs are counted
 
 
+@pytest.mark.slow
 def test_unconstrained_methods():
     known = test_problems.fonseca_fleming()
     grid = [(k / 10, 1 - k / 10) for k in range(1, 10)]

@@ -71,6 +71,7 @@ def residual(problem, x, p, variables):
     ).norm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_no_other_multipliers_do_better(seed):
     """Nelder-Mead from the answer and from random starts, at a point that is no solution."""

@@ -131,6 +131,7 @@ def test_labels_neither_overlap_nor_leave_the_axes(seed: int) -> None:
     assert not any(box.contains(*pixel) for box in boxes for pixel in pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objectives", [("a", "b"), ("a", "b", "c")])
 def test_a_thousand_points_are_drawn_with_labels_at_some(
     tmp_path: Path, objectives: tuple[str, ...]

@@ -120,6 +120,7 @@ def test_answers_are_cut_to_the_room_there_is(sweep: Make, tmp_path: Path) -> No
     assert some == all_prompts[:2]
 
 
+@pytest.mark.slow
 def test_a_page_of_long_answers_and_logs_stays_below_8_mb(sweep: Make, tmp_path: Path) -> None:
     run = sweep(tmp_path / "two", TWO)
     for path in run.glob("points/*/answers.jsonl"):
@@ -284,6 +285,7 @@ def test_judges(sweep: Make, tmp_path: Path) -> None:
         assert text in page
 
 
+@pytest.mark.slow
 def test_the_command(sweep: Make, comparison: Make, tmp_path: Path) -> None:
     run = sweep(tmp_path / "two", TWO, divisions=1, base=True)
     cmp = comparison(tmp_path / "cmp", TWO, seeds=(0,), divisions=2)
@@ -344,6 +346,7 @@ def test_panels_of_a_log() -> None:
     assert panels(linear, ("a", "b")) == []
 
 
+@pytest.mark.slow
 def test_steps_as_a_figure(sweep: Make, tmp_path: Path) -> None:
     run = Run.read(sweep(tmp_path / "two", TWO, divisions=1))
     found = panels(run.log(next(run.points)[1]), TWO)
@@ -433,6 +436,7 @@ def test_a_users_own_card_is_kept(sweep: Make, tmp_path: Path) -> None:
     assert write_model_card(run, title, point) is None
 
 
+@pytest.mark.slow
 def test_one_objective_has_no_front_to_draw(sweep: Make, tmp_path: Path) -> None:
     from paretune.report.page import write_report
 

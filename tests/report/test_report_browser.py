@@ -73,6 +73,7 @@ def shown(page: Any) -> list[str]:
     return [str(text) for text in page.locator("#pairs .answer").all_inner_texts()]
 
 
+@pytest.mark.slow
 def test_clicking_a_point_shows_its_answers_beside_the_base_models(
     sweep: Make, opened: Open, tmp_path: Path
 ) -> None:
@@ -118,6 +119,7 @@ def test_what_models_write_stays_text(sweep: Make, opened: Open, tmp_path: Path)
     assert page.locator("body script").count() == 3
 
 
+@pytest.mark.slow
 def test_lists_and_buttons_do_what_a_click_does(
     comparison: Make, opened: Open, tmp_path: Path
 ) -> None:
@@ -148,6 +150,7 @@ def test_lists_and_buttons_do_what_a_click_does(
     assert page.locator("#step-plots .main-svg").count() >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "plots"), [(3, 4), (5, 2)])
 def test_three_and_more_objectives_on_a_phone_and_on_paper(
     sweep: Make, opened: Open, tmp_path: Path, count: int, plots: int

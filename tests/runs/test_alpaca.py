@@ -56,6 +56,7 @@ output_dir: {tmp_path / "run"}
     return open_run(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_generation_goes_on_where_it_was(choices: Choices, monkeypatch: pytest.MonkeyPatch) -> None:
     point = find_point(choices, "harmless0.20-helpful0.80")
     assert point is not None

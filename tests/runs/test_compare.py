@@ -88,6 +88,7 @@ def stamps(run: Path) -> dict[str, int]:
     return {str(path.relative_to(run)): path.stat().st_mtime_ns for path in found}
 
 
+@pytest.mark.slow
 def test_a_comparison_is_done_once(write: Callable[..., Path], tmp_path: Path) -> None:
     run, path = tmp_path / "run", write()
     first = run_compare(load_comparison(path))
@@ -131,6 +132,7 @@ def test_a_comparison_is_done_once(write: Callable[..., Path], tmp_path: Path) -
     assert set(saved["epsilon"]["MODPO"]) == {"CLAMP", "RACO", "Soups"}
 
 
+@pytest.mark.slow
 def test_methods_can_be_added_and_one_that_fails_fails_alone(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,6 +177,7 @@ def test_methods_can_be_added_and_one_that_fails_fails_alone(
     assert [path.name for path in (run / "cells").iterdir()] == ["linear-seed0"]
 
 
+@pytest.mark.slow
 def test_modpo_goes_on_where_it_was_cut(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -205,6 +208,7 @@ def test_modpo_goes_on_where_it_was_cut(
         assert not [*(tmp_path / run).rglob("checkpoints"), *(tmp_path / run).rglob("*.partial")]
 
 
+@pytest.mark.slow
 def test_no_checkpoints_are_left_behind(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +228,7 @@ def test_no_checkpoints_are_left_behind(
     assert not list((tmp_path / "run").rglob("checkpoints"))
 
 
+@pytest.mark.slow
 def test_range_normalised_clamp_may_be_the_first_that_is_unfinished(
     write: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +345,7 @@ def test_statistics() -> None:
     assert Spread.of([nan]) is None
 
 
+@pytest.mark.slow
 def test_an_entry_may_train_in_its_own_way(write: Callable[..., Path], tmp_path: Path) -> None:
     methods = """
 methods:
@@ -399,6 +405,7 @@ def test_a_method_that_is_asked_for_scores_is_noted() -> None:
     assert "PWG: the losses" not in text
 
 
+@pytest.mark.slow
 def test_one_conditioned_adapter_serves_every_point(
     write: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def damage(path: Path, how: str) -> None:
         path.write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_no_traceback(name: str, run: Path, paretune: Callable[[str], tuple[int, str]]) -> None:
     whole = (run / name).read_bytes()

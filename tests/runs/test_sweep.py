@@ -176,6 +176,7 @@ def test_a_finished_sweep_is_not_done_again_and_needs_no_torch(finished: Path, t
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_bit_for_bit(
     finished: Path, tiny: Path, recipe: Callable[..., Recipe]
 ) -> None:
@@ -209,6 +210,7 @@ def test_a_killed_sweep_goes_on_bit_for_bit(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["paretune.experiment.train_point._save", "paretune.runs.point._measure"]
 )
@@ -229,6 +231,7 @@ def test_stopped_between_training_and_metrics(
     assert [p.losses for p in front.points] == [p.losses for p in whole.points]
 
 
+@pytest.mark.slow
 def test_a_single_objective_is_what_its_weight_says(
     finished: Path, recipe: Callable[..., Recipe]
 ) -> None:
@@ -238,6 +241,7 @@ def test_a_single_objective_is_what_its_weight_says(
     assert digests(Path(alone.output_dir))[adapter] == digests(finished)[adapter]
 
 
+@pytest.mark.slow
 def test_another_recipe_is_refused_until_fresh(recipe: Callable[..., Recipe]) -> None:
     short = ("sweep.preferences=[[1, 0]]", "train.max_steps=1", "evaluation.generate=false")
     run_sweep(recipe(*short))
@@ -269,6 +273,7 @@ def test_a_recipe_that_could_not_begin_claims_no_folder(recipe: Callable[..., Re
             run_sweep(recipe(wrong))
 
 
+@pytest.mark.slow
 def test_evaluate_another_split(finished: Path, tiny: Path) -> None:
     recipe = load_recipe(finished / "recipe.yaml")
     target = finished / "evaluation-validation"
@@ -286,6 +291,7 @@ def test_evaluate_another_split(finished: Path, tiny: Path) -> None:
         evaluate_run(recipe, tiny / "absent")
 
 
+@pytest.mark.slow
 def test_evaluating_anew_gives_the_same(finished: Path, tmp_path: Path) -> None:
     recipe = load_recipe(finished / "recipe.yaml")
     front = evaluate_run(recipe, finished, "test", target=tmp_path / "again")
@@ -294,6 +300,7 @@ def test_evaluating_anew_gives_the_same(finished: Path, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_full_fine_tuning_with_warm_start_and_seeds(recipe: Callable[..., Recipe]) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -332,6 +339,7 @@ def test_warm_start_is_the_nearest_earlier_point(recipe: Callable[..., Recipe]) 
     assert names == [None, 0, 0, 1, None, 4, 4, 5]
 
 
+@pytest.mark.slow
 def test_a_run_stands_on_the_data_and_model_it_was_begun_with(tiny: Path, tmp_path: Path) -> None:
     """Whatever changes between two sessions is named, and put back the run resumes."""
     for name in ("model", "pairs.jsonl", "tiny.yaml"):

@@ -54,6 +54,7 @@ def adapter(trainer: Any) -> dict[str, torch.Tensor]:
     return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("basis", ["centred", "objectives"])
 @pytest.mark.parametrize("rslora", [False, True])
 def test_folded_adapter_is_the_gated_model(
@@ -93,6 +94,7 @@ def test_each_row_is_computed_at_its_own_position(tiny_lora: Any) -> None:
             assert torch.allclose(together[row], alone[0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradients", ["one_pass", "per_objective"])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -167,6 +169,7 @@ def test_rows_draw_on_where_training_stands(conditioned: Any, tmp_path: Path) ->
     assert np.allclose(np.concatenate(seen), spread_preferences(0, 16, 2, made.args.seed))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bit_for_bit_the_same(conditioned: Any, tmp_path: Path) -> None:
     whole = conditioned("whole", lora={"lora_dropout": 0.2})
     whole.train()
@@ -182,6 +185,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(conditioned: Any, tmp_path: 
         other.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objectives", [("one", "two"), ("one", "two", "three")])
 def test_training_steers(conditioned: Any, random_pairs: Any, objectives: tuple[str, ...]) -> None:
     made = conditioned(objectives=objectives, max_steps=30, save_strategy="no", learning_rate=1e-2)

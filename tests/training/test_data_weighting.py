@@ -103,6 +103,7 @@ class _Batches(TrainerCallback):
         self.seen.append([Batches.of(draws) for draws in zip(*micro, strict=True)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hvp", ["double", "finite_difference"])
 def test_takes_the_steps_of_the_stochastic_augmented_lagrangian(
     weigher: Any, tiny_lora: Any, hvp: str

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow  # they train in processes of their own
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 

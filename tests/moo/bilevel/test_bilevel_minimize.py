@@ -35,6 +35,7 @@ def height(objectives, p):
     return float((torch.tensor(p, dtype=torch.float64) * objectives).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("known", "p"), CASES)
 def test_augmented_closes_the_true_gap(known, p):
     result = minimize(known.problem, p, x0=(known.x0, known.y0))
@@ -48,6 +49,7 @@ def test_augmented_closes_the_true_gap(known, p):
     assert result.n_gradient_evaluations < 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("known", "p"), CASES[::3])
 def test_first_order_form_closes_the_true_gap(known, p):
     result = minimize(
@@ -63,6 +65,7 @@ def test_first_order_form_closes_the_true_gap(known, p):
     assert result.history.step.tolist()[-2:] != result.history.step.tolist()[-1:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [(0.5, 0.25, 0.25)])
 def test_plain_penalty_looks_better_than_the_optimum_and_is_worse(p):
     """With u = v = T^(1/4) its own value is below the optimum, its true one above."""
@@ -80,6 +83,7 @@ def test_plain_penalty_looks_better_than_the_optimum_and_is_worse(p):
     assert result.history.n_gradients.tolist()[1:] == pytest.approx([1200, 2400], abs=2)
 
 
+@pytest.mark.slow
 def test_stochastic_penalty_and_augmented_go_towards_the_optimum():
     known = quadratic_bilevel()
     p = (0.3, 0.7)

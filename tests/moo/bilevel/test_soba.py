@@ -37,6 +37,7 @@ def test_all_three_move_at_once_with_fading_steps():
     assert result.multipliers.tolist() == pytest.approx([0.5, 0.5])
 
 
+@pytest.mark.slow
 def test_it_ends_where_the_weighted_sum_is_least():
     known = quadratic_bilevel(p=2, q=3, n_objectives=2)
     result = SOBA(alpha=0.05, beta=0.4, decay=0.0).run(

@@ -25,6 +25,7 @@ def _in_the_hull(known, x):
     return float((min_norm_weights(rows) @ rows).norm()) < 1e-9 * float(rows.norm())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [MOML(inner_steps=60, beta=0.5), MOML(inner_steps=60, beta=0.5, alpha=0.1, optimizer=None)],

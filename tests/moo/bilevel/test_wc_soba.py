@@ -38,6 +38,7 @@ def _chebyshev(known, lam):
     return found.x[:-1], found.fun
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.3, 0.7), (0.95, 0.05)])
 def test_it_ends_at_the_solution_the_preference_asks_for(weights):
     known = quadratic_bilevel(p=2, q=3, n_objectives=2)
@@ -52,6 +53,7 @@ def test_it_ends_at_the_solution_the_preference_asks_for(weights):
     assert result.multipliers.sum() == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_with_more_objectives_than_dimensions_it_still_goes_there():
     known = quadratic_bilevel(p=2, q=3, n_objectives=5)
     weights = (0.4, 0.15, 0.15, 0.15, 0.15)
@@ -62,6 +64,7 @@ def test_with_more_objectives_than_dimensions_it_still_goes_there():
     np.testing.assert_allclose(result.x[0], x, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_singular_lower_level():
     known = data_weighting()
     weights = (1 / 3, 1 / 3, 1 / 3)
