@@ -180,7 +180,7 @@ def test_killed_and_resumed_is_bit_for_bit_the_same(conditioned: Any, tmp_path: 
     again.train(resume_from_checkpoint=True)
     for name, tensor in adapter(whole).items():
         assert torch.equal(tensor, adapter(again)[name]), name
-    other = conditioned("part", basis="objectives")
+    other = conditioned("part", lora={"lora_dropout": 0.2}, basis="objectives")
     with pytest.raises(InputError, match="basis"):
         other.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
 
@@ -264,7 +264,7 @@ def test_one_pass_is_exact_under_gates_of_rows(tiny_lora: Any) -> None:
         ({"lora": {"bias": "lora_only"}}, "biases"),
         ({"lora": {"rank_pattern": {"q_proj": 3}}}, "differ between layers"),
         ({"preference": {"one": 0.5, "two": 0.5}}, "leave out args.preference"),
-        ({"basis": "central"}, "centred or objectives"),
+        ({"basis": "central"}, "did you mean 'centred'"),
         ({"evaluated_preferences": 1}, "at least 2"),
     ],
 )
@@ -273,6 +273,15 @@ def test_mistakes_are_one_sentence(
 ) -> None:
     with pytest.raises(InputError, match=message):
         conditioned(**options)
+
+
+def test_the_adapter_is_the_trainers_own(tiny_lora: Any, tokenizer: Any, tmp_path: Path) -> None:
+    args = ConditionedConfig(output_dir=str(tmp_path), use_cpu=True)
+    for model, config in ((tiny_lora(), LoraConfig(**LORA)), (tiny_lora().unload(), None)):
+        with pytest.raises(InputError, match="made by its trainer"):
+            ConditionedTrainer(
+                model, args, {"one": [], "two": []}, None, tokenizer, peft_config=config
+            )
 
 
 def test_damaged_gates_are_one_sentence(conditioned: Any, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ into the columns of B: what is exported is an ordinary LoRA.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field
@@ -111,10 +111,12 @@ class ConditionedTrainer(MultiObjectiveTrainer):
         args = copy(args)
         args.preference = dict.fromkeys(names, 1 / len(names))
         self.gate = Gate(len(names), args.basis)
-        if peft_config is not None:
-            peft_config = conditioned_config(peft_config, len(names))
-        elif getattr(model, "peft_config", None) is None:
-            raise InputError("A conditioned adapter needs peft_config, the LoRA of a block.")
+        if peft_config is None or getattr(model, "peft_config", None) is not None:
+            raise InputError(
+                "A conditioned adapter is made by its trainer: give the base model, and the LoRA "
+                "of a block as peft_config."
+            )
+        peft_config = conditioned_config(peft_config, len(names))
         super().__init__(
             model,
             args,
@@ -264,14 +266,3 @@ class ConditionedTrainer(MultiObjectiveTrainer):
         return measure_path(
             measure, len(self.objectives), meaning, points=points, extrapolate=extrapolate
         )
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "basis": self.gate.basis}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state.get("basis") != self.gate.basis:
-            raise InputError(
-                f"The checkpoint has a gate with basis={state.get('basis')!r}, not "
-                f"{self.gate.basis!r}: resume with the settings it was begun with."
-            )
-        super().load_state_dict(state)
