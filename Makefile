@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 
 # What a change is tried with: all but the tests that take long.
 check: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m 'not model and not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not model and not slow'
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
