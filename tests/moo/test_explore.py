@@ -143,4 +143,32 @@ def test_bad_input():
     with pytest.raises(InputError, match="as many weights"):
         explore(known.problem, [(0.5, 0.5), (0.2, 0.3, 0.5)], x0=known.x0)
     with pytest.raises(InputError, match="is 0"):
-        explore(known.problem, [(1.0, 0.0)], x0=known.x0)
+        explore(known.problem, [(1.0, 0.0)], "wc_penalty", x0=known.x0)
+
+
+@pytest.mark.parametrize("units", [(1.0, 1.0), (0.01, 100.0)])
+def test_normalised_the_units_of_the_objectives_do_not_matter(units):
+    known = test_problems.toy()
+    factors = torch.tensor(units, dtype=torch.float64)
+    problem = Problem(
+        lambda z: factors * known.problem.evaluate(z), constraints=known.problem.constraints
+    )
+    front = explore(problem, GRID, x0=known.x0, normalise=True)
+    assert front.converged
+    values = front.objectives / factors
+    exact = known.front(2000)
+    scale = front.normalization
+    np.testing.assert_allclose(scale.ideal / units, exact.min(0), rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(scale.nadir / units, exact.max(0), rtol=0.1)
+    ends = exact.min(0), exact.max(0)
+    placed = (values.numpy() - ends[0]) / (ends[1] - ends[0])
+    weighed = np.array(GRID) * (placed + 1e-3)
+    assert np.abs(weighed[:, 0] / weighed[:, 1] - 1).max() < 0.25  # each on the ray of its p
+    assert scale.runs[0].n_gradient_evaluations < front.n_gradient_evaluations
+
+
+def test_normalising_needs_the_method_that_can():
+    known = test_problems.toy()
+    for method in ("wc_penalty", None):
+        with pytest.raises(InputError, match="needs method 'wc_augmented', without a shift"):
+            explore(known.problem, GRID, method, x0=known.x0, shift=1.0, normalise=True)

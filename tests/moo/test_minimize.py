@@ -37,7 +37,7 @@ def test_clamp_reaches_the_chebyshev_point(make, p1):
 @pytest.mark.parametrize("p", [(0.2, 0.3, 0.5), (0.6, 0.2, 0.2), (1 / 3, 1 / 3, 1 / 3)])
 def test_clamp_with_three_objectives(p):
     known = test_problems.sphere3()
-    found = minimize(known.problem, p, x0=known.x0, steps=300, lr=0.3)
+    found = minimize(known.problem, p, "clamp", x0=known.x0, steps=300, lr=0.3)
     np.testing.assert_allclose(found.objectives, known.chebyshev(p), atol=1e-4)
 
 
@@ -101,7 +101,7 @@ def test_mgda_stops_on_the_pareto_set_whatever_the_preference():
 
 def test_theorem_5_4_measure_falls_at_least_like_one_over_t():
     known = test_problems.convex_pair()
-    found = minimize(known.problem, [0.4, 0.6], x0=known.x0, steps=400, lr=0.05, tol=0.0)
+    found = minimize(known.problem, [0.4, 0.6], "clamp", x0=known.x0, steps=400, lr=0.05, tol=0.0)
     running = found.history.min_norm.cumsum(0) / torch.arange(1, 402)
     times = torch.tensor([50, 100, 200, 400])
     slopes = running[times].log().diff() / times.log().diff()
@@ -114,7 +114,9 @@ def test_imbalance_shrinks_at_the_stated_rate(rate):
     known = test_problems.convex_pair(1)
     p = torch.tensor([0.45, 0.55], dtype=torch.float64)
     start = torch.tensor([(p[0].sqrt() - p[1].sqrt()) / (p[0].sqrt() + p[1].sqrt()) + 1e-4])
-    found = minimize(known.problem, p.tolist(), x0=start, steps=1, lr=0.5, mu=rate / 0.5, tol=0.0)
+    found = minimize(
+        known.problem, p.tolist(), "clamp", x0=start, steps=1, lr=0.5, mu=rate / 0.5, tol=0.0
+    )
     before, after = (p * found.history.objectives).diff(dim=1)[:, 0].tolist()
     assert after / before == pytest.approx(1 - rate / 2, abs=1e-2)
 
@@ -127,7 +129,7 @@ def test_zero_preference_is_not_differentiated():
         return (z.detach() ** 2).sum()
 
     problem = Problem([lambda z: ((z - 1) ** 2).sum(), unwanted])
-    found = minimize(problem, [1.0, 0.0], x0=torch.zeros(2, 2), lr=0.2, steps=200)
+    found = minimize(problem, [1.0, 0.0], "clamp", x0=torch.zeros(2, 2), lr=0.2, steps=200)
     assert torch.allclose(found.x, torch.ones(2, 2), atol=1e-5)
     assert found.x.dtype == torch.float32
     assert found.multipliers.tolist() == [1.0, 0.0]
@@ -136,7 +138,7 @@ def test_zero_preference_is_not_differentiated():
 
 def test_counts_and_history():
     known = test_problems.sphere3()
-    found = minimize(known.problem, [0.2, 0.3, 0.5], x0=known.x0, steps=7)
+    found = minimize(known.problem, [0.2, 0.3, 0.5], "clamp", x0=known.x0, steps=7)
     assert found.n_function_evaluations == 8
     assert found.n_gradient_evaluations == 24
     assert found.history.objectives.shape == found.history.multipliers.shape == (8, 3)
@@ -151,7 +153,7 @@ def test_given_jacobian_equals_autograd():
     by_hand = Problem(lambda z: ((z - centre) ** 2).sum(1), jacobian=lambda z: 2 * (z - centre))
     automatic = Problem(lambda z: ((z - centre) ** 2).sum(1))
     options = {"x0": torch.tensor([0.3, 2.0]), "steps": 20}
-    here, there = (minimize(p, [0.4, 0.6], **options) for p in (by_hand, automatic))
+    here, there = (minimize(p, [0.4, 0.6], "clamp", **options) for p in (by_hand, automatic))
     assert torch.allclose(here.x, there.x)
 
 
@@ -159,7 +161,7 @@ def test_given_jacobian_equals_autograd():
 def test_optimizers(optimizer):
     known = test_problems.convex_pair()
     found = minimize(
-        known.problem, [0.6, 0.4], x0=known.x0, steps=400, lr=0.05, optimizer=optimizer
+        known.problem, [0.6, 0.4], "clamp", x0=known.x0, steps=400, lr=0.05, optimizer=optimizer
     )
     np.testing.assert_allclose(found.objectives, known.chebyshev((0.6, 0.4)), atol=1e-2)
 
@@ -167,7 +169,7 @@ def test_optimizers(optimizer):
 def test_sgd_through_torch_equals_the_plain_step():
     known = test_problems.zdt2_smooth()
     plain, torch_sgd = (
-        minimize(known.problem, [0.6, 0.4], x0=known.x0, steps=50, optimizer=optimizer)
+        minimize(known.problem, [0.6, 0.4], "clamp", x0=known.x0, steps=50, optimizer=optimizer)
         for optimizer in (None, lambda z, lr: torch.optim.SGD(z, lr))
     )
     assert torch.allclose(plain.x, torch_sgd.x, rtol=0, atol=1e-14)
@@ -186,7 +188,7 @@ def test_method_object_and_state():
 
 def test_divergence_returns_the_last_finite_point():
     problem = Problem(lambda z: torch.stack([(z**4).sum(), ((z - 1) ** 4).sum()]))
-    found = minimize(problem, [0.5, 0.5], x0=[3.0], lr=10.0)
+    found = minimize(problem, [0.5, 0.5], "clamp", x0=[3.0], lr=10.0)
     assert not found.converged
     assert "no longer finite; try a smaller lr" in found.message
     assert torch.isfinite(found.x).all()
@@ -205,12 +207,14 @@ def good(z):
         (good, [0.5, 0.5], {"method": "magic"}, "Unknown method 'magic'"),
         (good, [0.5, 0.5], {"method": "mgda", "mu": 1.0}, "has no mu"),
         (good, [0.5, 0.5], {"method": Descent(MGDA()), "lr": 1.0}, "inside the method"),
-        (good, [0.5, 0.5], {"lr": 0.0}, "lr must be"),
-        (good, [0.5, 0.5], {"mu": -1.0}, "mu must be"),
-        (good, [0.5, 0.5], {"optimizer": "magic"}, "Unknown optimizer"),
+        (good, [0.5, 0.5], {"method": "clamp", "lr": 0.0}, "lr must be"),
+        (good, [0.5, 0.5], {"lr": 0.1}, "'wc_augmented' has no lr or optimizer"),
+        (good, [0.5, 0.5], {"method": "clamp", "mu": -1.0}, "mu must be"),
+        (good, [0.5, 0.5], {"method": "clamp", "optimizer": "magic"}, "Unknown optimizer"),
         (good, [0.5, 0.5], {"steps": -1}, "at least 0"),
         (good, [0.5, 0.5], {"x0": [math.nan]}, "x0 must be finite"),
-        (lambda z: good(z) / 0, [0.5, 0.5], {}, "not finite at x0"),
+        (lambda z: good(z) / 0, [0.5, 0.5], {}, "inf at the start point"),
+        (lambda z: good(z) / 0, [0.5, 0.5], {"method": "clamp"}, "not finite at x0"),
         (lambda z: z.sum(), [1.0], {}, r"shape \(M,\), got \(\)"),
         (lambda z: good(z.detach()), [0.5, 0.5], {}, "do not depend on z"),
         ([], [1.0], {}, "at least one objective"),
@@ -270,3 +274,19 @@ def test_problem_must_be_a_problem():
     with pytest.raises(InputError, match="jacobian"):
         minimize(Problem(good, jacobian=lambda z: z), [0.5, 0.5], x0=[0.0])
     assert Descent().weighting == Clamp(mu=1.0)
+
+
+@pytest.mark.parametrize("method", [None, "linear"])
+def test_any_number_of_objectives(method):
+    centres = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)).double()
+    problem = Problem(lambda z: ((z - centres) ** 2).sum(1) + 1)
+    p = [1 / 20] * 20
+    found = minimize(problem, p, method, x0=[0.0] * 3)
+    assert found.converged
+    if method == "linear":
+        torch.testing.assert_close(found.x, centres.mean(0), rtol=0, atol=1e-7)
+    for refused in ("clamp", "mgda"):
+        with pytest.raises(
+            InputError, match="at most 16 objectives of positive preference, got 20"
+        ):
+            minimize(problem, p, refused, x0=[0.0] * 3)

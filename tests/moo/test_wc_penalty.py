@@ -258,12 +258,6 @@ def test_bad_options(options, message):
             {},
             r"shape \(q,\)",
         ),
-        (
-            Problem(lambda z: z[:1], constraints=lambda z: z[1:]),
-            (1.0,),
-            {"x0": [0.01, 0.0], "steps": 100_000},
-            "at step",
-        ),
     ],
 )
 def test_bad_input(problem, p, options, message):

@@ -21,6 +21,7 @@ from paretune.moo.ranking import Ranking
 from paretune.moo.shift import Shift
 from paretune.moo.solvers.descent import Descent, OptimizerFactory
 from paretune.moo.solvers.linear_scalarization import LinearScalarization
+from paretune.moo.solvers.loop import default_tolerance
 from paretune.moo.solvers.result import Method, Result
 from paretune.moo.solvers.wc_augmented import WCAugmented
 from paretune.moo.solvers.wc_penalty import WCPenalty
@@ -39,7 +40,7 @@ def minimize(
     *,
     x0: Tensor | ArrayLike,
     steps: int = 1000,
-    tol: float = 1e-8,
+    tol: float | None = None,
     lr: float | None = None,
     mu: float | None = None,
     optimizer: Literal["adam"] | OptimizerFactory | None = None,
@@ -56,7 +57,7 @@ def minimize(
     *,
     x0: tuple[Tensor | ArrayLike, Tensor | ArrayLike],
     steps: int = 1000,
-    tol: float = 1e-8,
+    tol: float | None = None,
     shift: Shift = None,
 ) -> BilevelResult: ...
 
@@ -68,7 +69,7 @@ def minimize(
     *,
     x0: Any,
     steps: int = 1000,
-    tol: float = 1e-8,
+    tol: float | None = None,
     lr: float | None = None,
     mu: float | None = None,
     optimizer: Literal["adam"] | OptimizerFactory | None = None,
@@ -77,15 +78,15 @@ def minimize(
 ) -> Result | BilevelResult:
     """Minimise several objectives at once, at the trade-off a preference asks for.
 
-    "clamp" (CLAMP, Algorithm 1) seeks min_z max_m p_m f_m(z), its fixed points are exactly the
-    stationary points of that problem; "mgda" stops at the first Pareto-stationary point it meets;
-    "linear" minimises Σ p_m f_m; "raco" steps along clipped conflict-averse gradients. Objectives
-    of preference 0 are dropped.
+    "wc_augmented", the default, is an augmented Lagrangian of the weighted-Chebyshev problem
+    min_z max_m p_m f_m(z), with or without equality constraints, inequalities and bounds, for
+    objectives of any sign. "wc_penalty" is the second paper's Algorithm 1, or its Algorithm 3 for a
+    `StochasticProblem`; it needs f > 0 and p > 0.
 
-    With equality constraints or bounds: "wc_augmented", an augmented Lagrangian of the
-    weighted-Chebyshev problem min max_m p_m f_m; "wc_penalty", the second paper's Algorithm 1, or
-    its Algorithm 3 for a `StochasticProblem`; both need f > 0 and p > 0. "linear" takes
-    `AffineConstraints` (its Algorithm 2) or bounds.
+    Without constraints, "clamp" (CLAMP, Algorithm 1) seeks the same points by steps of a given
+    length; "mgda" stops at the first Pareto-stationary point; "linear" minimises Σ p_m f_m,
+    also under `AffineConstraints` (the second paper's Algorithm 2) or bounds; "raco" steps along
+    clipped conflict-averse gradients. Objectives of preference 0 are dropped.
 
     Bilevel problems: "wc_augmented" and "wc_penalty" on z = (x, y) with h = ∇_y g (for mini-batches
     the former is `StochasticWCAugmented`), and "moml", "moco", "forum", "gmoba", "itd", "soba",
@@ -95,18 +96,20 @@ def minimize(
         problem: what to minimise.
         preference: one weight per objective, at least 0, summing to 1.
         method: a name, or a method with its options, such as `Descent(Clamp(mu=10.0), lr=0.05)` or
-            `WCPenalty(u=10.0, v=10.0, eta=1e-3)`. None takes "wc_augmented" for problems with
-            constraints or bounds, "wc_penalty" for stochastic ones, "clamp" for the others.
+            `WCPenalty(u=10.0, v=10.0, eta=1e-3)`. None takes "wc_augmented", "wc_penalty" for
+            stochastic problems.
         x0: start point, of any shape; what is not a floating-point tensor becomes float64. It must
             lie within the bounds, but need not satisfy the constraints.
         steps: the most steps to take; for "wc_augmented" the most inner iterations.
-        tol: stop when the result's `kkt_residual` is at most this.
+        tol: stop when the result's `kkt_residual` is at most this, relative to the sizes of
+            gradients, objectives and constraints at x0 where these are below 1. By default 1e-8, or
+            100 times the rounding of x0's dtype: 1.2e-5 in float32.
         lr: step length of "clamp", "mgda" (default 0.1) and "linear" (the same; with constraints or
             bounds the inverse of an estimated smoothness).
         mu: CLAMP's μ, default 1. lr·mu sets the speed along the front: below 4, best near 1.
         optimizer: see `Descent`; None takes plain gradient steps.
-        shift: for the "wc" methods, added to the objectives to make them positive, one value or
-            one each; −z* plus a margin measures from an ideal point z*.
+        shift: for the "wc" methods, added to the objectives, one value or one each; −z* plus a
+            margin measures from an ideal point z*, and what p means depends on it.
         restarts: more start points, as a sequence or a batch of shape (k, *x0.shape), for problems
             that are not convex. Each is run by itself, after x0, with the same steps. Kept is, of
             the runs that converged, the one of lowest max_m p_m f_m (Σ p_m f_m for "linear", the
@@ -136,9 +139,10 @@ def minimize(
             )
         return minimize_bilevel(problem, preference, method, x0, steps, tol, shift)
     chosen = choose_method(problem, method, lr, mu, optimizer, shift)
+    starts = [as_tensor(x) for x in (x0, *restarts)]
+    tol = default_tolerance(starts[0].dtype, 1e-8) if tol is None else tol
     if steps < 0 or not tol >= 0:
         raise InputError(f"steps and tol must be at least 0, got {steps} and {tol}.")
-    starts = [as_tensor(x) for x in (x0, *restarts)]
     for n, start in enumerate(starts):
         _check_start(problem, start, f"restarts[{n - 1}]" if n else "x0")
         if start.shape != starts[0].shape:
@@ -218,9 +222,7 @@ def choose_method(
         return method
     constrained = problem.constraints is not None or problem.bounds is not None
     if method is None:
-        method = "wc_augmented" if constrained else "clamp"
-        if isinstance(problem, StochasticProblem):
-            method = "wc_penalty"
+        method = "wc_penalty" if isinstance(problem, StochasticProblem) else "wc_augmented"
     if method not in (*WEIGHTINGS, *_CONSTRAINED):
         known = ", ".join([*WEIGHTINGS, *_CONSTRAINED])
         raise InputError(f"Unknown method {method!r}; there are {known}.")

@@ -1,4 +1,4 @@
-"""Multi-objective problems on torch tensors, with equality constraints and bounds."""
+"""Multi-objective problems on torch tensors, with constraints and bounds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Bound = float | Tensor
 
 @dataclass(frozen=True)
 class Problem:
-    """Objectives to be minimised together, where h(z) = 0 and lower <= z <= upper.
+    """Objectives to be minimised together, where h(z) = 0, g(z) <= 0 and lower <= z <= upper.
 
     Attributes:
         objectives: z -> F(z), shape (M,), or a sequence of M functions z -> f_m(z), each a scalar;
@@ -29,6 +29,7 @@ class Problem:
         constraint_vjp: (z, d) -> Σ d_i ∇h_i(z) in the shape of z, for d of shape (q,), where it is
             known; otherwise automatic. ∇h is used only through such products.
         bounds: (lower, upper), floats or tensors that broadcast to z's shape; ±inf for none.
+        inequalities: z -> g(z), shape (r,), where g <= 0 is wanted; None without.
     """
 
     objectives: Objective | Sequence[Objective]
@@ -36,6 +37,7 @@ class Problem:
     constraints: Objective | None = None
     constraint_vjp: Callable[[Tensor, Tensor], Tensor] | None = None
     bounds: tuple[Bound, Bound] | None = None
+    inequalities: Objective | None = None
 
     def __post_init__(self) -> None:
         if self.constraint_vjp is not None and self.constraints is None:
@@ -71,13 +73,11 @@ class Problem:
 
     def constrain(self, z: Tensor) -> Tensor:
         """h(z), shape (q,); q = 0 without constraints. Raises InputError for another shape."""
-        if self.constraints is None:
-            return z.new_zeros(0)
-        values = self.constraints(z)
-        if not isinstance(values, Tensor) or values.dim() != 1 or values.numel() == 0:
-            found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise InputError(f"constraints(z) must be a tensor of shape (q,), got {found}.")
-        return values
+        return _vector(self.constraints, z, "constraints(z)", "(q,)")
+
+    def exceed(self, z: Tensor) -> Tensor:
+        """g(z), shape (r,); r = 0 without inequalities. Raises InputError for another shape."""
+        return _vector(self.inequalities, z, "inequalities(z)", "(r,)")
 
     def project(self, z: Tensor) -> Tensor:
         """The nearest point within the bounds."""
@@ -103,6 +103,7 @@ class Point:
         z: the point, detached.
         objectives: F(z), shape (M,), detached.
         constraints: h(z), shape (q,), detached.
+        inequalities: g(z), shape (r,), detached.
 
     Raises InputError for wrong shapes and where something has no gradient.
     """
@@ -115,17 +116,28 @@ class Point:
             self._values = problem.evaluate(self._leaf if problem.jacobian is None else self.z)
             given = problem.constraint_vjp is not None
             self._residuals = problem.constrain(self.z if given else self._leaf)
+            self._excesses = problem.exceed(self._leaf)
         if problem.jacobian is None:
             _check_differentiable(self._values, "objectives", "jacobian")
         if problem.constraints is not None and problem.constraint_vjp is None:
             _check_differentiable(self._residuals, "constraints", "constraint_vjp")
+        if problem.inequalities is not None and not self._excesses.requires_grad:
+            raise InputError(
+                "The inequalities do not depend on z through torch operations, so they have no "
+                "gradient."
+            )
         self.objectives = self._values.detach()
         self.constraints = self._residuals.detach()
+        self.inequalities = self._excesses.detach()
 
     def combine(
-        self, weights: Tensor | Sequence[float] | None, direction: Tensor | None = None
+        self,
+        weights: Tensor | Sequence[float] | None,
+        direction: Tensor | None = None,
+        excess: Tensor | None = None,
     ) -> Tensor:
-        """∇(Σ w_m f_m + dᵀh) in the shape of z, by one backward pass; None leaves a sum out."""
+        """∇(Σ w_m f_m + dᵀh + eᵀg) in the shape of z, by one backward pass; None leaves a sum
+        out."""
         problem, z = self._problem, self.z
         outputs, cotangents = [], []
         total: Tensor | None = None
@@ -148,6 +160,9 @@ class Point:
             else:
                 outputs.append(self._residuals)
                 cotangents.append(direction.to(self._residuals))
+        if excess is not None and len(self._excesses):
+            outputs.append(self._excesses)
+            cotangents.append(excess.to(self._excesses))
         if outputs:
             (product,) = torch.autograd.grad(
                 outputs, self._leaf, cotangents, retain_graph=True, allow_unused=True
@@ -172,9 +187,9 @@ class Point:
                 rows[m] = gradient.flatten()
         return rows
 
-    def vjp(self, direction: Tensor) -> Tensor:
-        """Σ d_i ∇h_i, flattened, shape (z.numel(),)."""
-        return self.combine(None, direction).flatten()
+    def vjp(self, direction: Tensor | None, excess: Tensor | None = None) -> Tensor:
+        """Σ d_i ∇h_i + Σ e_j ∇g_j, flattened, shape (z.numel(),)."""
+        return self.combine(None, direction, excess).flatten()
 
     def jvp(self, moved: Tensor) -> Tensor:
         """∇hᵀ m = (∇h_iᵀ m)_i, shape (q,), for m of shape (z.numel(),).
@@ -251,9 +266,26 @@ def check_count(values: Tensor, size: int) -> None:
 
 
 def check_finite_constraints(start: Point) -> None:
-    """Raise InputError unless h is finite at the start point."""
-    if not bool(torch.isfinite(start.constraints).all()):
-        raise InputError("The constraints are not finite at x0.")
+    """Raise InputError unless h and g are finite at the start point."""
+    for name in ("constraints", "inequalities"):
+        if not bool(torch.isfinite(getattr(start, name)).all()):
+            raise InputError(f"The {name} are not finite at x0.")
+
+
+def check_no_inequalities(problem: Problem | StochasticProblem) -> None:
+    """Raise InputError for a problem with inequalities."""
+    if isinstance(problem, Problem) and problem.inequalities is not None:
+        raise InputError("This method handles no inequalities; use method='wc_augmented'.")
+
+
+def _vector(function: Objective | None, z: Tensor, name: str, shape: str) -> Tensor:
+    if function is None:
+        return z.new_zeros(0)
+    values = function(z)
+    if not isinstance(values, Tensor) or values.dim() != 1 or values.numel() == 0:
+        found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise InputError(f"{name} must be a tensor of shape {shape}, got {found}.")
+    return values
 
 
 def _check_differentiable(values: Tensor, name: str, remedy: str) -> None:

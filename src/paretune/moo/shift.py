@@ -22,11 +22,17 @@ def read_shift(shift: Shift, size: int) -> list[float]:
     return values
 
 
-def check_positive(values: Sequence[float], where: str) -> None:
-    """Raise InputError unless all (shifted) objectives are finite and positive."""
+def check_finite(values: Sequence[float], where: str) -> None:
+    """Raise InputError unless all objectives are finite."""
     for s, value in enumerate(values):
         if not math.isfinite(value):
             raise InputError(f"Objective {s} is {value} {where}; it must be finite there.")
+
+
+def check_positive(values: Sequence[float], where: str) -> None:
+    """Raise InputError unless all (shifted) objectives are finite and positive."""
+    check_finite(values, where)
+    for s, value in enumerate(values):
         if value <= 0:
             raise InputError(
                 f"Objective {s} is {value:.6g} {where}, but the weighted-Chebyshev methods need "

@@ -191,7 +191,16 @@ def test_user_mistakes():
     broken = BilevelProblem(known.problem.upper, lambda x, y: (y - y).sum().sqrt() / 0)
     with pytest.raises(InputError, match="lower level's gradient is not finite at the start"):
         run(broken)
-    negative = BilevelProblem([lambda x, y: y.sum() - 99] * 2, known.problem.lower)
-    for method in (None, StochasticWCAugmented()):
-        with pytest.raises(InputError, match="need positive objectives"):
-            run(negative, method=method)
+
+
+@pytest.mark.parametrize("method", [None, StochasticWCAugmented()])
+def test_objectives_of_any_sign(method):
+    known = quadratic_bilevel()
+    lowered = BilevelProblem(
+        [lambda x, y, f=f: f(x, y) - 9 for f in known.problem.upper], known.problem.lower
+    )
+    found, raised = (
+        minimize(problem, (0.5, 0.5), method or given, x0=(known.x0, known.y0), steps=500)
+        for problem, given in ((known.problem, None), (lowered, None))
+    )
+    torch.testing.assert_close(raised.x[0], found.x[0], rtol=0, atol=1e-2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -10,13 +11,14 @@ from torch import Tensor
 
 from paretune.errors import InputError
 from paretune.moo.bilevel import METHODS
-from paretune.moo.bilevel.equality import EqualityConstrained
+from paretune.moo.bilevel.equality import BILEVEL_AUGMENTED, EqualityConstrained
 from paretune.moo.bilevel.problem import AnyBilevel, StochasticBilevelProblem
 from paretune.moo.bilevel.result import BilevelResult
 from paretune.moo.bilevel.stochastic_wc_augmented import StochasticWCAugmented
 from paretune.moo.numerics.kkt import as_tensor
 from paretune.moo.preference import Preference
 from paretune.moo.shift import Shift
+from paretune.moo.solvers.loop import default_tolerance
 from paretune.moo.solvers.wc_augmented import WCAugmented
 from paretune.moo.solvers.wc_penalty import WCPenalty
 from paretune.options import load_kind
@@ -43,14 +45,16 @@ def minimize_bilevel(
     method: BilevelName | BilevelSolver | WCAugmented | WCPenalty | None,
     x0: object,
     steps: int,
-    tol: float,
+    tol: float | None,
     shift: Shift = None,
 ) -> BilevelResult:
     """What `minimize` does with a bilevel problem."""
     solver = choose_bilevel(problem, method, shift)
+    start = read_start(x0)
+    tol = default_tolerance(start[1].dtype, 1e-8) if tol is None else tol
     if steps < 0 or not tol >= 0:
         raise InputError(f"steps and tol must be at least 0, got {steps} and {tol}.")
-    return solver.run(problem, Preference.of(preference), read_start(x0), steps, tol)
+    return solver.run(problem, Preference.of(preference), start, steps, tol)
 
 
 def choose_bilevel(
@@ -69,7 +73,7 @@ def choose_bilevel(
     if method is None or method == "wc_augmented":
         if stochastic:
             return StochasticWCAugmented(shift=shift)
-        return EqualityConstrained(WCAugmented(shift=shift))
+        return EqualityConstrained(replace(BILEVEL_AUGMENTED, shift=shift))
     if method == "wc_penalty":
         return EqualityConstrained(WCPenalty(shift=shift))
     kind = load_kind(METHODS, method, "bilevel method")

@@ -24,6 +24,9 @@ from paretune.moo.solvers.wc_augmented import WCAugmented
 from paretune.moo.solvers.wc_penalty import WCPenalty
 from paretune.options import NOT_IN_RECIPES
 
+# ‖∇_y g‖ and the oracle's warnings speak for the lower level; v as `StochasticWCAugmented` has it.
+BILEVEL_AUGMENTED = WCAugmented(v_scale=1.0, second_order=False)
+
 
 @dataclass(frozen=True)
 class EqualityConstrained:

@@ -75,7 +75,10 @@ class _FlatPoint(Point):
         self._flat = problem
 
     def combine(
-        self, weights: Tensor | Sequence[float] | None, direction: Tensor | None = None
+        self,
+        weights: Tensor | Sequence[float] | None,
+        direction: Tensor | None = None,
+        excess: Tensor | None = None,
     ) -> Tensor:
         total = torch.zeros_like(self.z)
         if weights is not None:

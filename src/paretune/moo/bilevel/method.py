@@ -151,6 +151,9 @@ class _Steps:
         self._oracle.resample()
         return next(self._moves)
 
+    def escape(self) -> None:
+        return None
+
 
 class Recorder:
     """Measures on the full batches, at nobody's expense, and keeps what it measured."""

@@ -14,7 +14,7 @@ from paretune.moo.bilevel.flat import FlatProblem
 from paretune.moo.bilevel.method import BilevelMethod, Iterate
 from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.numerics.kkt import best_rho
-from paretune.moo.shift import Shift, check_positive, read_shift
+from paretune.moo.shift import Shift, check_finite, read_shift
 from paretune.moo.solvers.augmented import AugmentedLagrangian
 from paretune.moo.solvers.loop import CountedProblem
 from paretune.moo.solvers.multipliers import StepwiseMultipliers
@@ -35,7 +35,7 @@ class StochasticWCAugmented(BilevelMethod):
             ∇h, as `WCAugmented` does.
         sigma: step of ν, at most u; None for u / 20.
         tau: step of w0.
-        shift: what is added to the objectives to make them positive, one value or one each.
+        shift: what is added to the objectives, one value or one each.
     """
 
     lr: float = 0.03
@@ -94,10 +94,7 @@ class StochasticWCAugmented(BilevelMethod):
         u, v = self.u, self.v
         flat = FlatProblem.of(oracle, x.shape, y.shape)
         point = flat.at(flat.join(x, y))
-        check_positive(
-            [f + c for f, c in zip(point.objectives.tolist(), shift, strict=True)],
-            "at the start point",
-        )
+        check_finite(point.objectives.tolist(), "at the start point")
         if u is None or v is None:
             guess = AugmentedLagrangian(CountedProblem(flat), lam, shift, point)
             u, v = u or guess.penalties[0], v or guess.penalties[1]

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from paretune.errors import InputError
+from paretune.moo.numerics.nnls import nonnegative_least_squares
 from paretune.moo.numerics.simplex_qp import solve_simplex_qp
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Point, Problem, check_count
@@ -37,7 +39,7 @@ class KKTParts(NamedTuple):
 
 
 class Multipliers(NamedTuple):
-    """ρ, ω of shape (M,) and ν of shape (q,), float64 on the CPU."""
+    """ρ, ω of shape (M,) and ν of shape (q,), with inequalities (ν, κ), float64 on the CPU."""
 
     rho: float
     omega: Tensor
@@ -58,19 +60,21 @@ class KKTSystem:
             its projected form z − proj(z − g), which is g where no bound is in the way.
         constraints: h(z), shape (q,).
         complementarity: min(ω_s, ρ − λ_s f_s), shape (M,).
+        inequalities: min(κ_j, −g_j), shape (r,).
     """
 
     multiplier_sum: float
     stationarity: Tensor
     constraints: Tensor
     complementarity: Tensor
+    inequalities: Tensor
 
     @property
     def parts(self) -> KKTParts:
         return KKTParts(
             abs(self.multiplier_sum),
             float(self.stationarity.norm()),
-            float(self.constraints.norm()),
+            math.hypot(float(self.constraints.norm()), float(self.inequalities.norm())),
             float(self.complementarity.norm()),
         )
 
@@ -99,7 +103,8 @@ def kkt_system(
         x: the point.
         rho: ρ.
         omega: ω, shape (M,).
-        nu: ν, shape (q,); None without constraints.
+        nu: ν, shape (q,), followed by the κ >= 0 of inequalities, shape (r,); None without
+            constraints.
         preference: λ, positive weights that sum to 1.
 
     Raises:
@@ -110,18 +115,21 @@ def kkt_system(
     check_count(point.objectives, len(lam))
     weights = torch.as_tensor(omega, dtype=torch.float64).cpu()
     duals = torch.as_tensor([] if nu is None else nu, dtype=torch.float64).cpu()
-    if weights.shape != (len(lam),) or duals.shape != point.constraints.shape:
+    q, excess = len(point.constraints), point.inequalities.double().cpu()
+    if weights.shape != (len(lam),) or duals.shape != (q + len(excess),):
         raise InputError(
-            f"omega and nu must have shapes ({len(lam)},) and {tuple(point.constraints.shape)}, "
+            f"omega and nu must have shapes ({len(lam)},) and ({q + len(excess)},), "
             f"got {tuple(weights.shape)} and {tuple(duals.shape)}."
         )
+    duals, sides = duals[:q], duals[q:]
     scaled = torch.tensor(lam, dtype=torch.float64)
-    gradient = point.combine(weights * scaled, duals)
+    gradient = point.combine(weights * scaled, duals, sides)
     return KKTSystem(
         multiplier_sum=float(weights.sum()) - 1,
         stationarity=problem.projected(point.z, gradient).flatten().double().cpu(),
         constraints=point.constraints.double().cpu(),
         complementarity=torch.minimum(weights, rho - scaled * point.objectives.double().cpu()),
+        inequalities=torch.minimum(sides, -excess),
     )
 
 
@@ -134,6 +142,7 @@ def best_multipliers(
     found exactly (a simplex QP on the gradients without their components along ∇h); the k with the
     smallest ‖K‖ wins. ν is the one of least norm. Coordinates on a bound do not count towards the
     choice. With many variables and constraints ν comes from conjugate gradients on products.
+    Inequalities within 1e-6 of 0, and those that are violated, count as active: κ >= 0 on them.
 
     Warns with `DegenerateConstraintsWarning`, giving the reason, when ∇h or the gradients that
     LICQ wants independent in (ρ, z)-space, (−1, λ_s ∇f_s) of the active objectives and (0, ∇h_i),
@@ -152,27 +161,64 @@ def best_multipliers(
     targets = [solve(-row) for row in rows]
     reduced = rows + torch.stack([along for _, along in targets])
     gramian = reduced @ reduced.T
+    sides, edges, pulls = _active_sides(point, free, solve)
     order = torch.argsort(values, descending=True).tolist()
-    best: tuple[float, float, Tensor] | None = None
+    best: tuple[float, float, Tensor, Tensor] | None = None
     for k in range(1, len(lam) + 1):
         idle = torch.ones(len(lam), dtype=torch.float64)
         idle[order[:k]] = 0
-        quadratic = gramian + torch.diag(idle)
-        solution, _, value = solve_simplex_qp(quadratic.tolist(), [0.0] * len(lam))
-        # Over all ω >= 0 with this active set the best multiple of the simplex point:
-        omega = torch.tensor(solution, dtype=torch.float64) / (1 + max(value, 0.0))
+        if len(edges):
+            omega, kappa = _with_sides(reduced, edges, idle)
+            left = omega @ reduced + kappa @ edges
+            square = float((omega.sum() - 1) ** 2 + left @ left)
+        else:
+            quadratic = gramian + torch.diag(idle)
+            solution, _, value = solve_simplex_qp(quadratic.tolist(), [0.0] * len(lam))
+            # Over all ω >= 0 with this active set the best multiple of the simplex point:
+            omega = torch.tensor(solution, dtype=torch.float64) / (1 + max(value, 0.0))
+            kappa = omega.new_zeros(0)
+            square = float((omega.sum() - 1) ** 2 + omega @ gramian @ omega)
         rho = best_rho(values.tolist(), omega.tolist())
-        square = float((omega.sum() - 1) ** 2 + omega @ gramian @ omega) + float(
-            (torch.minimum(omega, rho - values) ** 2).sum()
-        )
+        square += float((torch.minimum(omega, rho - values) ** 2).sum())
         if best is None or square < best[0]:
-            best = square, rho, omega
+            best = square, rho, omega, kappa
     assert best is not None
-    _, rho, omega = best
+    _, rho, omega, kappa = best
     close = values >= rho - _ACTIVE_TOLERANCE * float(values.abs().max())
     solve.warn_if_degenerate(rows[close | (omega > _ACTIVE_TOLERANCE)])
     nu = torch.stack([dual for dual, _ in targets]).T @ omega
-    return Multipliers(rho, omega, nu)
+    full = torch.zeros(len(point.inequalities), dtype=torch.float64)
+    if len(edges):
+        full[sides] = kappa
+        nu = nu + pulls.T @ kappa
+    return Multipliers(rho, omega, torch.cat([nu, full]))
+
+
+def _active_sides(point: Point, free: Tensor, solve: _DualSolver) -> tuple[Tensor, Tensor, Tensor]:
+    """Which g_j count as active, their gradients without the components along ∇h, and the ν of
+    those components, a row each."""
+    g = point.inequalities.double().cpu()
+    sides = (g >= -_ACTIVE_TOLERANCE).nonzero()[:, 0]
+    units = torch.eye(len(g), dtype=torch.float64)[sides]
+    rows = [point.vjp(None, unit).double().cpu() * free for unit in units]
+    if not rows:
+        return sides, free.new_zeros(0, len(free)), free.new_zeros(0, len(point.constraints))
+    targets = [solve(-row) for row in rows]
+    edges = torch.stack(rows) + torch.stack([along for _, along in targets])
+    return sides, edges, torch.stack([dual for dual, _ in targets])
+
+
+def _with_sides(reduced: Tensor, edges: Tensor, idle: Tensor) -> tuple[Tensor, Tensor]:
+    """The ω, κ >= 0 that minimise ‖Σ ω_s r_s + Σ κ_j e_j‖² + (Σ ω_s − 1)² + Σ idle_s ω_s²."""
+    size = len(reduced)
+    blocks = [torch.cat([reduced, edges]).T, torch.zeros(1, size + len(edges), dtype=torch.float64)]
+    blocks[1][0, :size] = 1
+    blocks.append(torch.zeros(size, size + len(edges), dtype=torch.float64))
+    blocks[2][:, :size] = torch.diag(idle)
+    right = np.zeros(len(reduced.T) + 1 + size)
+    right[len(reduced.T)] = 1
+    found = torch.from_numpy(nonnegative_least_squares(torch.cat(blocks).numpy(), right))
+    return found[:size], found[size:]
 
 
 def best_rho(values: Sequence[float], omega: Sequence[float]) -> float:

@@ -94,7 +94,11 @@ class DenseBFGS:
         if self._hessian is None:
             self._hessian = np.eye(len(s)) * (steepness / curvature)
         along = self._hessian @ s
-        root, other = y / math.sqrt(curvature), along / math.sqrt(s @ along)
+        square = s @ along
+        if not (math.isfinite(square) and square > 0):  # rounding has made it indefinite
+            self._hessian = None
+            return
+        root, other = y / math.sqrt(curvature), along / math.sqrt(square)
         self._hessian += np.multiply.outer(root, root) - np.multiply.outer(other, other)
 
     def solve(self, gradient: Tensor, free: Tensor | None = None) -> Tensor | None:
@@ -102,12 +106,17 @@ class DenseBFGS:
         if self._hessian is None:
             return None
         hessian, right = self._hessian, _numpy(gradient)
-        if free is None:
-            step = np.linalg.solve(hessian, right)
-        else:
+        step, kept = np.zeros_like(right), np.arange(len(right))
+        if free is not None:
             kept = np.flatnonzero(free.cpu().numpy())
-            step = np.zeros_like(right)
-            step[kept] = np.linalg.solve(hessian[np.ix_(kept, kept)], right[kept])
+            hessian = hessian[kept][:, kept]
+        try:
+            step[kept] = np.linalg.solve(hessian, right[kept])
+        except np.linalg.LinAlgError:
+            step[:] = math.nan
+        if not (np.isfinite(step).all() and step @ right > 0):  # rounding has made it indefinite
+            self._hessian = None
+            return None
         return torch.from_numpy(step).to(gradient)
 
 

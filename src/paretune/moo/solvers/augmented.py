@@ -8,6 +8,8 @@ Eq. (1) with multipliers ν for h = 0 and w0 for λ_s f_s + δ_s = ρ, minimised
 whose maximiser is w = proj_simplex(w0 + v a) and whose gradient is the one combined gradient
 Σ w_s λ_s ∇f_s + Σ (ν_i + u h_i) ∇h_i. With w0 = 0 and ν = 0 its stationary points are those of
 Eq. (1); at the right multipliers they are KKT points exactly, free of the 1/u and 1/v bias.
+Inequalities g <= 0 add (‖max(0, κ + u g)‖² − ‖κ‖²) / 2u, with multipliers κ >= 0, which ν here
+includes.
 """
 
 from __future__ import annotations
@@ -22,15 +24,18 @@ from torch import Tensor
 from paretune.errors import InputError
 from paretune.moo.numerics.kkt import KKTParts, best_rho
 from paretune.moo.problem import Point
-from paretune.moo.solvers.loop import CountedProblem, Visit
+from paretune.moo.solvers.loop import CountedProblem, Units, Visit
 from paretune.moo.solvers.multipliers import DampedMultipliers
 
-# Curvature that the penalty on h adds, in multiples of the objectives' own, and the size of
-# v times the spread of λ∘F at the start: the same for all problems.
-_U_SCALE, _V_SCALE = 3.0, 1.0
+# Curvature that the penalty on h adds, in multiples of the objectives' own: the same for all
+# problems.
+_U_SCALE = 3.0
 _GROWTH, _WANTED_CONTRACTION = 4.0, 0.5
 # ‖ν‖ may reach this many times the ratio of the gradients of objectives and constraints.
 _DUAL_LIMIT = 1e8
+_PENALTY_LIMIT = 1e12  # times the first u and v
+# ‖ν‖ above this many times that ratio is the mark of constraint gradients that are dependent.
+_LARGE_DUAL = 100.0
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,9 @@ class View:
     Attributes:
         point: F, h and their gradients.
         value: A(z).
-        chebyshev: a = λ∘F, shifted.
-        omega: w, shape (M,), on the simplex.
-        nu: ν + u h, shape (q,).
+        chebyshev: a = λ∘F, shifted, of the objectives of positive preference.
+        omega: w of the objectives of positive preference, on the simplex.
+        nu: ν + u h and max(0, κ + u g), shape (q + r,).
     """
 
     point: Point
@@ -52,19 +57,34 @@ class View:
     nu: Tensor
 
 
+def stack(point: Point) -> Tensor:
+    """(h, g), shape (q + r,)."""
+    if len(point.inequalities) == 0:
+        return point.constraints
+    return torch.cat([point.constraints, point.inequalities])
+
+
 class AugmentedLagrangian:
     """A(z) with its current multipliers and penalties."""
 
     def __init__(
-        self, problem: CountedProblem, lam: Sequence[float], shift: Sequence[float], start: Point
+        self,
+        problem: CountedProblem,
+        lam: Sequence[float],
+        shift: Sequence[float],
+        start: Point,
+        tol: float = 0.0,
+        v_scale: float = 1.0,
     ) -> None:
-        self.problem, self.lam, self.shift = problem, lam, shift
-        self.multipliers = DampedMultipliers(len(lam))
-        self.multipliers.nu = torch.zeros_like(start.constraints)
+        self.problem, self.lam, self.shift, self.tol = problem, lam, shift, tol
+        self.wanted = [s for s, p in enumerate(lam) if p > 0]  # the others are left out
+        self.multipliers = DampedMultipliers(len(self.wanted))
+        self.q = len(start.constraints)
+        self.multipliers.nu = torch.zeros_like(stack(start))
         self.damping = 1.0  # σ / u: the part of a full multiplier update that is taken
         self._u = self._v = 1.0
         self._last = (math.inf, math.inf)
-        self._set_penalties(start)
+        self._set_penalties(start, v_scale)
 
     @property
     def penalties(self) -> tuple[float, float]:
@@ -77,10 +97,8 @@ class AugmentedLagrangian:
 
     def view(self, point: Point) -> View:
         """A at a point with the current multipliers."""
-        values = [
-            p * (f + c)
-            for p, f, c in zip(self.lam, point.objectives.tolist(), self.shift, strict=True)
-        ]
+        objectives = point.objectives.tolist()
+        values = [self.lam[s] * (objectives[s] + self.shift[s]) for s in self.wanted]
         omega, w0 = self.multipliers.omega(values, self._v), self.multipliers.w0
         top = max(values)
         value = top + sum(w * (a - top) for w, a in zip(omega, values, strict=True))
@@ -88,31 +106,50 @@ class AugmentedLagrangian:
         nu = self.multipliers.nu
         assert nu is not None
         if nu.numel():
-            raised = self.multipliers.raised(point.constraints, self._u)
-            value += float((nu + raised) @ point.constraints) / 2
+            h, q = point.constraints, self.q
+            raised = self.multipliers.raised(stack(point), self._u)
+            value += float((nu[:q] + raised[:q]) @ h) / 2
+            if len(nu) > q:
+                raised = torch.cat([raised[:q], raised[q:].clamp(min=0)])
+                value += float(raised[q:].square().sum() - nu[q:].square().sum()) / (2 * self._u)
             nu = raised
         return View(point, value, values, omega, nu)
 
     def gradient(self, view: View) -> Tensor:
         """∇A, flattened."""
-        weights = [w * p for w, p in zip(view.omega, self.lam, strict=True)]
-        return self.problem.gradient(view.point, weights, view.nu).flatten()
+        weights = [w * p for w, p in zip(self.spread(view.omega), self.lam, strict=True)]
+        h, g = view.nu[: self.q], view.nu[self.q :]
+        return self.problem.gradient(view.point, weights, h, g).flatten()
+
+    def spread(self, omega: Sequence[float]) -> list[float]:
+        """ω of all objectives, 0 for those that are left out."""
+        full = [0.0] * len(self.lam)
+        for s, w in zip(self.wanted, omega, strict=True):
+            full[s] = w
+        return full
 
     def visit(self, view: View, stationarity: float, steps: int, opens: bool) -> Visit:
         """The view with ρ and K, given ‖∇A‖ (of its projected form under bounds)."""
         rho = best_rho(view.chebyshev, view.omega)
-        slack = [min(w, rho - a) for w, a in zip(view.omega, view.chebyshev, strict=True)]
+        gaps = [rho - a for a in view.chebyshev]
+        slack = map(min, view.omega, gaps)
         point = view.point
-        feasibility = float(torch.linalg.vector_norm(point.constraints))
+        kappa, violation = view.nu[self.q :], point.constraints
+        if len(kappa):
+            violation = torch.cat([violation, torch.minimum(kappa, -point.inequalities)])
+        feasibility = float(torch.linalg.vector_norm(violation))
         parts = KKTParts(abs(sum(view.omega) - 1), stationarity, feasibility, math.hypot(*slack))
         return Visit(
             x=point.z,
             objectives=point.objectives,
             constraints=point.constraints,
             rho=rho,
-            omega=view.omega,
-            nu=view.nu,
+            omega=self.spread(view.omega),
+            nu=view.nu[: self.q],
+            inequalities=point.inequalities,
+            kappa=kappa,
             parts=parts,
+            error=self.units.error(parts, gaps, view.omega),
             steps=steps,
             opens=opens,
         )
@@ -128,9 +165,9 @@ class AugmentedLagrangian:
         self.step(view)
         last_feasibility, last_slack = self._last
         if parts.feasibility > max(_WANTED_CONTRACTION * last_feasibility, parts.stationarity):
-            self._u *= _GROWTH
+            self._u = min(_GROWTH * self._u, self._most[0])
         if parts.complementarity > max(_WANTED_CONTRACTION * last_slack, parts.stationarity):
-            self._v *= _GROWTH
+            self._v = min(_GROWTH * self._v, self._most[1])
         self._last = (parts.feasibility, parts.complementarity)
 
     def step(self, view: View) -> None:
@@ -146,26 +183,36 @@ class AugmentedLagrangian:
         else:
             self.damping = min(1.0, 2 * self.damping)
 
-    def _set_penalties(self, start: Point) -> None:
+    def _set_penalties(self, start: Point, v_scale: float) -> None:
         """u from the curvature of the mean of λ∘F and the size of ∇h, v from the spread of λ∘F."""
         view = self.view(start)
-        mean = [p / len(self.lam) for p in self.lam]
+        count = len(self.wanted)
+        mean = [p / count for p in self.lam]
         slope = self.problem.gradient(start, mean)
         size, length = float(slope.norm()), max(1.0, float(start.z.norm()))
         if not math.isfinite(size):
             raise InputError("The gradients of the objectives are not finite at x0.")
         curvature = self._curvature(start, mean, slope, 1e-3 * length)
         curvature = max(curvature, 1e-3 * size / length)
+        gradient, constraint = max(size, curvature * length), 0.0
         spread = max(view.chebyshev) - min(view.chebyshev)
-        self._v = _V_SCALE / max(spread, 0.1 * max(view.chebyshev))
-        self._dual_limit = math.inf
-        if len(start.constraints):
-            h = start.constraints
-            h = h if float(h.norm()) > 0 else torch.ones_like(h)
-            steepness = float(self.problem.vjp(start, h).norm()) / float(h.norm())
+        objective = max(spread, 0.1 * max(map(abs, view.chebyshev))) or gradient * length or 1.0
+        self._v = v_scale / objective
+        self._dual_limit = self.large_dual = math.inf
+        h = torch.cat([start.constraints, start.inequalities.clamp(min=0)])
+        if len(h):
+            met = float(h.norm())
+            h = h if met > 0 else torch.ones_like(h)
+            slope = self.problem.vjp(start, h[: self.q], h[self.q :])
+            steepness = float(slope.norm()) / float(h.norm())
             if steepness > 0:
-                self._dual_limit = _DUAL_LIMIT * max(size, curvature * length) / steepness
+                self._dual_limit = _DUAL_LIMIT * gradient / steepness
+                self.large_dual = _LARGE_DUAL * gradient / steepness
             self._u = _U_SCALE * (curvature or 1.0) / (steepness or 1.0) ** 2
+            constraint = max(met, steepness * length)
+        self._most = _PENALTY_LIMIT * self._u, _PENALTY_LIMIT * self._v
+        eps = torch.finfo(start.z.dtype).eps
+        self.units = Units.of(count * gradient, objective, constraint, self.tol, eps)
 
     def _curvature(self, start: Point, mean: list[float], slope: Tensor, length: float) -> float:
         """‖∇(z) − ∇(z − e)‖ / ‖e‖ of the mean of λ∘F, for e along its gradient."""

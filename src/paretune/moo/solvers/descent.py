@@ -13,11 +13,13 @@ from torch import Tensor
 
 from paretune.errors import InputError
 from paretune.moo.numerics.kkt import KKTParts
+from paretune.moo.numerics.simplex_qp import MAX_SIZE
 from paretune.moo.preference import Preference
-from paretune.moo.problem import Point, Problem
-from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
+from paretune.moo.problem import Point, Problem, check_no_inequalities
+from paretune.moo.solvers.linear_scalarization import LinearScalarization
+from paretune.moo.solvers.loop import CountedProblem, Solver, Units, Visit
 from paretune.moo.solvers.result import Result
-from paretune.moo.weightings import Clamp, Weighting, Weights
+from paretune.moo.weightings import MGDA, Clamp, Linear, Weighting, Weights
 from paretune.moo.weightings.clamp_state import ClampState
 
 OptimizerFactory = Callable[[list[Tensor], float], torch.optim.Optimizer]
@@ -56,12 +58,21 @@ class Descent:
         Raises InputError when the problem does not fit the preference, has constraints or bounds,
         or F(x0) is not finite.
         """
+        check_no_inequalities(problem)
         if problem.constraints is not None or problem.bounds is not None:
             raise InputError(
                 "This method handles neither constraints nor bounds; use method='wc_augmented' or "
                 "'wc_penalty', or 'linear' with constraints=AffineConstraints(A, b)."
             )
-        return _Steps(self, CountedProblem(problem), preference, x0, steps).solve(steps, tol)
+        if sum(p > 0 for p in preference.weights) > MAX_SIZE:
+            if isinstance(self.weighting, Linear) and self.optimizer is None:
+                return LinearScalarization(self.lr).run(problem, preference, x0, steps, tol)
+            raise InputError(
+                f"This method takes at most {MAX_SIZE} objectives of positive preference, got "
+                f"{len(preference)}; 'wc_augmented' and 'linear' take any number."
+            )
+        run = _Steps(self, CountedProblem(problem), preference, x0, steps, tol)
+        return run.solve(steps, tol)
 
 
 class _Steps(Solver):
@@ -72,14 +83,17 @@ class _Steps(Solver):
         preference: Preference,
         x0: Tensor,
         steps: int,
+        tol: float,
     ) -> None:
         super().__init__(problem)
+        self.tol = tol
         self.lr, self.total, self.taken = method.lr, max(steps, 1), 0
         self.preference = torch.tensor(preference.weights, dtype=torch.float64)
         self.wanted = [p > 0 for p in preference.weights]
         self.weighting = copy.deepcopy(method.weighting)
         self.z = x0.detach().clone()
         self.optimizer = self._make_optimizer(method.optimizer)
+        self.units: Units | None = None
         self.direction = torch.zeros(0)
 
     def start(self) -> Visit:
@@ -108,9 +122,23 @@ class _Steps(Solver):
         self.direction = weights.weights @ rows
         # From the direction itself: the square root of mgda_term would keep half the digits.
         parts = KKTParts(0.0, float(self.direction.norm()), 0.0, weights.complementarity)
-        rho = float((self.preference * values)[self.preference > 0].max())
+        scaled = self.preference * values
+        rho = float(scaled[self.preference > 0].max())
+        if self.units is None:
+            # Where the start is stationary its gradients say nothing, but its losses do.
+            p = torch.ones_like(values) if isinstance(self.weighting, MGDA) else self.preference
+            length = max(1.0, float(self.z.norm()))
+            sizes = torch.maximum((p[:, None] * rows).norm(dim=1), (p * values).abs() / length)
+            steepest = float(sizes[self.preference > 0].max())
+            spread = rho - float(scaled.min()) or abs(rho)
+            eps = torch.finfo(self.z.dtype).eps
+            self.units = Units.of(steepest, spread, 0.0, self.tol, eps)
+        omega = weights.lam.tolist()
+        # A complementarity of 0 belongs to weightings that do not ask for one.
+        gaps = [rho - a if weights.complementarity else 0.0 for a in scaled.tolist()]
+        error = self.units.error(parts, gaps, omega)
         return Visit(
-            x, values, none, rho, weights.lam.tolist(), none, parts, min_norm=weights.min_norm
+            x, values, none, rho, omega, none, parts, error=error, min_norm=weights.min_norm
         )
 
     def _weigh(self, gramian: Tensor, values: Tensor) -> Weights:

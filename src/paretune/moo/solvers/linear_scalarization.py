@@ -12,8 +12,8 @@ from paretune.errors import InputError
 from paretune.moo.numerics.affine import AffineConstraints
 from paretune.moo.numerics.kkt import KKTParts
 from paretune.moo.preference import Preference
-from paretune.moo.problem import Point, Problem
-from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
+from paretune.moo.problem import Point, Problem, check_no_inequalities
+from paretune.moo.solvers.loop import CountedProblem, Solver, Units, Visit
 from paretune.moo.solvers.result import Result
 
 
@@ -47,6 +47,7 @@ class LinearScalarization:
 
         Raises InputError for constraints that are not affine and for what `minimize` names.
         """
+        check_no_inequalities(problem)
         if problem.constraints is not None:
             if not isinstance(problem.constraints, AffineConstraints):
                 raise InputError(
@@ -58,20 +59,28 @@ class LinearScalarization:
                     "method 'linear' takes affine constraints or bounds, not both; use "
                     "'wc_augmented'."
                 )
-        return _Steps(self.lr, CountedProblem(problem), preference, x0).solve(steps, tol)
+        return _Steps(self.lr, CountedProblem(problem), preference, x0, tol).solve(steps, tol)
 
 
 class _Steps(Solver):
     def __init__(
-        self, lr: float | None, problem: CountedProblem, preference: Preference, x0: Tensor
+        self,
+        lr: float | None,
+        problem: CountedProblem,
+        preference: Preference,
+        x0: Tensor,
+        tol: float,
     ) -> None:
         super().__init__(problem)
-        self.lr, self.weights, self.x0 = lr, preference.weights, x0
+        self.lr, self.weights, self.x0, self.tol = lr, preference.weights, x0, tol
         self.affine = problem.problem.constraints
 
     def start(self) -> Visit:
         self.move_to(self.first(self.project(self.x0), len(self.weights)))
         self.smoothness = 1 / self.lr if self.lr else self.first_smoothness()
+        eps = torch.finfo(self.point.z.dtype).eps
+        size = abs(self.value) / max(1.0, float(self.point.z.norm()))
+        self.units = Units.of(max(float(self.gradient.norm()), size), 0.0, 0.0, self.tol, eps)
         return self.visit()
 
     def move_to(self, point: Point) -> None:
@@ -130,6 +139,7 @@ class _Steps(Solver):
         feasibility = float(point.constraints.double().norm())
         stationarity = float(left.double().norm()) if math.isfinite(self.value) else math.nan
         weights = torch.tensor(self.weights, dtype=torch.float64)
+        parts = KKTParts(0.0, stationarity, feasibility, 0.0)
         return Visit(
             x=point.z,
             objectives=point.objectives,
@@ -137,5 +147,6 @@ class _Steps(Solver):
             rho=float((weights * point.objectives.double().cpu())[weights > 0].max()),
             omega=self.weights,
             nu=duals,
-            parts=KKTParts(0.0, stationarity, feasibility, 0.0),
+            parts=parts,
+            error=self.units.error(parts, [], []),
         )

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -39,7 +39,8 @@ L_co = TypeVar("L_co", bound=Located, covariant=True)
 class Iteration(Protocol[L_co]):
     """A run of a method.
 
-    `step` goes on from the point that `start` or `step` returned last, or says why it cannot.
+    `step` goes on from the point that was returned last, or says why it cannot. `escape` is asked
+    where the tolerance is met: a lower point nearby, or None if that point is to be the end.
     `smaller` is what to make smaller where values are no longer finite.
     """
 
@@ -47,6 +48,7 @@ class Iteration(Protocol[L_co]):
 
     def start(self) -> L_co: ...
     def step(self) -> L_co | str: ...
+    def escape(self) -> L_co | None: ...
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,14 @@ def run_loop(
         raise InputError("The objectives, constraints or gradients are not finite at x0.")
     while True:
         record(taken, now)
-        if now.residual <= tol:
+        met = now.residual <= tol
+        lower = run.escape() if met and taken < steps else None
+        if met and lower is None:
             message = f"Converged after {taken} steps: the residual is at most tol."
             return Outcome(now, taken, True, message)
         if taken >= steps:
             return Outcome(now, taken, False, f"Stopped after all {steps} steps.")
-        reached = run.step()
+        reached = lower or run.step()
         if isinstance(reached, str):
             return Outcome(now, taken, False, f"Stopped after {taken} steps: {reached}")
         if not reached.finite:
@@ -98,9 +102,13 @@ class Visit(NamedTuple):
         constraints: h, shape (q,).
         rho, omega, nu: the multipliers that `parts` were measured with; ω as M numbers.
         parts: the norms of the parts of K.
+        error: what is compared with the tolerance: ‖K‖, its parts measured in the problem's own
+            units where these are small; None for ‖K‖ itself.
         min_norm: see `History`.
         steps: steps from the visit before to this one.
         opens: whether a row of the history begins here; it shows the last visit before the next.
+        escaped: whether the visit before was stationary, and this point is below it.
+        inequalities, kappa: g and its multipliers, shape (r,).
     """
 
     x: Tensor
@@ -110,17 +118,59 @@ class Visit(NamedTuple):
     omega: Sequence[float]
     nu: Tensor
     parts: KKTParts
+    error: float | None = None
     min_norm: float | None = None
     steps: int = 1
     opens: bool = True
+    escaped: bool = False
+    inequalities: Tensor = torch.zeros(0)
+    kappa: Tensor = torch.zeros(0)
 
     @property
-    def residual(self) -> float:
+    def kkt_residual(self) -> float:
         return math.hypot(*self.parts)
 
     @property
+    def residual(self) -> float:
+        return self.kkt_residual if self.error is None else self.error
+
+    @property
     def finite(self) -> bool:
-        return math.isfinite(self.residual)
+        return math.isfinite(self.kkt_residual)
+
+
+class Units(NamedTuple):
+    """The sizes of gradients, differences of objectives and constraints met at the start.
+
+    A residual counts relative to them where they are below 1, so that the unit of the objectives
+    does not decide when a run has converged; and never as finer than rounding where they are large.
+    """
+
+    gradient: float
+    objective: float
+    constraint: float
+
+    @staticmethod
+    def of(gradient: float, objective: float, constraint: float, tol: float, eps: float) -> Units:
+        """From the sizes met, of which 0 says nothing; `tol` is the tolerance."""
+        rounding = 50 * eps / tol if tol > 0 else 0.0
+        sizes = (gradient, objective, constraint)
+        return Units(*(max(min(1.0, s), rounding * s) if 0 < s < math.inf else 1.0 for s in sizes))
+
+    def error(self, parts: KKTParts, gaps: Sequence[float], omega: Sequence[float]) -> float:
+        """‖K‖ in these units; `gaps` are ρ − λ_s f_s."""
+        slack = [min(w, gap / self.objective) for w, gap in zip(omega, gaps, strict=True)]
+        return math.hypot(
+            parts.multiplier_sum,
+            parts.stationarity / self.gradient,
+            parts.feasibility / self.constraint,
+            *slack,
+        )
+
+
+def default_tolerance(dtype: torch.dtype, wanted: float) -> float:
+    """The tolerance where none is given: `wanted`, or what rounding allows in that dtype."""
+    return max(wanted, 100 * torch.finfo(dtype).eps)
 
 
 class CountedProblem:
@@ -140,15 +190,16 @@ class CountedProblem:
         point: Point,
         weights: Tensor | Sequence[float] | None,
         direction: Tensor | None = None,
+        excess: Tensor | None = None,
     ) -> Tensor:
-        """Σ w_m ∇f_m + Σ d_i ∇h_i, in the shape of z: one gradient."""
+        """Σ w_m ∇f_m + Σ d_i ∇h_i + Σ e_j ∇g_j, in the shape of z: one gradient."""
         self.n_gradients += 1
-        return point.combine(weights, direction)
+        return point.combine(weights, direction, excess)
 
-    def vjp(self, point: Point, direction: Tensor) -> Tensor:
-        """Σ d_i ∇h_i, flattened: one gradient."""
+    def vjp(self, point: Point, direction: Tensor, excess: Tensor | None = None) -> Tensor:
+        """Σ d_i ∇h_i + Σ e_j ∇g_j, flattened: one gradient."""
         self.n_gradients += 1
-        return point.vjp(direction)
+        return point.vjp(direction, excess)
 
     def rows(self, point: Point, wanted: Sequence[bool]) -> Tensor:
         """Each wanted ∇f_m, flattened, shape (M, z.numel()); 0 for the others."""
@@ -178,6 +229,14 @@ class Solver(ABC):
     def step(self) -> Visit | str:
         """The next point, or why there is none."""
 
+    def escape(self) -> Visit | None:
+        """See `Iteration`."""
+        return None
+
+    def remark(self, result: Result) -> str:
+        """A sentence to add to the message, about constraints that cannot be met; "" for none."""
+        return ""
+
     def first(self, x0: Tensor, size: int) -> Point:
         """F and h at the start. Raises InputError unless there are `size` objectives."""
         point = self.problem.at(x0)
@@ -188,7 +247,14 @@ class Solver(ABC):
         """Run the loop. Raises InputError for a start that is not finite."""
         track = _Track(self.reports_best)
         outcome = run_loop(self, steps, tol, track.record)
-        return track.result(self.problem, outcome, tol)
+        result = track.result(self.problem, outcome, tol)
+        remark = self.remark(result)
+        return replace(
+            result,
+            message=f"{result.message} {remark}".rstrip(),
+            n_gradient_evaluations=self.problem.n_gradients,
+            n_function_evaluations=self.problem.n_functions,
+        )
 
 
 class _Track:
@@ -203,12 +269,16 @@ class _Track:
         self._reports_best = reports_best
         self._windows: tuple[Visit | None, Visit | None] = (None, None)
         self._visited = 0
+        self._stationary: list[Visit] = []
         self._pending: Visit | None = None
         self._rows = array("d")
 
     def record(self, taken: int, visit: Visit) -> None:
         if visit.opens:
             self._close_row()
+        if visit.escaped and self._pending is not None:
+            self._stationary.append(self._pending)
+            self._windows, self._visited = (None, None), 0
         self._pending = visit
         if self._reports_best:
             self._visited += 1
@@ -228,11 +298,13 @@ class _Track:
         if visit is not None:
             extra = math.nan if visit.min_norm is None else visit.min_norm
             self._rows.extend([*visit.objectives.tolist(), *visit.omega])
-            self._rows.extend([visit.residual, visit.parts.feasibility, extra])
+            self._rows.extend([visit.kkt_residual, visit.parts.feasibility, extra])
 
     def result(self, problem: CountedProblem, outcome: Outcome[Visit], tol: float) -> Result:
         self._close_row()
         shown = self.best or outcome.last
+        if outcome.converged:  # of all stationary points the lowest
+            shown = min([shown, *self._stationary], key=lambda visit: visit.rho)
         size = len(shown.omega)
         table = torch.tensor(self._rows, dtype=torch.float64).reshape(-1, 2 * size + 3)
         unconstrained = shown.min_norm is not None
@@ -243,7 +315,9 @@ class _Track:
             rho=shown.rho,
             multipliers=torch.tensor(shown.omega, dtype=torch.float64),
             constraint_multipliers=shown.nu.double().cpu(),
-            kkt_residual=shown.residual,
+            inequalities=shown.inequalities.double().cpu(),
+            inequality_multipliers=shown.kappa.double().cpu(),
+            kkt_residual=shown.kkt_residual,
             kkt_parts=shown.parts,
             n_gradient_evaluations=problem.n_gradients,
             n_function_evaluations=problem.n_functions,

@@ -22,7 +22,8 @@ class History:
         kkt_residual: as in `Result`, shape (T,), float64.
         min_norm: min over the simplex of ‖Gλ‖² (Definition 3.2), shape (T,), float64; None for
             the methods with constraints, which do not compute it.
-        feasibility: ‖h‖, shape (T,), float64; None for the methods without constraints.
+        feasibility: ‖h‖, with inequalities ‖(h, min(κ, −g))‖, shape (T,), float64; None for the
+            methods without constraints.
     """
 
     objectives: Tensor
@@ -46,6 +47,7 @@ class Result:
         multipliers: ω (without constraints λ*) of the objectives, shape (M,); on the simplex, but
             for "wc_penalty", whose ω only tend there; 0 for objectives of preference 0.
         constraint_multipliers: ν of the constraints, shape (q,).
+        inequalities, inequality_multipliers: g(x) and its κ >= 0, shape (r,).
         kkt_residual: distance from stationarity, 0 at a stationary point and never squared:
             ‖K(ρ, x, ω, ν, λ)‖₂ (Definition 5) for "clamp" and the "wc" methods;
             ‖Σ λ_m ∇f_m‖ for "mgda"; ‖(Σ λ_m ∇f_m + Σ ν_i ∇h_i, h)‖ for "linear".
@@ -64,6 +66,8 @@ class Result:
     rho: float
     multipliers: Tensor
     constraint_multipliers: Tensor
+    inequalities: Tensor
+    inequality_multipliers: Tensor
     kkt_residual: float
     kkt_parts: KKTParts
     n_gradient_evaluations: int

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from paretune.errors import InputError
-from paretune.moo.numerics.kkt import positive_weights
+from paretune.moo.numerics.curvature import most_negative_curvature
 from paretune.moo.numerics.lbfgs import LBFGS, DenseBFGS
 from paretune.moo.preference import Preference
-from paretune.moo.problem import Point, Problem, check_finite_constraints
-from paretune.moo.shift import Shift, check_positive, read_shift
+from paretune.moo.problem import Problem, check_finite_constraints
+from paretune.moo.shift import Shift, check_finite, read_shift
 from paretune.moo.solvers.augmented import AugmentedLagrangian, View
 from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
 from paretune.moo.solvers.result import Result
@@ -24,6 +24,12 @@ _INNER_ACCURACY, _INNER_LIMIT = 0.1, 10
 _HALVINGS = 20
 # So many variables and no more: a matrix costs less than pairs, and old curvature does no harm.
 _FEW = 10
+# So many updates of the multipliers without a step in between end a run.
+_IDLE = 50
+# Stationary points that are left in one run.
+_ESCAPES = 3
+# ‖h‖ that counts as met in a message, in the constraints' unit.
+_FEASIBLE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -43,16 +49,24 @@ class WCAugmented:
 
     Attributes:
         memory: pairs that L-BFGS keeps.
-        shift: what is added to the objectives to make them positive, one value or one each; to
-            measure from an ideal point z*, give −z* plus a margin.
+        shift: what is added to the objectives, one value or one each; to measure from an ideal
+            point z*, give −z* plus a margin.
+        v_scale: v times the spread of λ∘F at the start. A small one makes A nearly linear in F, and
+            leads to the ends of concave fronts.
+        second_order: whether to look for a direction of negative curvature where the tolerance is
+            met, for four or five gradients, and to go on along it: such a point is a saddle.
     """
 
     memory: int = 30
     shift: Shift = None
+    v_scale: float = 3.0
+    second_order: bool = True
 
     def __post_init__(self) -> None:
         if self.memory < 1:
             raise InputError(f"memory must be at least 1, got {self.memory}.")
+        if not (math.isfinite(self.v_scale) and self.v_scale > 0):
+            raise InputError(f"v_scale must be finite and above 0, got {self.v_scale}.")
 
     def run(
         self,
@@ -68,8 +82,7 @@ class WCAugmented:
         `first_nu` makes of the weights w_s λ_s at x0, shape (S,), a ν to start from, shape (q,);
         without it ν starts at 0.
 
-        Raises InputError for what `minimize` names, and when an objective is not positive at an
-        update of the multipliers.
+        Raises InputError for what `minimize` names.
         """
         run = _Steps(self, CountedProblem(problem), preference, x0, tol, first_nu)
         return run.solve(steps, tol)
@@ -91,27 +104,35 @@ class _Steps(Solver):
     ) -> None:
         super().__init__(problem)
         self.memory, self.x0, self.first_nu = method.memory, x0, first_nu
+        self.v_scale = method.v_scale
+        self.escapes_left = _ESCAPES if method.second_order else 0
         self.tol = tol
-        self.lam = positive_weights(preference)
+        self.lam = preference.weights
         self.shift = read_shift(method.shift, len(self.lam))
-        self.taken = self.stalls = 0
+        self.taken = self.stalls = self.idle = 0
 
     def start(self) -> Visit:
         point = self.first(self.x0, len(self.lam))
-        self.check_positive(point, "at the start point")
+        check_finite(point.objectives.tolist(), "at the start point")
         check_finite_constraints(point)
-        self.lagrangian = AugmentedLagrangian(self.problem, self.lam, self.shift, point)
+        self.lagrangian = AugmentedLagrangian(
+            self.problem, self.lam, self.shift, point, self.tol, self.v_scale
+        )
         if self.first_nu is not None:
-            omega = torch.tensor(self.lagrangian.view(point).omega, dtype=torch.float64)
+            omega = self.lagrangian.spread(self.lagrangian.view(point).omega)
+            weights = torch.tensor(
+                [w * p for w, p in zip(omega, self.lam, strict=True)], dtype=torch.float64
+            )
             multipliers = self.lagrangian.multipliers
-            multipliers.nu = self.first_nu(omega * omega.new_tensor(self.lam)).to(multipliers.nu)
+            multipliers.nu = self.first_nu(weights).to(multipliers.nu)
         self.curvature = self.fresh()
         return self.begin_inner(self.lagrangian.view(point))
 
     def begin_inner(self, view: View) -> Visit:
         """The first point of an inner solve; it costs no step."""
         visit = self.look(view, self.lagrangian.gradient(view), steps=0)
-        self.goal = max(_INNER_ACCURACY * visit.parts.stationarity, 0.1 * self.tol)
+        finest = 0.1 * self.tol * self.lagrangian.units.gradient
+        self.goal = max(_INNER_ACCURACY * visit.parts.stationarity, finest)
         self.inner_end, self.began = self.taken + _INNER_LIMIT, self.taken
         return visit
 
@@ -130,13 +151,15 @@ class _Steps(Solver):
             if found is not None:
                 return self.take(*found)
             self.curvature, stuck = self.fresh(), True
-        self.check_positive(self.view.point, f"after {self.taken} steps")
         self.stalls = self.stalls + 1 if stuck and self.taken == self.began else 0
         if self.stalls == 3:
             return (
                 "rounding left no step that lowers the augmented Lagrangian. x is the point of "
                 "smallest residual."
             )
+        self.idle = self.idle + 1 if self.taken == self.began else 0
+        if self.idle == _IDLE:
+            return "the multipliers no longer move x. x is the point of smallest residual."
         if stuck:
             self.lagrangian.step(self.view)
         else:
@@ -149,9 +172,54 @@ class _Steps(Solver):
         self.taken += 1
         return self.look(trial, reached, steps=1)
 
-    def check_positive(self, point: Point, where: str) -> None:
-        values = point.objectives.tolist()
-        check_positive([f + c for f, c in zip(values, self.shift, strict=True)], where)
+    def escape(self) -> Visit | None:
+        """A point below a saddle, by a step along negative curvature of A."""
+        if self.escapes_left == 0:
+            return None
+        self.escapes_left -= 1
+        bend = most_negative_curvature(
+            self.problem.problem,
+            self.view.point.z,
+            self.gradient,
+            lambda z: self.lagrangian.gradient(self.lagrangian.at(z)),
+        )
+        if bend is None:
+            return None
+        z, size = self.view.point.z, max(1.0, float(torch.linalg.vector_norm(self.view.point.z)))
+        slack = 64 * torch.finfo(z.dtype).eps * abs(self.view.value)
+        for length in (0.1 * size, 0.01 * size, 0.001 * size):
+            for sign in (1.0, -1.0):
+                trial = self.problem.problem.project(z + sign * length * bend)
+                view = self.lagrangian.at(trial)
+                if view.value < self.view.value - slack:
+                    self.curvature, self.stalls = self.fresh(), 0
+                    return self.begin_inner(view)._replace(escaped=True)
+        return None
+
+    def remark(self, result: Result) -> str:
+        if len(result.constraints) + len(result.inequalities) == 0:
+            return ""
+        duals = torch.cat([result.constraint_multipliers, result.inequality_multipliers])
+        size = float(duals.norm())
+        if result.converged and size > self.lagrangian.large_dual:
+            return (
+                f"The multipliers of the constraints are large (‖ν‖ = {size:.2g}): the gradients "
+                "of the constraints are nearly dependent at x, which need not be a KKT point."
+            )
+        if result.converged or result.kkt_parts.feasibility <= (
+            _FEASIBLE * self.lagrangian.units.constraint
+        ):
+            return ""
+        point = self.problem.at(result.x)
+        excess = point.inequalities.clamp(min=0)
+        slope = self.problem.vjp(point, point.constraints, excess).reshape(point.z.shape)
+        size = math.hypot(float(point.constraints.norm()), float(excess.norm()))
+        left = float(self.problem.problem.projected(point.z, slope).norm())
+        return (
+            f"The constraints are not met: they miss by {size:.2g} at x, and the gradient of half "
+            f"the square of that is {left:.2g}. They may have no solution near x; if they have "
+            "one, start nearer to it."
+        )
 
     def fresh(self) -> LBFGS | DenseBFGS:
         few = self.x0.numel() <= _FEW

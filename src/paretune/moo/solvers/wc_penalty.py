@@ -12,7 +12,13 @@ from torch import Tensor
 from paretune.errors import InputError
 from paretune.moo.numerics.kkt import KKTParts, positive_weights
 from paretune.moo.preference import Preference
-from paretune.moo.problem import Point, Problem, StochasticProblem, check_finite_constraints
+from paretune.moo.problem import (
+    Point,
+    Problem,
+    StochasticProblem,
+    check_finite_constraints,
+    check_no_inequalities,
+)
 from paretune.moo.shift import Shift, check_positive, read_shift
 from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
 from paretune.moo.solvers.result import Result
@@ -89,9 +95,9 @@ class WCPenalty:
     ) -> Result:
         """Run from x0 until kkt_residual <= tol, a value is not finite, or `steps` are done.
 
-        Raises InputError for what `minimize` names, and when an objective is not positive on the
-        way.
+        Raises InputError for what `minimize` names.
         """
+        check_no_inequalities(problem)
         return _Steps(self, problem, preference, x0, steps).solve(steps, tol)
 
     def schedule(self, steps: int) -> tuple[float, float, float]:
@@ -133,7 +139,7 @@ class _Steps(Solver):
         self.stochastic = problem if isinstance(problem, StochasticProblem) else None
         exact = problem.on(problem.full) if isinstance(problem, StochasticProblem) else problem
         super().__init__(CountedProblem(exact))
-        self.method, self.x0, self.total, self.left = method, x0, steps, steps
+        self.method, self.x0, self.left = method, x0, steps
         self.lam = positive_weights(preference)
         self.shift = read_shift(method.shift, len(self.lam))
         self.every = method.certify_every if self.stochastic else 1
@@ -196,8 +202,7 @@ class _Steps(Solver):
         )
 
     def certify(self, point: Point, count: int) -> Visit:
-        """K at an exact point; the next step starts from its force. Raises InputError where an
-        objective is not positive."""
+        """K at an exact point; the next step starts from its force."""
         self.force = self.force_at(point, point)
         omega, values = self.force.omega, self.shifted(point)
         gaps = [
@@ -210,7 +215,7 @@ class _Steps(Solver):
             float(point.constraints.norm()),
             math.hypot(*gaps),
         )
-        visit = Visit(
+        return Visit(
             x=point.z,
             objectives=point.objectives,
             constraints=point.constraints,
@@ -220,6 +225,3 @@ class _Steps(Solver):
             parts=parts,
             steps=count,
         )
-        if visit.finite:
-            check_positive(values, f"at step {self.total - self.left}")
-        return visit
