@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from paretune.moo.numerics.kkt import KKTParts
@@ -47,7 +48,6 @@ class Result:
         multipliers: ω (without constraints λ*) of the objectives, shape (M,); on the simplex, but
             for "wc_penalty", whose ω only tend there; 0 for objectives of preference 0.
         constraint_multipliers: ν of the constraints, shape (q,).
-        inequalities, inequality_multipliers: g(x) and its κ >= 0, shape (r,).
         kkt_residual: distance from stationarity, 0 at a stationary point and never squared:
             ‖K(ρ, x, ω, ν, λ)‖₂ (Definition 5) for "clamp" and the "wc" methods;
             ‖Σ λ_m ∇f_m‖ for "mgda"; ‖(Σ λ_m ∇f_m + Σ ν_i ∇h_i, h)‖ for "linear".
@@ -58,6 +58,7 @@ class Result:
         converged: whether kkt_residual is at most `tol`.
         message: why it stopped, in a sentence.
         history: the way there.
+        inequalities, inequality_multipliers: g(x) and its κ >= 0, shape (r,).
     """
 
     x: Tensor
@@ -66,8 +67,6 @@ class Result:
     rho: float
     multipliers: Tensor
     constraint_multipliers: Tensor
-    inequalities: Tensor
-    inequality_multipliers: Tensor
     kkt_residual: float
     kkt_parts: KKTParts
     n_gradient_evaluations: int
@@ -75,6 +74,10 @@ class Result:
     converged: bool
     message: str
     history: History = field(repr=False)
+    inequalities: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    inequality_multipliers: Tensor = field(
+        default_factory=lambda: torch.zeros(0, dtype=torch.float64)
+    )
 
 
 class Method(Protocol):
