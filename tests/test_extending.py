@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from paretune import cli
 from paretune.baselines import BASELINES
-from paretune.baselines.context import Baseline, Job, Watch
+from paretune.baselines.context import Baseline, Context, Watch
 from paretune.baselines.recipe import CompareRecipe
 from paretune.data import LOADERS, PreferenceData, RatingRule, Source
 from paretune.data.loading import hub_id
@@ -162,19 +162,19 @@ class Untrained(Baseline):
     steps: int = 0
     """Steps that it says it took."""
 
-    def train(self, job: Job, preferences: Sequence[Preference]) -> None:
+    def train(self, context: Context, preferences: Sequence[Preference]) -> None:
         from peft import get_peft_model
 
         from paretune.experiment.setup import lora_config
         from paretune.experiment.train_point import save_weights
         from paretune.models import load_model_and_tokenizer
 
-        base, tokenizer = load_model_and_tokenizer(job.recipe.model.name)
+        base, tokenizer = load_model_and_tokenizer(context.recipe.model.name)
         for preference in preferences:
-            folder = job.point(preference)
+            folder = context.point(preference)
             folder.mkdir(parents=True)
-            save_weights(get_peft_model(base, lora_config(job.recipe)), tokenizer, folder)
-            job.finish(folder, self.steps, Watch().spend())
+            save_weights(get_peft_model(base, lora_config(context.recipe)), tokenizer, folder)
+            context.finish(folder, self.steps, Watch().spend())
 
 
 def test_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

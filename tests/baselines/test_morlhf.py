@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model, load_peft_weights
 from pydantic import ValidationError
 
 from paretune.baselines import morlhf
-from paretune.baselines.context import Job, trained
+from paretune.baselines.context import Context, trained
 from paretune.baselines.morlhf import Morlhf
 from paretune.baselines.ppo import PPO
 from paretune.baselines.reward import ScalarReward
@@ -42,15 +42,17 @@ def options(**changes: Any) -> Morlhf:
 
 
 @pytest.fixture
-def make_job(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Callable[..., Job]:
+def make_context(
+    tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> Callable[..., Context]:
     model = tmp_path / "model"
     tiny_llama(initializer_range=0.3).save_pretrained(model)
     tokenizer.save_pretrained(model)
 
-    def make(name: str = "run", *overrides: str) -> Job:
+    def make(name: str = "run", *overrides: str) -> Context:
         recipe = load_recipe("demo", [f"model.name={model}", "train.max_steps=2", *overrides])
         splits = split_by_prompt(load_data(recipe.data), recipe.data.split)
-        return Job(recipe, splits, 0, tmp_path / name, tmp_path / name / "shared")
+        return Context(recipe, splits, 0, tmp_path / name, tmp_path / name / "shared")
 
     return make
 
@@ -111,11 +113,11 @@ def test_the_preference_decides_which_of_two_rewards_wins(
 
 
 @pytest.mark.slow
-def test_a_point_is_an_adapter_and_is_trained_once(make_job: Callable[..., Job]) -> None:
-    job = make_job()
-    options(stop_kl=None).train(job, [P, CORNER])
+def test_a_point_is_an_adapter_and_is_trained_once(make_context: Callable[..., Context]) -> None:
+    context = make_context()
+    options(stop_kl=None).train(context, [P, CORNER])
     for preference in (P, CORNER):
-        folder = job.point(preference)
+        folder = context.point(preference)
         assert trained(folder)
         assert sorted(path.name for path in folder.iterdir()) == [
             "adapter_config.json",
@@ -124,37 +126,37 @@ def test_a_point_is_an_adapter_and_is_trained_once(make_job: Callable[..., Job])
             "training.json",
         ]
         assert all("lora" in name for name in weights(folder))
-    rows = [json.loads(row) for row in (job.point(P) / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(row) for row in (context.point(P) / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert {"concise/score", "informative/normalised", "kl", "clip_fraction", "entropy"} <= {
         *rows[0]
     }
-    corner = json.loads((job.point(CORNER) / "log.jsonl").read_text().splitlines()[0])
+    corner = json.loads((context.point(CORNER) / "log.jsonl").read_text().splitlines()[0])
     assert "informative/score" not in corner
-    record = json.loads((job.point(P) / "training.json").read_text())
+    record = json.loads((context.point(P) / "training.json").read_text())
     assert [key.rsplit("-", 1)[0] for key in record["shared"]] == [
         "normalisation-concise",
         "normalisation-informative",
     ]
-    assert all(trained(job.shared / key) for key in record["shared"])
+    assert all(trained(context.shared / key) for key in record["shared"])
     spend = record["spend"]
     assert spend["policy_tokens"] == sum(row["policy_tokens"] for row in rows)
     assert spend["reference_tokens"] == spend["policy_tokens"]  # two readings, two epochs
     assert spend["reward_tokens"] == 0
-    before = (job.point(P) / "training.json").stat().st_mtime_ns
-    options(stop_kl=None).train(job, [P, CORNER])
-    assert (job.point(P) / "training.json").stat().st_mtime_ns == before
+    before = (context.point(P) / "training.json").stat().st_mtime_ns
+    options(stop_kl=None).train(context, [P, CORNER])
+    assert (context.point(P) / "training.json").stat().st_mtime_ns == before
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_adapter(
-    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = make_job("whole")
+    whole = make_context("whole")
     options().train(whole, [P])
     step = PPO.step
     for last in (1, 2):  # before and after the first checkpoint
-        cut = make_job(f"cut{last}")
+        cut = make_context(f"cut{last}")
 
         def dying(self: PPO, last: int = last) -> dict[str, float]:
             if self.done == last:
@@ -172,38 +174,40 @@ def test_a_killed_run_goes_on_to_the_same_adapter(
 
 
 @pytest.mark.slow
-def test_without_steps_the_budget_of_all_methods_is_spent(make_job: Callable[..., Job]) -> None:
-    job = make_job()
-    options(steps=None, batch_size=16, mini_batch_size=8, epochs=4).train(job, [P])
-    rows = [json.loads(row) for row in (job.point(P) / "log.jsonl").read_text().splitlines()]
+def test_without_steps_the_budget_of_all_methods_is_spent(
+    make_context: Callable[..., Context],
+) -> None:
+    context = make_context()
+    options(steps=None, batch_size=16, mini_batch_size=8, epochs=4).train(context, [P])
+    rows = [json.loads(row) for row in (context.point(P) / "log.jsonl").read_text().splitlines()]
     from paretune.baselines.budget import policy_tokens
     from paretune.models import load_model_and_tokenizer
 
-    _, tokenizer = load_model_and_tokenizer(job.recipe.model.name)
-    budget = policy_tokens(job, P, tokenizer)
+    _, tokenizer = load_model_and_tokenizer(context.recipe.model.name)
+    budget = policy_tokens(context, P, tokenizer)
     spent = [row["policy_tokens"] for row in rows]
     assert sum(spent[:-1]) < budget <= sum(spent)
 
 
 @pytest.mark.slow
-def test_single_objective_adapters_are_shared(make_job: Callable[..., Job]) -> None:
-    job = make_job()
-    folder = morlhf.single_objective(job, "concise", options())
+def test_single_objective_adapters_are_shared(make_context: Callable[..., Context]) -> None:
+    context = make_context()
+    folder = morlhf.single_objective(context, "concise", options())
     assert trained(folder)
-    assert folder.parent == job.shared
+    assert folder.parent == context.shared
     assert folder.name.startswith("ppo-concise-seed0-")
-    assert folder == morlhf.single_objective(job, "concise", options())
-    options().train(job, [CORNER])
-    assert equal(weights(folder), weights(job.point(CORNER)))
+    assert folder == morlhf.single_objective(context, "concise", options())
+    options().train(context, [CORNER])
+    assert equal(weights(folder), weights(context.point(CORNER)))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # other libraries'
 def test_rloo_trains_an_adapter_and_goes_on(
-    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = options(backend="rloo", steps=2, epochs=1, save_steps=1)
-    whole, cut = make_job("whole"), make_job("cut")
+    whole, cut = make_context("whole"), make_context("cut")
     settings.train(whole, [P])
     score, calls = ScalarReward.__call__, []
 
@@ -220,7 +224,8 @@ def test_rloo_trains_an_adapter_and_goes_on(
     settings.train(cut, [P])
     assert equal(weights(whole.point(P)), weights(cut.point(P)))
     first, second = (
-        json.loads((job.point(P) / "training.json").read_text())["spend"] for job in (whole, cut)
+        json.loads((context.point(P) / "training.json").read_text())["spend"]
+        for context in (whole, cut)
     )
     for key in ("policy_tokens", "generated_tokens", "passes"):
         assert first[key] == second[key] > 0
@@ -228,15 +233,15 @@ def test_rloo_trains_an_adapter_and_goes_on(
     assert "concise/score" in log
 
 
-def test_an_objective_that_nothing_scores_is_named(make_job: Callable[..., Job]) -> None:
+def test_an_objective_that_nothing_scores_is_named(make_context: Callable[..., Context]) -> None:
     sources = {"concise": RewardSource(scorer="demo")}
     with pytest.raises(InputError, match="Nothing scores the objective 'informative'"):
-        options(rewards=sources).train(make_job(), [P])
+        options(rewards=sources).train(make_context(), [P])
 
 
-def test_a_recipe_without_adapter_is_refused(make_job: Callable[..., Job]) -> None:
+def test_a_recipe_without_adapter_is_refused(make_context: Callable[..., Context]) -> None:
     with pytest.raises(InputError, match="give the recipe a 'lora' section"):
-        options().train(make_job("run", "lora=null"), [P])
+        options().train(make_context("run", "lora=null"), [P])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from peft import load_peft_weights
 
-from paretune.baselines.context import Job
+from paretune.baselines.context import Context
 from paretune.baselines.ric import (
     Ric,
     Sample,
@@ -53,15 +53,17 @@ def options(**changes: Any) -> Ric:
 
 
 @pytest.fixture
-def make_job(tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path) -> Callable[..., Job]:
+def make_context(
+    tiny_llama: Callable[..., Any], tokenizer: Any, tmp_path: Path
+) -> Callable[..., Context]:
     model = tmp_path / "model"
     tiny_llama(initializer_range=0.3).save_pretrained(model)
     tokenizer.save_pretrained(model)
 
-    def make(name: str = "run", *overrides: str) -> Job:
+    def make(name: str = "run", *overrides: str) -> Context:
         recipe = load_recipe("demo", [f"model.name={model}", *overrides])
         splits = split_by_prompt(load_data(recipe.data), recipe.data.split)
-        return Job(recipe, splits, 0, tmp_path / name, tmp_path / name / "shared")
+        return Context(recipe, splits, 0, tmp_path / name, tmp_path / name / "shared")
 
     return make
 
@@ -142,9 +144,9 @@ def test_scores_in_a_prompt_can_be_read_back(prompt: Any) -> None:
 
 @pytest.mark.slow
 def test_one_adapter_for_all_points_gone_on_with_at_every_stage(
-    make_job: Callable[..., Job], short_answers: list[str], monkeypatch: pytest.MonkeyPatch
+    make_context: Callable[..., Context], short_answers: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = make_job("whole")
+    whole = make_context("whole")
     options().train(whole, POINTS)
     (built,) = (path for path in whole.shared.iterdir() if path.name.startswith("ric-"))
     first, second = (load_peft_weights(str(whole.point(point)), device="cpu") for point in POINTS)
@@ -165,7 +167,7 @@ def test_one_adapter_for_all_points_gone_on_with_at_every_stage(
     class Killed(BaseException):
         pass
 
-    cut = make_job("cut")
+    cut = make_context("cut")
     from paretune.training.checkpoints import CompleteCheckpoints
 
     saved = CompleteCheckpoints.on_save
@@ -190,10 +192,10 @@ def test_one_adapter_for_all_points_gone_on_with_at_every_stage(
 
 @pytest.mark.slow
 def test_mistakes(
-    make_job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="needs a lora section"):
-        options().train(make_job("full", "lora=null"), POINTS)
+        options().train(make_context("full", "lora=null"), POINTS)
     from paretune.results.answers import Answer
 
     monkeypatch.setattr(
@@ -201,4 +203,4 @@ def test_mistakes(
         lambda model, tokenizer, prompts, **_: [Answer(p, "and so on", False) for p in prompts],
     )
     with pytest.raises(InputError, match="None of the 6 online answers ended"):
-        options(offline_steps=1).train(make_job("endless"), POINTS)
+        options(offline_steps=1).train(make_context("endless"), POINTS)

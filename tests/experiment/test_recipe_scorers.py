@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from paretune.baselines.context import Job
+from paretune.baselines.context import Context
 from paretune.baselines.reward import normalised_scorers
 from paretune.data.splitting import split_by_prompt
 from paretune.errors import InputError
@@ -96,14 +96,14 @@ def test_answers_of_a_point_are_scored(recipe: Callable[..., Recipe]) -> None:
 def test_methods_take_the_recipes_scorers(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     loaded = recipe()
     splits = split_by_prompt(load_data(loaded.data), loaded.data.split, loaded.data.seed)
-    job = Job(loaded, splits, 0, tmp_path / "job", tmp_path / "shared")
+    job = Context(loaded, splits, 0, tmp_path / "job", tmp_path / "shared")
     made = normalised_scorers(job, None, ["helpful"])
     assert made["helpful"].scorer.scorer is recipe_scorers(loaded)["helpful"]
     scores = made["helpful"].scorer.score(*answers_of(splits["train"]))
     assert sum(scores) / len(scores) == pytest.approx(0, abs=1e-4)
     with pytest.raises(InputError, match="Nothing scores the objective 'helpful'"):
         normalised_scorers(
-            Job(recipe("rewards="), splits, 0, tmp_path, tmp_path), None, ["helpful"]
+            Context(recipe("rewards="), splits, 0, tmp_path, tmp_path), None, ["helpful"]
         )
 
 

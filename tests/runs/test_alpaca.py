@@ -14,7 +14,7 @@ from paretune.evaluation.alpaca_eval import Instruction
 from paretune.recipes import load_recipe
 from paretune.runs.alpaca import find_point, generate_outputs
 from paretune.runs.sweep import run_sweep
-from paretune.serving.chat import Speaker
+from paretune.serving.chat import ChatModel
 from paretune.serving.choose import Choices, open_run
 
 WORDS = ["red", "blue", "cat", "dog", "tea", "milk", "sun", "moon", "rain", "wind", "run"]
@@ -67,20 +67,20 @@ def test_generation_goes_on_where_it_was(choices: Choices, monkeypatch: pytest.M
     assert [row["instruction"] for row in rows] == [asked.text for asked in ASKED]
     assert {row["generator"] for row in rows} == {"tiny-harmless0.20-helpful0.80"}
     assert whole.path.parent == choices.run / "alpaca_eval" / point.name
-    answer = Speaker(choices.recipe).answer([{"role": "user", "content": ASKED[0].text}], point)
+    answer = ChatModel(choices.recipe).answer([{"role": "user", "content": ASKED[0].text}], point)
     assert rows[0]["output"] == answer.response
 
-    asked = Speaker.answers
+    asked = ChatModel.answers
     batches: list[int] = []
 
-    def stopped(self: Speaker, prompts: Any, by: Any) -> Any:
+    def stopped(self: ChatModel, prompts: Any, by: Any) -> Any:
         if len(batches) == 1:
             batches.append(0)
             raise KeyboardInterrupt
         batches.append(len(prompts))
         return asked(self, prompts, by)
 
-    monkeypatch.setattr(Speaker, "answers", stopped)
+    monkeypatch.setattr(ChatModel, "answers", stopped)
     with pytest.raises(KeyboardInterrupt):
         generate_outputs(choices, point, ASKED, fresh=True)
     assert not whole.path.exists()

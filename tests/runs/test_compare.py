@@ -14,7 +14,7 @@ import torch
 from paretune.baselines import modpo
 from paretune.baselines import single_objective as single
 from paretune.baselines.budget import policy_tokens
-from paretune.baselines.context import Job
+from paretune.baselines.context import Context
 from paretune.baselines.recipe import CompareRecipe, load_comparison
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
@@ -27,7 +27,7 @@ from paretune.results.gates import GATES, read_gates
 from paretune.runs import compare
 from paretune.runs.compare import run_compare
 from paretune.spend import Spend, Watch
-from paretune.training.gated import fold_adapter
+from paretune.training.gated_adapter import fold_adapter
 
 METHODS = """
 methods:
@@ -273,9 +273,9 @@ def test_scorer_margins_and_the_budget(
     from paretune.models import load_model_and_tokenizer
 
     splits = split_by_prompt(load_data(recipe.data), recipe.data.split, recipe.data.seed)
-    job = Job(recipe, splits, 0, tmp_path / "job", tmp_path / "shared")
+    context = Context(recipe, splits, 0, tmp_path / "context", tmp_path / "shared")
     _, tokenizer = load_model_and_tokenizer(recipe.model.name)
-    budget = policy_tokens(job, recipe.points[0], tokenizer)
+    budget = policy_tokens(context, recipe.points[0], tokenizer)
     spent = found.cells[0].points[0].training["spend"]["policy_tokens"]
     assert budget == pytest.approx(spent, rel=0.1)
 

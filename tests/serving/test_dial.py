@@ -16,7 +16,7 @@ from paretune.results.front import Front, FrontPoint, ObjectiveMetrics
 from paretune.results.gates import write_gates
 from paretune.serving import chat
 from paretune.serving.choose import Candidate, open_run
-from paretune.training.gated import fold_adapter
+from paretune.training.gated_adapter import fold_adapter
 
 NAMES = ("harmless", "helpful")
 CALIBRATION = Calibration(
@@ -82,7 +82,7 @@ def test_the_dial_answers_as_the_folded_adapter_and_loads_nothing_again(
     choices = open_run(run)
     attached, attach = [], chat.with_adapter
     monkeypatch.setattr(chat, "with_adapter", lambda *a: attached.append(a[1]) or attach(*a))
-    speaker, stock = chat.Speaker(choices.recipe), chat.Speaker(choices.recipe)
+    speaker, stock = chat.ChatModel(choices.recipe), chat.ChatModel(choices.recipe)
     prompts = [[{"role": "user", "content": text}] for text in ("red cat", "sun moon", "tea")]
     answers = set()
     for share in (0.0, 0.37, 1.0, 0.37):

@@ -26,7 +26,7 @@ from paretune.names import printable
 from paretune.recipes import load_recipe
 from paretune.results.answers import Answer, write_answers
 from paretune.results.front import Front, FrontPoint, ObjectiveMetrics
-from paretune.serving.chat import Conversation, Speaker, mean_words
+from paretune.serving.chat import ChatModel, Conversation, mean_words
 from paretune.serving.choose import open_run
 from paretune.serving.export import export_run
 
@@ -181,7 +181,7 @@ def test_a_method_of_a_comparison_is_chosen_by_name(make: Make) -> None:
 
 def test_each_speaks_with_its_own_weights(make: Make, tokenizer: Any) -> None:
     choices = open_run(make())
-    speaker = Speaker(choices.recipe)
+    speaker = ChatModel(choices.recipe)
     first, second = choices.candidates
     spoken = {}
     for name in ("base", "first", "second", "first again", "base again"):
@@ -203,8 +203,8 @@ def test_an_adapter_whose_loading_was_stopped_is_loaded_anew(
 ) -> None:
     choices = open_run(make())
     first, second = choices.candidates
-    expected = Speaker(choices.recipe).answer(PROMPT, second)
-    speaker = Speaker(choices.recipe)
+    expected = ChatModel(choices.recipe).answer(PROMPT, second)
+    speaker = ChatModel(choices.recipe)
     speaker.answer(PROMPT, first)
 
     def stop(*_: Any, **__: Any) -> Any:
@@ -219,7 +219,7 @@ def test_an_adapter_whose_loading_was_stopped_is_loaded_anew(
 
 def test_an_answer_comes_in_pieces_and_can_be_stopped(make: Make) -> None:
     choices = open_run(make("evaluation.max_new_tokens=8"))
-    speaker, by = Speaker(choices.recipe), choices.candidates[0]
+    speaker, by = ChatModel(choices.recipe), choices.candidates[0]
     pieces: list[str] = []
     answer = speaker.answer(PROMPT, by, pieces.append)
     assert "".join(pieces).strip() == answer.response.strip()
@@ -247,7 +247,7 @@ def test_scores_are_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> No
     scores = {"harmless": 1.5, "helpful": -1.0}
     write_json(run / "points/harmless0.20-helpful0.80/prompt.json", scores)
     choices = open_run(run)
-    speaker, (told, plain) = Speaker(choices.recipe), choices.candidates
+    speaker, (told, plain) = ChatModel(choices.recipe), choices.candidates
     asked: list[Any] = []
     real = generate_answers
 
@@ -263,7 +263,7 @@ def test_scores_are_asked_for(make: Make, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_whole_models_and_plain_prompts(make: Make, tmp_path: Path) -> None:
     choices = open_run(make(whole=True, prompt="red cat"))
-    speaker = Speaker(choices.recipe)
+    speaker = ChatModel(choices.recipe)
     conversation = Conversation.like(choices)
     assert conversation.prompt("sun moon") == "sun moon"
     texts = [speaker.answer("red", by).response for by in (None, *choices.candidates, None)]
@@ -281,7 +281,7 @@ def test_whole_models_and_plain_prompts(make: Make, tmp_path: Path) -> None:
 
 def test_mean_words(make: Make) -> None:
     choices = open_run(make())
-    speaker = Speaker(choices.recipe)
+    speaker = ChatModel(choices.recipe)
     prompts = [PROMPT, PROMPT[1:]]
     score = mean_words(speaker, choices.candidates[0], prompts)
     words = [len(speaker.answer(p, choices.candidates[0]).response.split()) for p in prompts]
@@ -298,7 +298,7 @@ def test_chat_without_a_terminal(make: Make) -> None:
         input="\n".join([*typed, "/reset", "/quit", "never"]),
     )
     assert result.exit_code == 0, result.output
-    answers = Speaker(open_run(run).recipe)
+    answers = ChatModel(open_run(run).recipe)
     first = open_run(run).candidates[0]
     assert f"> red cat\n{answers.answer(PROMPT, first).response}" in result.output
     assert "For harmless 0.1, helpful 0.9: harmless0.20-helpful0.80" in result.output
@@ -419,7 +419,7 @@ def test_the_page(make: Make, closed_loops: None) -> None:
     from paretune.serving.page import BASE, OTHER, Page, build_page
 
     choices = open_run(make())
-    speaker = Speaker(choices.recipe)
+    speaker = ChatModel(choices.recipe)
     page = Page(choices, speaker)
     assert page.choose(0.2, 0.6).preference.weights == pytest.approx((0.25, 0.75))
     assert page.choose(0, 0).preference.weights == (0.5, 0.5)

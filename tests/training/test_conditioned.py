@@ -14,7 +14,7 @@ from paretune.gradients import ObjectiveGradients
 from paretune.moo.gates import Gate
 from paretune.results.gates import read_gates
 from paretune.training import ConditionedConfig, ConditionedTrainer
-from paretune.training.gated import GatedAdapter, fold_adapter
+from paretune.training.gated_adapter import GatedAdapter, fold_adapter
 
 LORA = {"r": 2, "lora_alpha": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 

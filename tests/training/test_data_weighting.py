@@ -16,7 +16,7 @@ from paretune import DataWeightingConfig, DataWeightingTrainer, InputError, Trai
 from paretune.moo.bilevel.problem import StochasticBilevelProblem
 from paretune.moo.bilevel.stochastic_wc_augmented import StochasticWCAugmented
 from paretune.moo.preference import Preference
-from paretune.training.levels import LanguageModelLevels
+from paretune.training.bilevel_objectives import LanguageModelObjectives
 from paretune.training.responses import Batches
 
 # Language models are not convex in their parameters.
@@ -123,7 +123,7 @@ def test_takes_the_steps_of_the_stochastic_augmented_lagrangian(
 
     model = tiny_lora()
     model.set_attn_implementation("eager")
-    levels = LanguageModelLevels(model, in_place=False)
+    levels = LanguageModelObjectives(model, in_place=False)
     drawn = [batches for step in record.seen for batches in step]
     queue = [*drawn, drawn[0], drawn[0]]  # a method draws once more after its last step
     problem = StochasticBilevelProblem(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from paretune.baselines.context import Job
+from paretune.baselines.context import Context
 from paretune.data.sampling import PairRows
 from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
 from paretune.experiment.setup import training_arguments
@@ -12,14 +12,14 @@ from paretune.moo.preference import Preference
 from paretune.training import MultiObjectiveConfig
 
 
-def policy_tokens(job: Job, preference: Preference, tokenizer: Any) -> int:
+def policy_tokens(context: Context, preference: Preference, tokenizer: Any) -> int:
     """Tokens of the recipe's steps of training on preference pairs at a point, as expected.
 
     Steps times rows a step times the mean tokens of a row, a sequence that several objectives
     label counted once. Early stopping can leave part of it unspent.
     """
-    args = training_arguments(job.recipe, preference, job.seed, job.folder)
-    pairs = job.splits["train"].pairs
+    args = training_arguments(context.recipe, preference, context.seed, context.folder)
+    pairs = context.splits["train"].pairs
     data = tokenize_pairs(
         {name: pairs[name] for name in preference.names}, tokenizer, args.max_length, args.overlong
     )

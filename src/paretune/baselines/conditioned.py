@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from paretune.baselines.context import Baseline, Job, Watch, trained
+from paretune.baselines.context import Baseline, Context, Watch, trained
 from paretune.errors import InputError
 from paretune.experiment.setup import make_trainer, training_arguments
 from paretune.experiment.train_point import StepReport, free_memory, train_point
@@ -23,7 +23,7 @@ from paretune.moo.preference import Preference
 from paretune.recipes.section import Positive
 from paretune.results.gates import GATES, read_gates, write_gates
 from paretune.training import ConditionedConfig, ConditionedTrainer
-from paretune.training.gated import fold_adapter
+from paretune.training.gated_adapter import fold_adapter
 
 if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
@@ -50,53 +50,53 @@ class Conditioned(Baseline):
         if len(recipe.data.objectives) < 2:
             raise InputError("A conditioned adapter needs at least two objectives.")
 
-    def train(self, job: Job, preferences: Sequence[Preference]) -> None:
+    def train(self, context: Context, preferences: Sequence[Preference]) -> None:
         """Train and calibrate the one adapter, and fold it at every preference."""
-        self.check_recipe(job.recipe)
-        key = self._key(job)
-        source = job.once(key, lambda folder: self._train(job, folder))
+        self.check_recipe(context.recipe)
+        key = self._key(context)
+        source = context.once(key, lambda folder: self._train(context, folder))
         if not (source / GATES).exists():
-            self._calibrate(job, source)
+            self._calibrate(context, source)
         _, _, calibration = read_gates(source)
         assert calibration is not None
         for preference in preferences:
-            folder = job.point(preference)
+            folder = context.point(preference)
             if trained(folder):
                 continue
             watch = Watch()
             position = calibration.position(preference.weights)
             fold_adapter(source, folder, position)
             named = dict(zip(preference.names, position, strict=True))
-            job.finish(folder, steps=0, spend=watch.spend(), shared=[key], position=named)
+            context.finish(folder, steps=0, spend=watch.spend(), shared=[key], position=named)
 
-    def _key(self, job: Job) -> str:
+    def _key(self, context: Context) -> str:
         options = self.model_dump_json().encode()
-        return f"conditioned-{hashlib.sha256(options).hexdigest()[:8]}-seed{job.seed}"
+        return f"conditioned-{hashlib.sha256(options).hexdigest()[:8]}-seed{context.seed}"
 
-    def _trainer(self, job: Job, folder: Path, callbacks: Sequence[Any] = ()) -> Any:
-        recipe = job.recipe
+    def _trainer(self, context: Context, folder: Path, callbacks: Sequence[Any] = ()) -> Any:
+        recipe = context.recipe
         if self.steps is not None:
             steps = {"max_steps": self.steps}
             recipe = recipe.model_copy(update={"train": recipe.train | steps})
         args = training_arguments(
-            recipe, None, job.seed, folder / "checkpoints", ConditionedConfig, basis=self.basis
+            recipe, None, context.seed, folder / "checkpoints", ConditionedConfig, basis=self.basis
         )
-        return make_trainer(recipe, args, job.splits, callbacks, make=ConditionedTrainer)
+        return make_trainer(recipe, args, context.splits, callbacks, make=ConditionedTrainer)
 
-    def _train(self, job: Job, folder: Path) -> None:
-        job.report("prepare", 0.0)
-        trainer = self._trainer(job, folder, [StepReport(job.report)])
-        train_point(trainer, folder, job.report)
+    def _train(self, context: Context, folder: Path) -> None:
+        context.report("prepare", 0.0)
+        trainer = self._trainer(context, folder, [StepReport(context.report)])
+        train_point(trainer, folder, context.report)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
         del trainer
         free_memory()
 
-    def _calibrate(self, job: Job, folder: Path) -> None:
+    def _calibrate(self, context: Context, folder: Path) -> None:
         """Measure the validation losses along the gate; ``gates.json`` keeps them."""
-        trainer = self._trainer(job, folder)
+        trainer = self._trainer(context, folder)
         load_weights(trainer.model, folder)
         calibration = trainer.calibrate(
-            job.splits["validation"].pairs,
+            context.splits["validation"].pairs,
             self.calibrate,
             points=self.calibration_points,
             extrapolate=self.extrapolate,

@@ -27,17 +27,17 @@ class Baseline(Section):
     def check_recipe(self, recipe: "Recipe") -> None:
         """Raise InputError where it is plain before any training that the recipe does not fit."""
 
-    def train(self, job: "Job", preferences: Sequence[Preference]) -> None:
+    def train(self, context: "Context", preferences: Sequence[Preference]) -> None:
         """Train what is missing for these preferences.
 
-        Leaves in `Job.point` of every preference a PEFT adapter and, written last,
-        ``training.json`` (see `Job.finish`). A point that has it is never trained again.
+        Leaves in `Context.point` of every preference a PEFT adapter and, written last,
+        ``training.json`` (see `Context.finish`). A point that has it is never trained again.
         """
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Job:
+class Context:
     """One method with one seed: what it may use, and where its results go.
 
     Attributes:

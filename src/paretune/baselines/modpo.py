@@ -19,7 +19,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paretune.baselines.context import Baseline, Job, Spend, Watch, trained
+from paretune.baselines.context import Baseline, Context, Spend, Watch, trained
 from paretune.baselines.reward import tokens_read
 from paretune.baselines.single_objective import (
     OneObjectiveTrainer,
@@ -55,7 +55,7 @@ class Modpo(Baseline):
         if self.objective is not None and self.objective not in recipe.data.objectives:
             raise InputError(f"there is no objective {self.objective!r}")
 
-    def train(self, job: Job, preferences: Sequence[Preference]) -> None:
+    def train(self, context: Context, preferences: Sequence[Preference]) -> None:
         """Train a MODPO adapter for every preference.
 
         A preference with all its weight on one objective is that objective's own adapter.
@@ -64,7 +64,7 @@ class Modpo(Baseline):
             InputError: a loss other than DPO; or, once all other points are trained, a preference
                 that gives no weight to the objective chosen to be trained on.
         """
-        for loss in job.recipe.losses.values():
+        for loss in context.recipe.losses.values():
             if not isinstance(loss, DPO):
                 raise InputError(
                     f"MODPO is an extension of DPO, and the recipe's loss is '{loss.name}': "
@@ -72,7 +72,7 @@ class Modpo(Baseline):
                 )
         refused = None
         for preference in preferences:
-            if trained(job.point(preference)):
+            if trained(context.point(preference)):
                 continue
             try:
                 objective = trained_objective(preference, self.objective)
@@ -80,9 +80,9 @@ class Modpo(Baseline):
                 refused = refused or error
                 continue
             if len(preference.live) == 1:
-                _copy_single(job, preference)
+                _copy_single(context, preference)
             else:
-                _train_point(job, preference, objective, self)
+                _train_point(context, preference, objective, self)
         if refused is not None:
             raise refused
 
@@ -104,25 +104,25 @@ def trained_objective(preference: Preference, chosen: str | None) -> str:
     return chosen
 
 
-def _copy_single(job: Job, preference: Preference) -> None:
-    key = single_objective(job, preference.live[0])
-    folder = job.point(preference)
+def _copy_single(context: Context, preference: Preference) -> None:
+    key = single_objective(context, preference.live[0])
+    folder = context.point(preference)
     shutil.copytree(
-        job.shared / key, folder, ignore=lambda *_: {"training.json"}, dirs_exist_ok=True
+        context.shared / key, folder, ignore=lambda *_: {"training.json"}, dirs_exist_ok=True
     )
-    job.finish(folder, steps=0, spend=Spend(), shared=[key])
+    context.finish(folder, steps=0, spend=Spend(), shared=[key])
 
 
-def _train_point(job: Job, preference: Preference, objective: str, options: Modpo) -> None:
+def _train_point(context: Context, preference: Preference, objective: str, options: Modpo) -> None:
     others = [name for name in preference.live if name != objective]
-    keys = [key for name in others for key in _rewards(job, name, options)]
-    job.report("prepare", 0.0)
-    folder = job.point(preference)
-    trainer = _trainer(job, folder, preference, objective, preference[objective], options.beta)
+    keys = [key for name in others for key in _rewards(context, name, options)]
+    context.report("prepare", 0.0)
+    folder = context.point(preference)
+    trainer = _trainer(context, folder, preference, objective, preference[objective], options.beta)
     for split, pairs in trainer.prepared.items():
-        tables = {name: _table(job, name, options, split) for name in others}
+        tables = {name: _table(context, name, options, split) for name in others}
         pairs.pairs[objective].offset = offsets(pairs, objective, preference, tables)
-    train_point(trainer, folder, job.report, shared=keys)
+    train_point(trainer, folder, context.report, shared=keys)
     del trainer
     free_memory()
 
@@ -150,23 +150,23 @@ def offsets(
 
 
 def _trainer(
-    job: Job,
+    context: Context,
     folder: Path,
     preference: Preference,
     objective: str,
     temperature: float,
     beta: float | None,
 ) -> OneObjectiveTrainer:
-    recipe: Recipe = linear(job.recipe)
+    recipe: Recipe = linear(context.recipe)
     own = recipe.losses[objective].beta if beta is None else beta
     loss = DPO(beta=own, temperature=temperature)
     trainer = build_trainer(
         recipe,
         preference,
-        job.seed,
-        job.splits,
+        context.seed,
+        context.splits,
         folder / "checkpoints",
-        [StepReport(job.report)],
+        [StepReport(context.report)],
         make=partial(OneObjectiveTrainer, trained=objective, loss=loss),
     )
     assert isinstance(trainer, OneObjectiveTrainer)
@@ -176,52 +176,52 @@ def _trainer(
 # ------------------------------------------------------------------ rewards
 
 
-def _rewards(job: Job, objective: str, options: Modpo) -> list[str]:
+def _rewards(context: Context, objective: str, options: Modpo) -> list[str]:
     """Compute an objective's rewards of all training responses, once; the keys of all it took."""
     if options.margins == "scorer":
-        return [_scored(job, objective)]
-    single = single_objective(job, objective)
+        return [_scored(context, objective)]
+    single = single_objective(context, objective)
 
     def build(folder: Path) -> None:
-        job.report("prepare", 0.0)
-        alone = corner(objective, job.recipe.data.objectives)
-        trainer = _trainer(job, folder, alone, objective, 1.0, None)
-        load_weights(trainer.model, job.shared / single)
+        context.report("prepare", 0.0)
+        alone = corner(objective, context.recipe.data.objectives)
+        trainer = _trainer(context, folder, alone, objective, 1.0, None)
+        load_weights(trainer.model, context.shared / single)
         watch, tokens = Watch(), 0
         for split, pairs in trainer.prepared.items():
-            rewards = trainer.implicit_rewards(pairs, job.recipe.losses[objective].beta)
+            rewards = trainer.implicit_rewards(pairs, context.recipe.losses[objective].beta)
             save_file({"rewards": rewards}, folder / f"{split}.safetensors")
             tokens += sum(len(sequence.input_ids) for sequence in pairs.sequences)
         batch = trainer.args.per_device_eval_batch_size
         count = sum(len(pairs.sequences) for pairs in trainer.prepared.values())
         spend = watch.spend(reference_tokens=tokens, passes=-(-count // batch))
-        job.finish(folder, steps=0, spend=spend)
+        context.finish(folder, steps=0, spend=spend)
         del trainer
         free_memory()
 
-    key = f"rewards-{objective}-seed{job.seed}"
-    job.once(key, build)
+    key = f"rewards-{objective}-seed{context.seed}"
+    context.once(key, build)
     return [single, key]
 
 
-def _table(job: Job, objective: str, options: Modpo, split: str) -> Tensor:
+def _table(context: Context, objective: str, options: Modpo, split: str) -> Tensor:
     scored = options.margins == "scorer"
-    key = f"scores-{objective}" if scored else f"rewards-{objective}-seed{job.seed}"
-    return load_file(job.shared / key / f"{split}.safetensors")["rewards"]
+    key = f"scores-{objective}" if scored else f"rewards-{objective}-seed{context.seed}"
+    return load_file(context.shared / key / f"{split}.safetensors")["rewards"]
 
 
-def _scored(job: Job, objective: str) -> str:
+def _scored(context: Context, objective: str) -> str:
     """Rewards by the recipe's scorer, standardised on the training responses."""
-    if objective not in recipe_sources(job.recipe):
+    if objective not in recipe_sources(context.recipe):
         raise InputError(
             f"MODPO's margins=scorer needs a scorer of answers for '{objective}', and the recipe "
             "has none: name one under 'rewards', or use margins=implicit."
         )
 
     def build(folder: Path) -> None:
-        alone = corner(objective, job.recipe.data.objectives)
-        trainer = _trainer(job, folder, alone, objective, 1.0, None)
-        scorer = recipe_scorers(job.recipe)[objective]
+        alone = corner(objective, context.recipe.data.objectives)
+        trainer = _trainer(context, folder, alone, objective, 1.0, None)
+        scorer = recipe_scorers(context.recipe)[objective]
         watch, before = Watch(), tokens_read(scorer)
         mean = deviation = 0.0
         for split, pairs in trainer.prepared.items():
@@ -229,7 +229,7 @@ def _scored(job: Job, objective: str) -> str:
             for name, index in pairs.pairs.items():
                 for column, side in (("chosen", index.chosen), ("rejected", index.rejected)):
                     for row, sequence in zip(index.row, side, strict=True):
-                        record = job.splits[split].pairs[name][row]
+                        record = context.splits[split].pairs[name][row]
                         texts[sequence] = record["prompt"], text_of(record[column])
             values = torch.zeros(len(pairs.sequences), dtype=torch.float64)
             prompts, responses = zip(*texts.values(), strict=True)
@@ -245,8 +245,8 @@ def _scored(job: Job, objective: str) -> str:
             rewards = ((values - mean) / deviation).float()
             save_file({"rewards": rewards}, folder / f"{split}.safetensors")
         spend = watch.spend(reward_tokens=tokens_read(scorer) - before)
-        job.finish(folder, steps=0, spend=spend, mean=mean, deviation=deviation)
+        context.finish(folder, steps=0, spend=spend, mean=mean, deviation=deviation)
 
     key = f"scores-{objective}"
-    job.once(key, build)
+    context.once(key, build)
     return key

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from paretune.baselines.context import Baseline, Job, trained
+from paretune.baselines.context import Baseline, Context, trained
 from paretune.baselines.reward import (
     ScalarReward,
     Source,
@@ -96,7 +96,7 @@ class Morlhf(Baseline):
                 raise ValueError(f"rloo has no use for {name}")
         return self
 
-    def train(self, job: Job, preferences: Sequence[Preference]) -> None:
+    def train(self, context: Context, preferences: Sequence[Preference]) -> None:
         """Train the adapter of every preference that has none yet.
 
         Each folder gets the adapter without the value head, ``log.jsonl`` and ``training.json``.
@@ -105,66 +105,66 @@ class Morlhf(Baseline):
             InputError: a recipe without adapter, or an objective without a scorer.
             TrainingStoppedError: a loss that is not finite.
         """
-        pending = [each for each in preferences if not trained(job.point(each))]
+        pending = [each for each in preferences if not trained(context.point(each))]
         live = {name: None for preference in pending for name in preference.live}
-        scorers = normalised_scorers(job, self.rewards, list(live))
+        scorers = normalised_scorers(context, self.rewards, list(live))
         for preference in pending:
-            folder = job.point(preference)
+            folder = context.point(preference)
             folder.mkdir(parents=True, exist_ok=True)
-            _train_point(job, preference, scorers, self, folder)
+            _train_point(context, preference, scorers, self, folder)
 
 
-def single_objective(job: Job, objective: str, options: Morlhf) -> Path:
-    """The folder below `Job.shared` of the adapter trained on one reward alone, for soups.
+def single_objective(context: Context, objective: str, options: Morlhf) -> Path:
+    """The folder below `Context.shared` of the adapter trained on one reward alone, for soups.
 
     It is named by the objective, the backend, the seed and a digest of the options, and trained
     by whoever needs it first.
     """
     from paretune.baselines.single_objective import corner
 
-    preference = corner(objective, job.recipe.data.objectives)
+    preference = corner(objective, context.recipe.data.objectives)
 
     def build(folder: Path) -> None:
-        scorers = normalised_scorers(job, options.rewards, [objective])
-        _train_point(job, preference, scorers, options, folder)
+        scorers = normalised_scorers(context, options.rewards, [objective])
+        _train_point(context, preference, scorers, options, folder)
 
-    return job.once(
-        f"{options.backend}-{objective}-seed{job.seed}-{section_digest(options)}", build
+    return context.once(
+        f"{options.backend}-{objective}-seed{context.seed}-{section_digest(options)}", build
     )
 
 
 def _train_point(
-    job: Job,
+    context: Context,
     preference: Preference,
     sources: Mapping[str, Source],
     options: Morlhf,
     folder: Path,
 ) -> None:
-    if job.recipe.lora is None:
+    if context.recipe.lora is None:
         raise InputError(
             "MORLHF trains an adapter, without which the model is its reference: give the recipe "
             "a 'lora' section."
         )
     from paretune.experiment.train_point import free_memory
 
-    job.report("prepare", 0.0)
+    context.report("prepare", 0.0)
     reward = ScalarReward(
         {name: sources[name].scorer for name in preference.live}, dict(preference)
     )
     needed = [sources[name].key for name in preference.live]
-    train = job.splits["train"].pairs.values()
+    train = context.splits["train"].pairs.values()
     prompts = distinct_prompts(prompt for pairs in train for prompt in pairs["prompt"])
     if options.backend == "rloo":
         from paretune.baselines.rloo import train_rloo
 
-        train_rloo(job, prompts, reward, options, folder, needed)
+        train_rloo(context, prompts, reward, options, folder, needed)
     else:
-        _train_ppo(job, preference, prompts, reward, options, folder, needed)
+        _train_ppo(context, preference, prompts, reward, options, folder, needed)
     free_memory()
 
 
 def _train_ppo(
-    job: Job,
+    context: Context,
     preference: Preference,
     prompts: Sequence[Any],
     reward: ScalarReward,
@@ -182,23 +182,23 @@ def _train_ppo(
     from paretune.experiment.train_point import save_weights
     from paretune.models import gpu, load_model_and_tokenizer
 
-    base, tokenizer = load_model_and_tokenizer(**job.recipe.model.model_dump(), device=gpu())
-    set_seed(job.seed)  # the adapter is drawn
-    model = get_peft_model(base, lora_config(job.recipe))
-    budget = 0 if options.steps else policy_tokens(job, preference, tokenizer)
-    ppo = PPO(model, tokenizer, prompts, reward, options, job.seed, budget)
+    base, tokenizer = load_model_and_tokenizer(**context.recipe.model.model_dump(), device=gpu())
+    set_seed(context.seed)  # the adapter is drawn
+    model = get_peft_model(base, lora_config(context.recipe))
+    budget = 0 if options.steps else policy_tokens(context, preference, tokenizer)
+    ppo = PPO(model, tokenizer, prompts, reward, options, context.seed, budget)
     checkpoint = folder / "checkpoint.pt"
     if checkpoint.exists():
         ppo.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
     while ppo.progress < 1:
-        job.report("train", ppo.progress)
+        context.report("train", ppo.progress)
         ppo.step()
         write_jsonl(folder / "log.jsonl", ppo.log)
         if ppo.done % options.save_steps == 0:
             torch.save(ppo.state_dict(), folder / "checkpoint.partial")
             sync(folder / "checkpoint.partial")
             move(folder / "checkpoint.partial", checkpoint)
-    job.report("train", 1.0)
+    context.report("train", 1.0)
     save_weights(model, tokenizer, folder)
-    job.finish(folder, ppo.done, ppo.spend, needed, kl=ppo.log[-1]["kl"])
+    context.finish(folder, ppo.done, ppo.spend, needed, kl=ppo.log[-1]["kl"])
     checkpoint.unlink(missing_ok=True)

@@ -137,7 +137,7 @@ def adapted(coefficient: float, kl: float, target: float, horizon: float, answer
 
 
 class PPO:
-    """A run that can be stopped and gone on with after every step.
+    """A run that can be stopped and resumed after every step.
 
     All randomness is drawn from the seed and the step's number, so that `state_dict` is all there
     is to a run. Dropout is off: ratios start at exactly one.

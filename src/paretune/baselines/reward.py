@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from paretune.baselines.context import Job
+from paretune.baselines.context import Context
 from paretune.errors import InputError
 from paretune.evaluation.scorers import Normalised, Scorer, normalise
 from paretune.files import read_json, write_json
@@ -17,14 +17,14 @@ from paretune.spend import Watch
 
 
 class Source(NamedTuple):
-    """What scores an objective, and the key (see `Job.once`) of its normalisation constants."""
+    """What scores an objective, and the key (see `Context.once`) of its normalisation constants."""
 
     scorer: Normalised
     key: str
 
 
 def normalised_scorers(
-    job: Job, rewards: Mapping[str, RewardSource] | None, objectives: Sequence[str]
+    context: Context, rewards: Mapping[str, RewardSource] | None, objectives: Sequence[str]
 ) -> dict[str, Source]:
     """What scores these objectives, normalised on the training answers once for all points.
 
@@ -33,7 +33,7 @@ def normalised_scorers(
     """
     from paretune.experiment.reward_sources import build_scorers, recipe_scorers, recipe_sources
 
-    sources = recipe_sources(job.recipe) if rewards is None else rewards
+    sources = recipe_sources(context.recipe) if rewards is None else rewards
     for name in objectives:
         if name not in sources:
             raise InputError(
@@ -42,21 +42,21 @@ def normalised_scorers(
             )
     sources = {name: source for name, source in sources.items() if name in objectives}
     if rewards is None:
-        scorers = {name: recipe_scorers(job.recipe)[name] for name in sources}
+        scorers = {name: recipe_scorers(context.recipe)[name] for name in sources}
     else:
-        trained_here = Path(job.recipe.output_dir) / "rewards"
+        trained_here = Path(context.recipe.output_dir) / "rewards"
         scorers = build_scorers(sources, trained_here, gpu())
     result = {}
     for name, scorer in scorers.items():
 
         def build(folder: Path, scorer: Scorer = scorer) -> None:
             watch, before = Watch(), tokens_read(scorer)
-            constants = normalise(scorer, job.splits["train"]).constants()
+            constants = normalise(scorer, context.splits["train"]).constants()
             write_json(folder / "constants.json", constants)
-            job.finish(folder, 0, watch.spend(reward_tokens=tokens_read(scorer) - before))
+            context.finish(folder, 0, watch.spend(reward_tokens=tokens_read(scorer) - before))
 
         key = f"normalisation-{name}-{section_digest(sources[name])}"
-        constants = read_json(job.once(key, build) / "constants.json")
+        constants = read_json(context.once(key, build) / "constants.json")
         result[name] = Source(Normalised(scorer, **constants), key)
     return result
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paretune.baselines.context import Baseline, Job, Watch, trained
+from paretune.baselines.context import Baseline, Context, Watch, trained
 from paretune.baselines.morlhf import Morlhf
 from paretune.baselines.single_objective import single_objective
 from paretune.errors import InputError
@@ -36,35 +36,35 @@ class RewardedSoups(Baseline):
     ppo: Morlhf = Morlhf()
     """Settings of the PPO, for those adapters."""
 
-    def train(self, job: Job, preferences: Sequence[Preference]) -> None:
+    def train(self, context: Context, preferences: Sequence[Preference]) -> None:
         """Train the adapters of single objectives that are missing, and merge them for every p.
 
         Raises:
             InputError: the recipe trains all weights, or adapters that cannot be merged.
         """
-        if job.recipe.lora is None:
+        if context.recipe.lora is None:
             raise InputError("Rewarded Soups merge adapters: the recipe needs a lora section.")
         for preference in preferences:
-            folder = job.point(preference)
+            folder = context.point(preference)
             if trained(folder):
                 continue
-            sources = {_adapter(job, name, self): preference[name] for name in preference.live}
+            sources = {_adapter(context, name, self): preference[name] for name in preference.live}
             watch = Watch()
             merge_adapters(sources, folder, self.average)
-            job.finish(folder, steps=0, spend=watch.spend(), shared=_keys(sources))
+            context.finish(folder, steps=0, spend=watch.spend(), shared=_keys(sources))
 
 
-def _adapter(job: Job, objective: str, options: RewardedSoups) -> Path:
-    """The folder, below `Job.shared`, of an objective's adapter, trained if need be."""
+def _adapter(context: Context, objective: str, options: RewardedSoups) -> Path:
+    """The folder, below `Context.shared`, of an objective's adapter, trained if need be."""
     if options.adapters == "preference":
-        return job.shared / single_objective(job, objective)
+        return context.shared / single_objective(context, objective)
     from paretune.baselines import morlhf
 
-    return morlhf.single_objective(job, objective, options.ppo)
+    return morlhf.single_objective(context, objective, options.ppo)
 
 
 def _keys(sources: Collection[Path]) -> set[str]:
-    """The keys of adapters below `Job.shared`, and of what these needed (reward models)."""
+    """The keys of adapters below `Context.shared`, and of what these needed (reward models)."""
     needed = (read_json(source / "training.json").get("shared", []) for source in sources)
     return {source.name for source in sources} | {key for keys in needed for key in keys}
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from paretune.baselines.context import Baseline, Job, Watch, trained
+from paretune.baselines.context import Baseline, Context, Watch, trained
 from paretune.baselines.reward import Source, normalised_scorers, section_digest, tokens_read
 from paretune.baselines.score_prompts import with_scores
 from paretune.data.messages import distinct_prompts
@@ -78,7 +78,7 @@ class Ric(Baseline):
     save_steps: Positive = 100
     """Updates between checkpoints."""
 
-    def train(self, job: Job, preferences: Sequence[Preference]) -> None:
+    def train(self, context: Context, preferences: Sequence[Preference]) -> None:
         """Train the one adapter, and give every preference a copy with the scores to ask for.
 
         Each folder gets the adapter, ``prompt.json`` (scores by objective, see `with_scores`) and
@@ -88,25 +88,27 @@ class Ric(Baseline):
             InputError: a recipe without adapter, an objective without a scorer, or online answers
                 of which none can be used.
         """
-        pending = [each for each in preferences if not trained(job.point(each))]
+        pending = [each for each in preferences if not trained(context.point(each))]
         if not pending:
             return
-        if job.recipe.lora is None:
+        if context.recipe.lora is None:
             raise InputError("RiC trains an adapter: the recipe needs a lora section.")
-        names = job.recipe.data.objectives
-        sources = normalised_scorers(job, self.rewards, names)
+        names = context.recipe.data.objectives
+        sources = normalised_scorers(context, self.rewards, names)
         training = self.model_copy(update={"preference_map": "l2"})  # which it does not depend on
-        key = f"ric-seed{job.seed}-{section_digest(training)}"
-        adapter = job.once(key, lambda folder: _build(job, self, sources, folder))
+        key = f"ric-seed{context.seed}-{section_digest(training)}"
+        adapter = context.once(key, lambda folder: _build(context, self, sources, folder))
         for preference in pending:
-            folder, watch = job.point(preference), Watch()
+            folder, watch = context.point(preference), Watch()
             folder.mkdir(parents=True, exist_ok=True)
             for name in _ADAPTER:
                 shutil.copyfile(adapter / name, folder / name)
-            scores = target_scores(preference, score_ranges(names, job.seed), self.preference_map)
+            scores = target_scores(
+                preference, score_ranges(names, context.seed), self.preference_map
+            )
             write_json(folder / "prompt.json", scores)
             needed = [key, *(source.key for source in sources.values())]
-            job.finish(folder, 0, watch.spend(), shared=needed)
+            context.finish(folder, 0, watch.spend(), shared=needed)
 
 
 @dataclass(frozen=True)
@@ -169,29 +171,29 @@ def keep_good(samples: Sequence[Sample], quantile: float) -> list[Sample]:
     return [sample for sample, kept in zip(samples, good, strict=True) if kept]
 
 
-def _build(job: Job, options: Ric, sources: Mapping[str, Source], folder: Path) -> None:
+def _build(context: Context, options: Ric, sources: Mapping[str, Source], folder: Path) -> None:
     """Train the adapter into `folder`, stage by stage; finished stages are not done again."""
     watch, before = Watch(), _tokens_read(sources)
-    prompts, responses = answers_of(job.splits["train"])
+    prompts, responses = answers_of(context.splits["train"])
     offline = _scored(sources, prompts, responses)
     spend = watch.spend(reward_tokens=_tokens_read(sources) - before)
     stage = folder / "offline"
-    _imitate(job, options, offline, None, stage, 0)
+    _imitate(context, options, offline, None, stage, 0)
     stages, online = [stage], list[Sample]()
     good = keep_good(offline, options.keep_quantile)
     for number in range(1, options.online_rounds + 1):
         stage = folder / f"round-{number}"
-        online += _answer(job, options, sources, prompts, stages[-1], stage, number)
-        random = np.random.default_rng([job.seed, number])
+        online += _answer(context, options, sources, prompts, stages[-1], stage, number)
+        random = np.random.default_rng([context.seed, number])
         mixed = random.permutation(len(good))[: options.offline_mixed]
         samples = keep_good(online, options.keep_quantile) + [good[i] for i in sorted(mixed)]
-        _imitate(job, options, samples, stages[-1], stage, number)
+        _imitate(context, options, samples, stages[-1], stage, number)
         stages.append(stage)
         spend += read_spend(stage / "answers")
     for name in _ADAPTER:
         shutil.copyfile(stages[-1] / name, folder / name)
     steps = options.offline_steps + options.online_rounds * options.online_steps
-    job.finish(folder, steps, sum(map(read_spend, stages), start=spend))
+    context.finish(folder, steps, sum(map(read_spend, stages), start=spend))
 
 
 def _scored(
@@ -205,7 +207,7 @@ def _scored(
 
 
 def _answer(
-    job: Job,
+    context: Context,
     options: Ric,
     sources: Mapping[str, Source],
     prompts: Sequence["Prompt"],
@@ -221,16 +223,16 @@ def _answer(
     file = folder / "answers.jsonl"
     if trained(folder):
         return [Sample(**row) for row in read_objects(file)]
-    job.report("prepare", 0.0)
-    model, tokenizer = _fresh_model(job)
+    context.report("prepare", 0.0)
+    model, tokenizer = _fresh_model(context)
     load_weights(model, adapter)
     watch, before = Watch(), _tokens_read(sources)
     distinct = distinct_prompts(prompts)
-    random = np.random.default_rng([job.seed, number, 1])
+    random = np.random.default_rng([context.seed, number, 1])
     count = options.online_prompts
     drawn = [distinct[i] for i in random.choice(len(distinct), count, count > len(distinct))]
-    ranges = score_ranges(list(sources), job.seed, 100_000)
-    goals = online_goals(ranges, count, job.seed + number)
+    ranges = score_ranges(list(sources), context.seed, 100_000)
+    goals = online_goals(ranges, count, context.seed + number)
     answers = generate_answers(
         model,
         tokenizer,
@@ -238,9 +240,9 @@ def _answer(
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
-        seed=job.seed + number,
+        seed=context.seed + number,
         batch_size=options.generation_batch_size,
-        progress=lambda done, of: job.report("train", done / of),
+        progress=lambda done, of: context.report("train", done / of),
     )
     whole = [(p, a.response) for p, a in zip(drawn, answers, strict=True) if _usable(a)]
     if not whole:
@@ -257,7 +259,7 @@ def _answer(
         passes=batches * max(lengths),
         reward_tokens=_tokens_read(sources) - before,
     )
-    job.finish(folder, 0, spend, usable=len(samples), answered=count)
+    context.finish(folder, 0, spend, usable=len(samples), answered=count)
     return samples
 
 
@@ -266,7 +268,7 @@ def _usable(answer: Any) -> bool:
 
 
 def _imitate(
-    job: Job,
+    context: Context,
     options: Ric,
     samples: Sequence[Sample],
     adapter: Path | None,
@@ -284,8 +286,8 @@ def _imitate(
     from paretune.experiment.train_point import free_memory, save_weights
     from paretune.experiment.weights import load_weights
 
-    job.report("prepare", 0.0)
-    model, tokenizer = _fresh_model(job)
+    context.report("prepare", 0.0)
+    model, tokenizer = _fresh_model(context)
     if adapter is not None:
         load_weights(model, adapter)
     rows = []
@@ -308,16 +310,16 @@ def _imitate(
         learning_rate=options.online_learning_rate if number else options.offline_learning_rate,
         schedule="constant" if number else "linear",
         save_steps=options.save_steps,
-        seed=job.seed + number,
-        report=job.report,
+        seed=context.seed + number,
+        report=context.report,
     )
     save_weights(model, tokenizer, folder)
-    job.finish(folder, steps, spend, samples=len(sequences), dropped=dropped)
+    context.finish(folder, steps, spend, samples=len(sequences), dropped=dropped)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     free_memory()
 
 
-def _fresh_model(job: Job) -> tuple[Any, Any]:
+def _fresh_model(context: Context) -> tuple[Any, Any]:
     """The base with an adapter that changes nothing yet, and the tokenizer."""
     from peft import get_peft_model
     from transformers import set_seed
@@ -325,9 +327,9 @@ def _fresh_model(job: Job) -> tuple[Any, Any]:
     from paretune.experiment.setup import lora_config
     from paretune.models import gpu, load_model_and_tokenizer
 
-    base, tokenizer = load_model_and_tokenizer(**job.recipe.model.model_dump(), device=gpu())
-    set_seed(job.seed)
-    return get_peft_model(base, lora_config(job.recipe)), tokenizer
+    base, tokenizer = load_model_and_tokenizer(**context.recipe.model.model_dump(), device=gpu())
+    set_seed(context.seed)
+    return get_peft_model(base, lora_config(context.recipe)), tokenizer
 
 
 def _tokens_read(sources: Mapping[str, Source]) -> int:

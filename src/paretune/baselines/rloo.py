@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 from transformers.trainer_callback import PrinterCallback
 from trl import RLOOConfig, RLOOTrainer  # type: ignore[attr-defined]  # all are lazy
 
-from paretune.baselines.context import Job
+from paretune.baselines.context import Context
 from paretune.baselines.reward import ScalarReward
 from paretune.evaluation.generation import encode_prompt, end_token_ids
 from paretune.experiment.setup import lora_config, trl_arguments
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def train_rloo(
-    job: Job,
+    context: Context,
     prompts: Sequence[Any],
     reward: ScalarReward,
     options: "Morlhf",
@@ -34,9 +34,9 @@ def train_rloo(
     """Train one point; the folder gets what `paretune.baselines.morlhf.train` says.
 
     Args:
-        needed: Keys of shared things the reward needed (see `Job.finish`).
+        needed: Keys of shared things the reward needed (see `Context.finish`).
     """
-    model, tokenizer = load_model_and_tokenizer(**job.recipe.model.model_dump())
+    model, tokenizer = load_model_and_tokenizer(**context.recipe.model.model_dump())
     ends = end_token_ids(model, tokenizer, prompts)
     # Of its own settings for generation TRL would take what the arguments leave open.
     model.generation_config = GenerationConfig(
@@ -46,11 +46,11 @@ def train_rloo(
     trainer = _Trainer(
         model,
         [account],
-        args=_arguments(options, folder / "checkpoints", job.seed),
+        args=_arguments(options, folder / "checkpoints", context.seed),
         train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
         processing_class=tokenizer,
-        peft_config=lora_config(job.recipe),  # drawn with the arguments' seed
-        callbacks=[StepReport(job.report)],
+        peft_config=lora_config(context.recipe),  # drawn with the arguments' seed
+        callbacks=[StepReport(context.report)],
     )
     trainer.add_callback(CompleteCheckpoints(account))
     trainer.remove_callback(PrinterCallback)
@@ -61,7 +61,7 @@ def train_rloo(
     account.add()
     save_weights(trainer.model, tokenizer, folder)
     write_jsonl(folder / "log.jsonl", trainer.state.log_history)
-    job.finish(folder, trainer.state.global_step, account.spend, needed)
+    context.finish(folder, trainer.state.global_step, account.spend, needed)
 
 
 def _arguments(options: "Morlhf", folder: Path, seed: int) -> Any:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on answers, by TRL's SFTTrainer, cut short and gone on with at will."""
+"""Supervised fine-tuning on answers, by TRL's SFTTrainer; it resumes where it was cut short."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,7 +38,7 @@ def fine_tune(
     Args:
         model: Its trainable weights are changed in place.
         sequences: Prompts and answers.
-        checkpoints: Folder of the checkpoints; training goes on from the newest.
+        checkpoints: Folder of the checkpoints; training resumes from the newest.
         save_steps: Steps between them.
 
     Returns:

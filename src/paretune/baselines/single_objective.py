@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from paretune.baselines.budget import mean_row_tokens, training_steps
-from paretune.baselines.context import Job
+from paretune.baselines.context import Context
 from paretune.data.sampling import PairRows, Row
 from paretune.data.tokenization import TokenizedPairs
 from paretune.errors import InputError
@@ -33,31 +33,31 @@ def corner(objective: str, objectives: Sequence[str]) -> Preference:
     return Preference.of({name: float(name == objective) for name in objectives})
 
 
-def single_objective(job: Job, objective: str) -> str:
+def single_objective(context: Context, objective: str) -> str:
     """Train the adapter of one objective alone, once for all methods.
 
     It is what every method based on preference losses gives at this corner of the simplex.
 
     Returns:
-        Its key: the adapter is in ``job.shared / key``.
+        Its key: the adapter is in ``context.shared / key``.
     """
 
     def build(folder: Path) -> None:
-        job.report("prepare", 0.0)
+        context.report("prepare", 0.0)
         trainer = build_trainer(
-            linear(job.recipe),
-            corner(objective, job.recipe.data.objectives),
-            job.seed,
-            job.splits,
+            linear(context.recipe),
+            corner(objective, context.recipe.data.objectives),
+            context.seed,
+            context.splits,
             folder / "checkpoints",
-            [StepReport(job.report)],
+            [StepReport(context.report)],
         )
-        train_point(trainer, folder, job.report)
+        train_point(trainer, folder, context.report)
         del trainer
         free_memory()
 
-    key = f"single-{objective}-seed{job.seed}"
-    job.once(key, build)
+    key = f"single-{objective}-seed{context.seed}"
+    context.once(key, build)
     return key
 
 

@@ -58,10 +58,10 @@ def chat(
 def _talk(choices: "Choices", choice: "Choice", system: str | None) -> None:
     from paretune.errors import InputError
     from paretune.names import printable
-    from paretune.serving.chat import Conversation, Speaker
+    from paretune.serving.chat import ChatModel, Conversation
 
     conversation = Conversation.like(choices, system)
-    speaker = Speaker(choices.recipe)
+    speaker = ChatModel(choices.recipe)
     echo(f"\n{_HELP}")
     for line in _lines():
         command, _, rest = line.partition(" ")
@@ -122,7 +122,7 @@ def _write(text: str) -> None:
 
 def _print_lengths(choices: "Choices", asked: "list[Choice]", count: int) -> None:
     from paretune.errors import InputError
-    from paretune.serving.chat import Speaker, asked_prompts, mean_words
+    from paretune.serving.chat import ChatModel, asked_prompts, mean_words
 
     prompts = asked_prompts(choices)
     if len(prompts) < count:
@@ -130,7 +130,7 @@ def _print_lengths(choices: "Choices", asked: "list[Choice]", count: int) -> Non
             f"'{choices.run}' has answers to {len(prompts)} test prompts, not {count}: "
             f"ask for fewer, or run `paretune evaluate` with evaluation.n_prompts={count}."
         )
-    speaker = Speaker(choices.recipe)
+    speaker = ChatModel(choices.recipe)
     echo(f"Mean words of the answers to the first {count} test prompts (± standard error):")
     rows: list[tuple[Candidate | None, str]] = [(None, "base model")]
     rows += [(each.best, f"{each.best.name}  (best for {_listed(each)})") for each in asked]

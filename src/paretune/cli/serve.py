@@ -32,11 +32,11 @@ def serve(
     check_address(host, port)
     choices = open_run(run, overrides or [], method)
     quiet_libraries(choices.recipe.model.name)
-    from paretune.serving.chat import Speaker
+    from paretune.serving.chat import ChatModel
     from paretune.serving.page import Page, build_page
     from paretune.serving.page import serve as serve_page
 
-    app = build_page(Page(choices, Speaker(choices.recipe)))
+    app = build_page(Page(choices, ChatModel(choices.recipe)))
     address = serve_page(app, host, port)
     echo(f"Open {address} in a browser; ctrl-C ends it.")
     if host not in ("127.0.0.1", "localhost", "::1"):

@@ -137,9 +137,9 @@ def _answer(
     progress(total - len(missing), total)
     if not missing:
         return
-    from paretune.serving.chat import Speaker
+    from paretune.serving.chat import ChatModel
 
-    speaker = Speaker(choices.recipe)
+    speaker = ChatModel(choices.recipe)
     size = choices.recipe.evaluation.batch_size
     chat = speaker.tokenizer.chat_template is not None
     for start in range(0, len(missing), size):

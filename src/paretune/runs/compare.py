@@ -28,7 +28,7 @@ from paretune.runs.plan import plan
 from paretune.runs.sweep import load_splits
 
 if TYPE_CHECKING:
-    from paretune.baselines.context import Job
+    from paretune.baselines.context import Context
     from paretune.baselines.recipe import CompareRecipe, Entry
     from paretune.data import PreferenceData
 
@@ -167,10 +167,10 @@ def _run_task(
         _claim_cell(task)
         if task.own_training:
             progress.point(f"{task.name}: training")
-            _train(task, _job(task, run, splits, progress))
+            _train(task, _context(task, run, splits, progress))
         elif task.entry.range_normalised:
             progress.point(f"{task.name}: ranges")
-            task, shared = _with_ranges(task, _job(task, run, splits, progress))
+            task, shared = _with_ranges(task, _context(task, run, splits, progress))
     except Exception as error:
         failure = _describe(error, task.folder)
     free_memory()
@@ -189,25 +189,25 @@ def _run_task(
     return failure
 
 
-def _job(
+def _context(
     task: _Task, run: Path, splits: "Mapping[Any, PreferenceData]", progress: Progress
-) -> "Job":
-    from paretune.baselines.context import Job
+) -> "Context":
+    from paretune.baselines.context import Context
 
     def report(phase: Phase, done: float) -> None:
         # A method may prepare several trainings; progress reckons with one preparation a step.
         progress.phase("train" if phase == "prepare" else phase, done)
 
     seen = {name: data for name, data in splits.items() if name != "test"}
-    return Job(task.recipe, seen, task.seed, task.folder, run / "shared", report)
+    return Context(task.recipe, seen, task.seed, task.folder, run / "shared", report)
 
 
-def _with_ranges(task: _Task, job: "Job") -> tuple[_Task, list[str]]:
+def _with_ranges(task: _Task, context: "Context") -> tuple[_Task, list[str]]:
     """The task with the objectives' ranges as ideal and nadir point, and the keys of adapters."""
     from paretune.baselines.single_objective import loss_range, single_objective
 
-    keys = {name: single_objective(job, name) for name in task.recipe.data.objectives}
-    ranges = {name: loss_range(job.shared / key, name) for name, key in keys.items()}
+    keys = {name: single_objective(context, name) for name in task.recipe.data.objectives}
+    ranges = {name: loss_range(context.shared / key, name) for name, key in keys.items()}
     ideal, nadir = ({name: pair[i] for name, pair in ranges.items()} for i in (0, 1))
     assert isinstance(task.recipe.method, ClampOptions)
     method = replace(task.recipe.method, ideal=ideal, nadir=nadir)
@@ -215,9 +215,9 @@ def _with_ranges(task: _Task, job: "Job") -> tuple[_Task, list[str]]:
     return replace(task, recipe=recipe), list(keys.values())
 
 
-def _train(task: _Task, job: "Job") -> None:
-    job.report("train", 0.0)
-    task.entry.parsed.train(job, [point.preference for point in task.points])
+def _train(task: _Task, context: "Context") -> None:
+    context.report("train", 0.0)
+    task.entry.parsed.train(context, [point.preference for point in task.points])
 
 
 def _run_point(

@@ -19,13 +19,13 @@ from paretune.results.front import Score
 from paretune.results.gates import read_gates
 from paretune.results.weights import check_weights
 from paretune.serving.choose import Candidate, Choices
-from paretune.training.gated import GatedAdapter
+from paretune.training.gated_adapter import GatedAdapter
 
 OnText = Callable[[str], None]
 """Is given an answer piece by piece."""
 
 
-class Speaker:
+class ChatModel:
     """A run's base model, which answers as it is or as any of the run's points.
 
     Adapters are loaded when they are first asked, and stay. Of points that are whole models one is
@@ -174,7 +174,7 @@ class Conversation:
         opening = [{"role": "system", "content": self.system}] if self.system else []
         return [*opening, *self.messages, {"role": "user", "content": text}]
 
-    def ask(self, speaker: Speaker, by: Candidate | None, text: str, on_text: OnText) -> bool:
+    def ask(self, speaker: ChatModel, by: Candidate | None, text: str, on_text: OnText) -> bool:
         """Ask, and remember the answer, or what there was of it when ctrl-C stopped it.
 
         Returns:
@@ -210,7 +210,7 @@ def asked_prompts(choices: Choices) -> list[Prompt]:
     return []
 
 
-def mean_words(speaker: Speaker, by: Candidate | None, prompts: Sequence[Prompt]) -> Score:
+def mean_words(speaker: ChatModel, by: Candidate | None, prompts: Sequence[Prompt]) -> Score:
     """Mean number of words (between spaces) of the answers to the prompts."""
     answers = speaker.answers(prompts, by)
     return Score.of([float(len(answer.response.split())) for answer in answers])

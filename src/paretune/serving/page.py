@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from paretune.errors import InputError
-from paretune.serving.chat import Conversation, Speaker
+from paretune.serving.chat import ChatModel, Conversation
 from paretune.serving.choose import Candidate, Choice, Choices
 from paretune.serving.guard import Guard
 
@@ -35,7 +35,7 @@ class Side(NamedTuple):
 class Page:
     """What the page computes; every method is called by one of its elements."""
 
-    def __init__(self, choices: Choices, speaker: Speaker) -> None:
+    def __init__(self, choices: Choices, speaker: ChatModel) -> None:
         self.choices = choices
         self._speaker = speaker
         self._opening = Conversation.like(choices)

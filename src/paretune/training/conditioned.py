@@ -29,7 +29,7 @@ from paretune.moo.preference import das_dennis
 from paretune.moo.weightings import Linear, Weights
 from paretune.results.gates import GATES, write_gates
 from paretune.training.config import MultiObjectiveConfig
-from paretune.training.gated import (
+from paretune.training.gated_adapter import (
     GatedAdapter,
     conditioned_config,
     fold,
@@ -231,7 +231,7 @@ class ConditionedTrainer(MultiObjectiveTrainer):
         (Path(folder) / GATES).unlink()
 
     def save_gated(self, folder: str | Path, calibration: Calibration | None = None) -> None:
-        """Write the adapter with its gate; `paretune.training.gated.fold_adapter` makes any p."""
+        """Write the adapter with its gate; `gated_adapter.fold_adapter` makes any p of it."""
         self.model.save_pretrained(str(folder))
         write_gates(Path(folder), self.gate, self.objectives, calibration)
 

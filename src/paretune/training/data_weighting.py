@@ -21,9 +21,9 @@ from paretune.moo.bilevel.problem import StochasticBilevelProblem
 from paretune.moo.bilevel.stochastic_wc_augmented import StochasticWCAugmented
 from paretune.moo.solvers.multipliers import StepwiseMultipliers
 from paretune.training.base import BaseTrainer, check_launch, load_trainable
+from paretune.training.bilevel_objectives import LanguageModelObjectives
 from paretune.training.checks import check_evaluation, check_tokens
 from paretune.training.config import DataWeightingConfig
-from paretune.training.levels import LanguageModelLevels
 from paretune.training.reference_cache import model_digest, sequences_digest
 from paretune.training.responses import Batches, Draw, Part, ResponseRows, Rows, all_of
 
@@ -125,7 +125,7 @@ class DataWeightingTrainer(BaseTrainer):
             check_tokens(self.model, tokenizer, sequences)
         in_place = args.hvp == "finite_difference" or bool(args.gradient_checkpointing)
         several = self.accelerator.num_processes > 1
-        self.levels = LanguageModelLevels(self.model, in_place, self._join if several else None)
+        self.levels = LanguageModelObjectives(self.model, in_place, self._join if several else None)
         self._problem = StochasticBilevelProblem(
             upper=self.levels.upper(self.preference.live),
             lower=self.levels.lower(self.sets, args.ridge),

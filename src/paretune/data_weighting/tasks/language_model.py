@@ -22,7 +22,7 @@ from paretune.data_weighting.tasks.task import Task
 from paretune.errors import InputError
 from paretune.models import gpu, load_model_and_tokenizer
 from paretune.moo.bilevel.problem import StochasticBilevelProblem
-from paretune.training.levels import LanguageModelLevels
+from paretune.training.bilevel_objectives import LanguageModelObjectives
 from paretune.training.responses import Batches, Draw, Part, all_of
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def build(task: "LanguageModelTask", rows: Mapping[str, Mapping[Part, Rows]], se
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Any = get_peft_model(base, config).eval()
-    levels = LanguageModelLevels(model, in_place=False)
+    levels = LanguageModelObjectives(model, in_place=False)
     train, validation, test = (sequences[split] for split in ("train", "validation", "test"))
 
     def draw_from(parts: Mapping[Part, Sequence[TokenSequence]]) -> Any:

@@ -22,7 +22,7 @@ Join = Callable[[Tensor], Tensor]
 """The mean of a tensor over all processes, the same to the last bit on each."""
 
 
-class LanguageModelLevels:
+class LanguageModelObjectives:
     """The terms of a `StochasticBilevelProblem` on the trainable parameters of a language model.
 
     A batch of the problem is a `Batches`. Micro-batches are gone through one by one with y put in
@@ -143,7 +143,7 @@ def _apply(function: type[torch.autograd.Function], *args: Any) -> Tensor:
 
 
 class _InPlace(torch.autograd.Function):
-    """`LanguageModelLevels.in_place` as a function of y, whose gradient is found on the way."""
+    """`LanguageModelObjectives.in_place` as a function of y, whose gradient is found on the way."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, levels: Any, draws: Any, rows: float) -> Any:
