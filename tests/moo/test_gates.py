@@ -56,7 +56,7 @@ def test_any_four_in_a_row_cover_the_segment() -> None:
 
 
 @given(
-    st.lists(st.floats(-3, 3), min_size=3, max_size=8),
+    st.lists(st.integers(-3000, 3000).map(lambda n: n / 1000), min_size=3, max_size=8),
     st.lists(st.floats(0.1, 2), min_size=8, max_size=8),
 )
 def test_pchip_is_scipys(values: list[float], widths: list[float]) -> None:
