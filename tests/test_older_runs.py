@@ -176,6 +176,7 @@ def test_a_finished_sweep_is_finished(run: Path) -> None:
         assert state(run) == before
 
 
+@pytest.mark.slow
 def test_it_is_evaluated(run: Path) -> None:
     before, front = state(run), (run / "front.json").read_bytes()
     assert "tiny: clamp, test split" in paretune("evaluate", run)
@@ -190,6 +191,7 @@ def test_it_is_evaluated(run: Path) -> None:
     assert len(rows(run / f"evaluation-test/points/{POINTS[0]}/answers.jsonl")) == 3
 
 
+@pytest.mark.slow
 def test_it_is_reported(run: Path) -> None:
     before = state(run)
     assert paretune("report", run).splitlines()[-1] == f"Open {run / 'report.html'}"
@@ -248,6 +250,7 @@ def test_what_is_there_of_a_killed_run_can_be_talked_to(unfinished: Path) -> Non
     assert state(unfinished) == before
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_from_its_checkpoint(unfinished: Path, run: Path) -> None:
     first, second = (unfinished / "points" / name for name in POINTS)
     before, recipe = state(first), (unfinished / "recipe.yaml").read_bytes()

@@ -313,7 +313,10 @@ def write_golden() -> None:
     (GOLDEN / "additions.json").write_text(json.dumps(empty, indent=2) + "\n", encoding="utf-8")
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize(
+    "section",
+    [pytest.param(s, marks=pytest.mark.slow if s == "run_files" else ()) for s in SECTIONS],
+)
 def test_what_users_see_stays(section: str) -> None:
     lines = differences(read(section), SECTIONS[section](), read("additions")[section])
     if lines:

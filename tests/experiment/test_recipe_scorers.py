@@ -76,6 +76,7 @@ output_dir: {tmp_path / "run"}
     return lambda *overrides: load_recipe(tmp_path / "tiny.yaml", overrides)
 
 
+@pytest.mark.slow
 def test_answers_of_a_point_are_scored(recipe: Callable[..., Recipe]) -> None:
     loaded = recipe()
     (point,) = run_sweep(loaded).points

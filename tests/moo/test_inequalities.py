@@ -174,6 +174,7 @@ def test_bnh_agrees_with_an_independent_solver():
         assert level == pytest.approx(slsqp(bnh(), p, x0), rel=1e-5, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_tnk_ends_without_an_exception():
     front = explore(
         tnk(),

@@ -23,6 +23,7 @@ from paretune.moo import (
 PAIRS = [test_problems.fonseca_fleming, test_problems.convex_pair, test_problems.zdt2_smooth]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p1", [0.1, 0.3, 0.5, 0.7, 0.9])
 @pytest.mark.parametrize("make", PAIRS)
 def test_clamp_reaches_the_chebyshev_point(make, p1):

@@ -399,6 +399,7 @@ def resolved(problem, x, y):
     return polish_lower(problem, x, y, tol=1e-11).objectives
 
 
+@pytest.mark.slow
 @every_method
 def test_it_ends_where_the_lower_level_is_solved_and_the_hypergradients_cancel(case):
     """Hypergradients as central differences of the losses after solving the lower level again."""

@@ -123,6 +123,7 @@ def test_random_quadratics_solution_is_global():
         assert violation > 1e-6 or reached > best - 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "constraints", "inverted"), EQ_DTLZ)
 def test_eq_dtlz_against_slsqp_from_many_starts(number, constraints, inverted):
     """SLSQP ends in local minimisers; the best of several starts is the stated solution.

@@ -131,6 +131,7 @@ def test_eq_dtlz_ends_on_the_front(number):
     assert np.abs(known.front(20000) - found.objectives.numpy()).max(1).min() < 1e-3
 
 
+@pytest.mark.slow
 def test_far_fewer_evaluations_than_algorithm_1():
     """To ‖K‖ <= 1e-2; Algorithm 1 knows the floor in advance and gets a hundred times as many."""
     problem, x0 = wavy(2), torch.zeros(30, dtype=torch.float64)
@@ -226,6 +227,7 @@ def test_constraint_gradients_only_as_products():
     assert certified.norm == pytest.approx(found.kkt_residual, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_stops_at_rounding_with_a_sentence():
     toy = test_problems.toy()
     found = minimize(toy.problem, (0.25, 0.75), x0=toy.x0, tol=0.0, steps=5000)

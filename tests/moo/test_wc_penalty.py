@@ -68,6 +68,7 @@ def test_equals_algorithm_1_as_printed():
     assert found.n_gradient_evaluations == found.n_function_evaluations == 301
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [(0.25, 0.75), (0.75, 0.25)])
 def test_slope_of_the_running_mean(p):
     """Theorem 3's −1/2, over T = 1e2 ... 1e4; benchmarks/wc_penalty.py goes to 1e6."""
@@ -79,6 +80,7 @@ def test_slope_of_the_running_mean(p):
     assert slope == pytest.approx(-0.5, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("p", [(0.25, 0.75), (0.75, 0.25)])
 @pytest.mark.parametrize("penalty", [20.0, 60.0])
 def test_floor(p, penalty):
@@ -98,6 +100,7 @@ def test_schedule():
     assert WCPenalty(u=1.0, v=2.0, eta=3.0).schedule(16) == (1.0, 2.0, 3.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "known", [test_problems.toy(), test_problems.random_quadratics(n=10, n_constraints=3)]
 )
@@ -120,6 +123,7 @@ def test_warm_up_refuses_dependent_constraints():
         minimize(known.problem, (0.5, 0.5), WCPenalty(warm_up=3), x0=known.x0)
 
 
+@pytest.mark.slow
 def test_bounds_by_projection():
     problem = Problem(
         lambda z: torch.stack([(z[0] - 2) ** 2, (z[0] - 3) ** 2]) + 1,
@@ -167,6 +171,7 @@ def test_without_noise_algorithm_3_is_algorithm_1():
     np.testing.assert_allclose(here.history.kkt_residual, there.history.kkt_residual, rtol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("independent", [False, True])
 def test_stochastic_toy(independent):
     method = WCPenalty(

@@ -305,6 +305,7 @@ def test_neutral_mu_has_no_unit(scales):
         assert here.lam.tolist() == pytest.approx(there.lam.tolist(), abs=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [test_problems.fonseca_fleming, test_problems.zdt2_smooth])
 @pytest.mark.parametrize("first", [0.3, 0.5, 0.7])
 def test_neutral_mu_reaches_the_chebyshev_point(make, first):

@@ -105,6 +105,7 @@ def test_clicking_a_point_shows_its_answers_beside_the_base_models(
     assert "cut at the limit" in chips
 
 
+@pytest.mark.slow
 def test_what_models_write_stays_text(sweep: Make, opened: Open, tmp_path: Path) -> None:
     page = opened(sweep(tmp_path / "two", TWO, divisions=2, base=True))
     answer = shown(page)[2]

@@ -246,6 +246,7 @@ def test_range_normalised_clamp_may_be_the_first_that_is_unfinished(
     assert not found.failures
 
 
+@pytest.mark.slow
 def test_scorer_margins_and_the_budget(
     write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,7 @@ def digests(run: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.slow
 def test_the_run_folder(finished: Path, tiny: Path) -> None:
     names = sorted(path.name for path in finished.iterdir())
     assert names == ["front.json", "front.png", "manifest.json", "points", "recipe.yaml"]

@@ -346,6 +346,7 @@ json.dump({"ids": ids.tolist(), "logits": found}, open(sys.argv[1], "w"))
 """
 
 
+@pytest.mark.slow
 def test_an_export_needs_nothing_of_paretune(make: Make, tmp_path: Path) -> None:
     run, target = make(), tmp_path / "out"
     choices = open_run(run)

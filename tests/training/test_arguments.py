@@ -139,6 +139,7 @@ def weights(tokenizer: Any, tiny_lora: Any, random_pairs: Any, tmp_path: Path) -
     return train
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*CHANGES_WEIGHTS, *CHANGES_WEIGHTS_WITH])
 def test_arguments_change_what_is_trained(weights: Any, name: str) -> None:
     others, value = CHANGES_WEIGHTS_WITH.get(name, ({}, CHANGES_WEIGHTS.get(name)))

@@ -144,6 +144,7 @@ def test_takes_the_steps_of_the_stochastic_augmented_lagrangian(
     assert float((adapter(trainer) - y).norm()) < 10 * accuracy * float((y - start[1]).norm())
 
 
+@pytest.mark.slow
 def test_corrupted_sets_lose_weight_and_matched_ones_follow_the_preference(
     weigher: Any, tiny_llama: Any
 ) -> None:
@@ -189,6 +190,7 @@ class _KillAt(TrainerCallback):
             raise _Kill
 
 
+@pytest.mark.slow
 def test_resume_is_bit_exact(weigher: Any, tiny_lora: Any) -> None:
     def make(folder: str, **more: Any) -> Any:
         return weigher(
@@ -240,6 +242,7 @@ def test_everything_is_logged(weigher: Any) -> None:
     assert first["omega/one"] + first["omega/two"] == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_takes_the_same_step(weigher: Any) -> None:
     trainers = [
         weigher(max_steps=1, folder=str(on), gradient_checkpointing=on) for on in (False, True)
@@ -264,6 +267,7 @@ class _Held:
         _Held.live -= self.tensor.nbytes
 
 
+@pytest.mark.slow
 def test_graphs_need_the_memory_of_one_gradient(weigher: Any) -> None:
     def peak(work: Any) -> int:
         _Held.peak = _Held.live
@@ -288,6 +292,7 @@ def test_graphs_need_the_memory_of_one_gradient(weigher: Any) -> None:
     assert peak(few.train) <= 1.3 * single
 
 
+@pytest.mark.slow
 def test_polishing_solves_the_lower_level_and_measures(weigher: Any) -> None:
     trainer = weigher(max_steps=6, ridge=0.1, validation=CRITERIA)
     trainer.train()
@@ -306,6 +311,7 @@ def test_polishing_solves_the_lower_level_and_measures(weigher: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_nonfinite_steps_change_nothing(weigher: Any) -> None:
     trainer = weigher(max_steps=3)
     right, seen = trainer.oracle.values, {}
@@ -351,6 +357,7 @@ def test_mistakes_are_one_sentence(weigher: Any) -> None:
 WORKER = Path(__file__).with_name("data_weighting_worker.py")
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     found = []
     for processes in (1, 2):

@@ -66,6 +66,7 @@ def test_sets_are_those_of_the_paper(task: Any) -> None:
     assert not prompts[1] & prompts[2]
 
 
+@pytest.mark.slow
 def test_methods_run_on_the_problem(task: Any) -> None:
     posed = task(rows=5)
     made = build(posed, load_rows(posed), seed=0)

@@ -53,6 +53,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ADAPTERS)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_is_the_model_as_given_before_and_after(

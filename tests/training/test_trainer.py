@@ -160,6 +160,7 @@ class _KillAt(TrainerCallback):
             raise _Kill
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_resume_is_bit_exact(clamp: Any, random_pairs: Any, accumulation: int) -> None:
     pairs = random_pairs(n=10)
@@ -198,6 +199,7 @@ def test_resume_is_bit_exact(clamp: Any, random_pairs: Any, accumulation: int) -
     assert resumed.state.best_metric == whole.state.best_metric
 
 
+@pytest.mark.slow
 def test_resume_in_the_middle_of_an_epoch_of_independent_rows(
     clamp: Any, random_pairs: Any
 ) -> None:
@@ -213,6 +215,7 @@ def test_resume_in_the_middle_of_an_epoch_of_independent_rows(
     torch.testing.assert_close(adapter(resumed), adapter(whole), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("patience", [0, 2])
 def test_a_run_that_is_over_does_not_go_on(clamp: Any, random_pairs: Any, patience: int) -> None:
     options: dict[str, Any] = {
@@ -312,6 +315,7 @@ def test_full_fine_tuning(clamp: Any, tiny_llama: Any, random_pairs: Any) -> Non
         trainer.evaluate(random_pairs(seed=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["ipo", "cpo", "simpo"])
 def test_other_losses_train(clamp: Any, random_pairs: Any, loss: str) -> None:
     trainer = clamp(loss=loss, evaluation=random_pairs(), max_steps=2)
@@ -361,6 +365,7 @@ def test_mistakes_are_named(clamp: Any, random_pairs: Any, tiny_lora: Any) -> No
         clamp(per_device_train_batch_size=0)
 
 
+@pytest.mark.slow
 def test_steps_at_a_vertex_are_told(clamp: Any, caplog: pytest.LogCaptureFixture) -> None:
     clamp({"one": 0.8, "two": 0.2}, mu=1e4).train()
     assert "at a vertex in 100 % of the steps" in caplog.text

@@ -193,6 +193,7 @@ def test_user_mistakes():
         run(broken)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, StochasticWCAugmented()])
 def test_objectives_of_any_sign(method):
     known = quadratic_bilevel()

@@ -1,3 +1,4 @@
+import pytest
 import torch
 
 from paretune.moo.bilevel.itd import ITD
@@ -28,6 +29,7 @@ def test_a_step_follows_the_derivative_of_the_weighted_sum_after_the_inner_steps
     assert result.n_gradient_evaluations == 3 + 1 + 3 * 2
 
 
+@pytest.mark.slow
 def test_few_inner_steps_leave_a_bias():
     known = quadratic_bilevel(p=2, q=3, n_objectives=2)
     expected = known.linear_solution(torch.tensor(WANTED.weights, dtype=torch.float64))
