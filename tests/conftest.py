@@ -43,24 +43,30 @@ def make_tokenizer() -> Any:
 
 
 def make_llama(tokenizer: Any, seed: int = 0, **options: Any) -> Any:
-    """A random two-layer Llama; the same seed gives the same weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    """A random two-layer Llama; the same seed gives the same weights.
+
+    With ``num_labels`` among the options of its configuration it is a reward model.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        **options,
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 128,
+            "pad_token_id": tokenizer.pad_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "bos_token_id": None,
+            **options,
+        }
     )
-    return LlamaForCausalLM(config)
+    reads = LlamaForSequenceClassification if "num_labels" in options else LlamaForCausalLM
+    return reads(config)
 
 
 def make_lora(
@@ -117,7 +123,7 @@ def tokenizer() -> Any:
     return make_tokenizer()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_llama(tokenizer: Any) -> Callable[..., Any]:
     """``make_llama`` on the test tokenizer."""
     return lambda seed=0, **options: make_llama(tokenizer, seed, **options)

@@ -230,17 +230,15 @@ class TestEmbedded:
         assert "Paris" in tokenizer.decode(output[0, inputs["input_ids"].shape[1] :])
 
 
-def test_template_variables_hold_for_every_use(tmp_path: Path, tokenizer: Any) -> None:
+def test_template_variables_hold_for_every_use(
+    tmp_path: Path, tokenizer: Any, tiny_llama: Any
+) -> None:
     talker = copy.deepcopy(tokenizer)
     talker.chat_template += (
         "{% if enable_thinking is not defined or enable_thinking %}why{% endif %}"
     )
     talker.save_pretrained(tmp_path)
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(talker), **sizes, **heads)).save_pretrained(
-        tmp_path
-    )
+    tiny_llama().save_pretrained(tmp_path)
     message = [{"role": "user", "content": "the cat"}]
     for variables, thinks in (({}, True), ({"enable_thinking": False}, False)):
         _, loaded = load_model_and_tokenizer(tmp_path, template_variables=variables)
@@ -251,16 +249,16 @@ def test_template_variables_hold_for_every_use(tmp_path: Path, tokenizer: Any) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["%d %b %Y", "%Y-%m-%d", "%A, %-d %B %Y at %H:%M"])
-def test_a_templates_date_stands_still(tmp_path: Path, tokenizer: Any, form: str) -> None:
+def test_a_templates_date_stands_still(
+    tmp_path: Path, tokenizer: Any, tiny_llama: Any, form: str
+) -> None:
     asks = copy.deepcopy(tokenizer)
     asks.chat_template = (
         "\n{%- if not date is defined %}{%- set date = strftime_now('FORM') %}{%- endif %}"
         "{% for m in messages %}[{{ date }}] {{ m['content'] }}{% endfor %}"
         "{% macro again() %} {{ strftime_now('FORM') }}{% endmacro %}{{ again() }}"
     ).replace("FORM", form)
-    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 1, "num_key_value_heads": 1}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(asks), **sizes, **heads)).save_pretrained(tmp_path)
+    tiny_llama().save_pretrained(tmp_path)
     message = [{"role": "user", "content": "the cat"}]
     for written, day in (("2024-02-03", datetime(2024, 2, 3)), (None, datetime.now())):
         tokenizer.save_pretrained(tmp_path)

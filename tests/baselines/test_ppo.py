@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from paretune.baselines.morlhf import Morlhf
 from paretune.baselines.ppo import (
@@ -168,24 +167,21 @@ def test_every_pass_over_the_prompts_has_each_once() -> None:
 
 
 @pytest.fixture
-def make_model(tokenizer: Any) -> Callable[[], Any]:
+def make_model(tiny_llama: Any) -> Callable[[], Any]:
     """A one-layer Llama that can tell all words apart, with an adapter that does nothing yet."""
 
     def make() -> Any:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
+        base = tiny_llama(
             hidden_size=64,
             intermediate_size=64,
             num_hidden_layers=1,
             num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=2048,
             initializer_range=0.15,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
         )
         lora = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-        return get_peft_model(LlamaForCausalLM(config), lora)
+        return get_peft_model(base, lora)
 
     return make
 

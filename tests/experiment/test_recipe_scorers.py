@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from paretune.baselines.context import Context
 from paretune.baselines.reward import normalised_scorers
@@ -26,22 +25,8 @@ WORDS = ["red", "blue", "cat", "dog", "tea", "milk", "sun", "moon", "rain", "win
 @pytest.fixture
 def recipe(tmp_path: Path, tokenizer: Any, tiny_llama: Callable[..., Any]) -> Callable[..., Recipe]:
     """A sweep of one point on a random model, scored by a random reward model with two outputs."""
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
     tiny_llama().save_pretrained(tmp_path / "model")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        num_labels=2,
-    )
-    torch.manual_seed(0)
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path / "reward")
+    tiny_llama(num_labels=2).save_pretrained(tmp_path / "reward")
     for name in ("model", "reward"):
         tokenizer.save_pretrained(tmp_path / name)
     rows = [

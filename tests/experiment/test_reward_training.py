@@ -57,25 +57,15 @@ def rows(chosen: str, rejected: str, conversational: bool) -> list[dict[str, Any
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+def toy(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, tiny_llama: Any) -> Path:
     """A folder with a random language model, two separable objectives and a recipe."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("toy")
-    torch.manual_seed(0)
-    LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=64,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-        )
+    tiny_llama(
+        hidden_size=16,
+        intermediate_size=24,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
     ).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     for kind in ("chat", "plain"):
@@ -285,21 +275,8 @@ def test_sources(finished: Path, tmp_path: Path) -> None:
         build_scorers({"kind": RewardSource(scorer="trained")}, tmp_path)
 
 
-def test_objectives_share_a_model(tokenizer: Any, tmp_path: Path) -> None:
-    from transformers import LlamaConfig, LlamaForSequenceClassification
-
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=3,
-        num_labels=3,
-    )
-    LlamaForSequenceClassification(config).save_pretrained(tmp_path)
+def test_objectives_share_a_model(tokenizer: Any, tmp_path: Path, tiny_llama: Any) -> None:
+    tiny_llama(num_labels=3).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     model: Any = {"scorer": "model", "name": str(tmp_path)}
     made: Any = build_scorers(

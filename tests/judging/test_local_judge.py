@@ -16,23 +16,9 @@ from paretune.runs.judge import judge_run
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
+def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, tiny_llama: Any) -> Path:
     folder = tmp_path_factory.mktemp("judge") / "model"
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=1024,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    tiny_llama(max_position_embeddings=1024).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -26,25 +26,13 @@ WORDS = ["red", "blue", "cat", "dog", "tea", "milk", "sun", "moon", "rain", "win
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, tiny_llama: Any) -> Path:
     """A folder with a random model, a data file and a recipe; the recipe is `tiny.yaml`."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
+    small = tiny_llama(
+        hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    small.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     generator = torch.Generator().manual_seed(0)
 
