@@ -7,7 +7,9 @@ from paretune.moo.indicators import (
     epsilon_additive,
     epsilon_multiplicative,
     hypervolume,
+    in_order,
     nondominated,
+    unevenness,
 )
 
 FRONT = np.array([[1.0, 4.0], [2.0, 2.0], [4.0, 1.0]])
@@ -61,3 +63,21 @@ def test_bad_input():
         hypervolume(FRONT, [1.0])
     with pytest.raises(InputError, match="positive"):
         epsilon_multiplicative(FRONT - 1, FRONT)
+
+
+def test_unevenness_is_of_distances_in_ranges():
+    even = np.linspace(0, 1, 6)
+    assert unevenness(np.stack([1000 * even, 1 - even], axis=1)) == pytest.approx(0, abs=1e-12)
+    collapsed = np.array([[0.0, 1.0]] * 3 + [[1.0, 0.0]] * 3)
+    assert unevenness(collapsed) == pytest.approx(2.0)  # √(5 - 1): one of five distances is not 0
+    assert unevenness(np.ones((4, 2))) == 0
+    with pytest.raises(InputError, match="at least 3 points"):
+        unevenness(FRONT[:2])
+
+
+def test_steps_in_order_are_counted_along_the_edges():
+    grid = np.array([[0, 0, 1], [0, 1, 0], [1, 0, 0], [0.5, 0.5, 0], [0.2, 0.3, 0.5]], dtype=float)
+    assert in_order(grid, 1 - grid) == (8, 8)  # edges of 1, 1 and 2 steps, without what is inside
+    assert in_order(grid, grid) == (0, 8)
+    turned = in_order(grid[::-1], (1 - grid)[::-1])
+    assert turned == (8, 8)

@@ -23,7 +23,7 @@ from paretune.files import read_json, write_json
 from paretune.report.comparison import markdown
 from paretune.results.comparison import Cell, Comparison, Spread
 from paretune.results.front import FrontPoint, ObjectiveMetrics
-from paretune.results.gates import GATES, read_gates
+from paretune.results.gates import read_gates
 from paretune.runs import compare
 from paretune.runs.compare import run_compare
 from paretune.spend import Spend, Watch
@@ -34,7 +34,7 @@ methods:
   - {name: clamp, label: CLAMP, seeds: [0, 1]}
   - {name: raco, label: RACO}
   - {name: modpo, label: MODPO}
-  - {name: rewarded_soups, label: Soups}
+  - {name: rewarded_soups, label: Soups, options: {calibrate: none}}
 """
 
 
@@ -300,7 +300,15 @@ def test_bad_recipes(write: Callable[..., Path], methods: str, message: str) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["demo_compare", "hh_compare", "saferlhf_compare", "ultrafeedback_compare"]
+    "name",
+    [
+        "conditioned_demo_compare",
+        "conditioned_hh_compare",
+        "demo_compare",
+        "hh_compare",
+        "saferlhf_compare",
+        "ultrafeedback_compare",
+    ],
 )
 def test_shipped_recipes(name: str) -> None:
     recipe = load_comparison(name)
@@ -407,36 +415,79 @@ def test_a_method_that_is_asked_for_scores_is_noted() -> None:
 
 
 @pytest.mark.slow
-def test_one_conditioned_adapter_serves_every_point(
-    write: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_one_gated_adapter_serves_every_point(write: Callable[..., Path], tmp_path: Path) -> None:
+    """Calibrated or not, conditioned or a soup; measured along the gate besides."""
     methods = """
 methods:
   - {name: conditioned, label: One, options: {steps: 6, calibration_points: 3}}
+  - {name: conditioned, label: Raw, options: {steps: 6, calibration_points: 3, calibrate: none}}
+  - {name: rewarded_soups, label: Soups, options: {steps: 4, calibration_points: 3}}
+  - {name: rewarded_soups, label: Plain, options: {steps: 4, calibrate: none}}
+  - {name: linear, label: Middle, preferences: [[0.5, 0.5]], train: {max_steps: 2}}
 """
-    comparison = run_compare(load_comparison(write(methods)))
+    path = write(methods)
+    comparison = run_compare(load_comparison(path, ["evaluation.generate=false"]))
     assert not comparison.failures
-    (source,) = (tmp_path / "run" / "shared").glob("conditioned-*")
-    _, objectives, calibration = read_gates(source)
-    assert objectives == ("harmless", "helpful")
-    assert calibration is not None
-    for point in comparison.cells[0].points:
-        folder = tmp_path / "run" / point.folder
-        kept = read_json(folder / "training.json")
-        assert kept["shared"] == [source.name]
-        position = calibration.position(list(point.preference.values()))
-        assert kept["position"] == dict(zip(objectives, position, strict=True))
-        fold_adapter(source, tmp_path / "again", position)
-        name = "adapter_model.safetensors"
-        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
-    # A calibration that was cut short is made again, the training is not.
-    stamp = (source / "adapter_model.safetensors").stat().st_mtime_ns
-    (source / GATES).unlink()
-    shutil.rmtree(tmp_path / "run" / "cells")
-    again = run_compare(load_comparison(write(methods)))
-    assert (source / "adapter_model.safetensors").stat().st_mtime_ns == stamp
-    losses = [[p.losses for p in c.cells[0].points] for c in (comparison, again)]
-    assert losses[0] == losses[1]
+    one, raw, soups, plain, middle = comparison.cells
+    shared = tmp_path / "run" / "shared"
+    (training,) = shared.glob("conditioned-*")  # what p means does not change it
+    for cell in (one, soups):
+        for point in cell.points:
+            folder = tmp_path / "run" / point.folder
+            kept = read_json(folder / "training.json")
+            (dial,) = (shared / key for key in kept["shared"] if key.startswith("dial-"))
+            _, objectives, calibration = read_gates(dial)
+            assert objectives == ("harmless", "helpful")
+            assert calibration is not None
+            position = calibration.position(list(point.preference.values()))
+            assert kept["position"] == dict(zip(objectives, position, strict=True))
+            fold_adapter(dial, tmp_path / "again", position)
+            name = "adapter_model.safetensors"
+            assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+    # The gate at p itself is the soup as published, and the adapter that was not calibrated.
+    for cell, published in ((one, raw), (soups, plain)):
+        assert cell.dial is not None
+        assert [p.losses for p in cell.dial.of(False)] == [
+            pytest.approx(p.losses, rel=1e-5) for p in published.points
+        ]
+        assert [p.preference["harmless"] for p in cell.dial.of(True)] == [0, 0.25, 0.5, 0.75, 1]
+    assert plain.dial is middle.dial is None
+    assert [p.preference["harmless"] for p in middle.points] == [0.5]
+    spacing = json.loads((tmp_path / "run/compare.json").read_text())["summary"]["Soups"]["spacing"]
+    assert spacing[0]["in_order"][1] == 8
+    assert "## Dials" in (tmp_path / "run/compare.md").read_text()
+
+    # Done once; and of what was cut short, a calibration is made again, a training is not.
+    before = stamps(tmp_path / "run")
+    assert run_compare(load_comparison(path, ["evaluation.generate=false"])) == comparison
+    assert stamps(tmp_path / "run") == before
+    (tmp_path / "run/cells/one-seed0/dial.json").unlink()
+    for folder in shared.glob("dial-*"):
+        shutil.rmtree(folder)
+    for folder in (tmp_path / "run/cells").glob("*/points"):
+        shutil.rmtree(folder)
+    again = run_compare(load_comparison(path, ["evaluation.generate=false"]))
+    for first, second in zip(comparison.cells, again.cells, strict=True):
+        assert [p.losses for p in first.points] == [p.losses for p in second.points]
+        assert first.dial == second.dial
+    key = f"shared/{training.name}/adapter_model.safetensors"
+    assert stamps(tmp_path / "run")[key] == before[key]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{average: raw}", "raw cannot be calibrated"),
+        ("{adapters: ppo, steps: 3}", "steps is for adapters: preference"),
+    ],
+)
+def test_soups_that_cannot_be_calibrated(
+    write: Callable[..., Path], options: str, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_comparison(write(f"methods: [{{name: rewarded_soups, options: {options}}}]"))
+    with pytest.raises(InputError, match="linear, preferences: point 1"):
+        load_comparison(write("methods: [{name: linear, preferences: [[0.5, 0.4]]}]"))
 
 
 def test_options_of_an_earlier_version_are_the_same_options(

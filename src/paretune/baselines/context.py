@@ -27,6 +27,16 @@ class Baseline(Section):
     def check_recipe(self, recipe: "Recipe") -> None:
         """Raise InputError where it is plain before any training that the recipe does not fit."""
 
+    @property
+    def steerable(self) -> bool:
+        """Whether its points are folded from one adapter with a gate (`baselines.dial`)."""
+        return False
+
+    @classmethod
+    def earlier(cls, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Settings that an earlier version kept, as this one would have kept them."""
+        return settings
+
     def train(self, context: "Context", preferences: Sequence[Preference]) -> None:
         """Train what is missing for these preferences.
 

@@ -14,6 +14,7 @@ from paretune.moo.weightings import WEIGHTINGS
 from paretune.options import load_kind, nearest
 from paretune.recipes.choice import OneOf, OptionsOf, build, section_of, written
 from paretune.recipes.load import resolve
+from paretune.recipes.points import resolve_points
 from paretune.recipes.reading import find_recipe, read_recipe, shipped_recipes
 from paretune.recipes.schema import METHOD, Recipe
 from paretune.recipes.section import Name, Section, Seed
@@ -34,6 +35,8 @@ class Entry(Section):
     seeds: list[Seed] | None = Field(default=None, min_length=1)
     """Each point is trained once with each; null is `sweep.seeds`."""
 
+    preferences: list[list[float]] | None = Field(default=None, min_length=1)
+    """The points of this method alone, each the objectives' weights; null is those of the sweep."""
     range_normalised: bool = False
     """For `clamp`: as `ideal` and `nadir`, what the adapters trained on each objective alone reach
     (mean training loss of their last third of the steps) and where they begin."""
@@ -99,7 +102,8 @@ class Entry(Section):
         try:
             if self.is_weighting:
                 return METHOD.write(METHOD.read(settings, earlier=True))
-            return written(build(load_kind(BASELINES, self.name, "method"), settings))
+            kind = load_kind(BASELINES, self.name, "method")
+            return written(build(kind, kind.earlier(settings)))
         except (ValueError, TypeError, AttributeError):
             return settings
 
@@ -126,6 +130,11 @@ class CompareRecipe(Recipe):
         if self.sweep.warm_start:
             raise ValueError("sweep.warm_start is for a sweep: here points are independent")
         for entry in self.methods:
+            if entry.preferences is not None:
+                try:
+                    resolve_points(entry.preferences, self.data.objectives)
+                except InputError as error:
+                    raise ValueError(f"{entry.title}, preferences: {error}") from None
             if not entry.is_weighting:
                 try:
                     entry.parsed.check_recipe(self)

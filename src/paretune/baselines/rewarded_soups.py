@@ -1,40 +1,73 @@
 """Rewarded Soups (Ramé et al., 2023): adapters of single objectives, averaged with weights p.
 
 Exact: the change of every weight is ``Σ_k p_k s_k B_k A_k``, which is one adapter of rank Σ_k r_k:
-the A's stacked, and the ``p_k s_k B_k`` side by side. ``raw`` averages the A's and the B's as the
-authors' code does, which is another model as soon as two adapters differ.
+the A's stacked, and the ``p_k s_k B_k`` side by side. So a soup is a gated adapter whose gate is p,
+and what p means can be calibrated. ``raw`` averages the A's and the B's as the authors' code does,
+which is another model as soon as two adapters differ.
 """
 
 import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paretune.baselines.context import Baseline, Context, Watch, trained
+from paretune.baselines.context import Context, Watch, trained
+from paretune.baselines.dial import Dial
 from paretune.baselines.morlhf import Morlhf
 from paretune.baselines.single_objective import single_objective
 from paretune.errors import InputError
 from paretune.files import read_json, write_json
+from paretune.moo.gates import Gate
 from paretune.moo.preference import Preference
+from paretune.recipes.section import Positive
+from paretune.results.gates import write_gates
 from paretune.results.weights import check_weights
+
+if TYPE_CHECKING:
+    from paretune.recipes.schema import Recipe
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-class RewardedSoups(Baseline):
-    """Rewarded Soups (Ramé et al., 2023): adapters of single objectives, averaged by p."""
+class RewardedSoups(Dial):
+    """Rewarded Soups (Ramé et al., 2023): adapters of single objectives, averaged by p.
+
+    As published, the averages have the weights p: `calibrate: none`.
+    """
 
     adapters: Literal["preference", "ppo"] = "preference"
     """How the adapters are trained: on preference pairs, or by `ppo` as in the paper."""
     average: Literal["exact", "raw"] = "exact"
     """What is averaged: the changes of the weights, B A, or `raw` B and A each, as the authors
     do."""
+    steps: Positive | None = None
+    """Optimiser steps of each adapter trained on pairs; null is what the recipe's `train` says."""
     ppo: Morlhf = Morlhf()
     """Settings of the PPO, for those adapters."""
+
+    @property
+    def steerable(self) -> bool:
+        return self.calibrate != "none"
+
+    @classmethod
+    def earlier(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Before there was a calibration, there was none."""
+        return {"calibrate": "none", **settings}
+
+    def check_recipe(self, recipe: "Recipe") -> None:
+        if self.steps is not None and self.adapters == "ppo":
+            raise InputError("steps is for adapters: preference; PPO has a budget of its own.")
+        if len(recipe.data.objectives) < 2 and self.steerable:
+            raise InputError("One objective has nothing to calibrate: set calibrate: none.")
+        if self.average == "raw" and self.steerable:
+            raise InputError(
+                "average: raw cannot be calibrated, since its soups are not on one line: set "
+                "calibrate: none, or average: exact."
+            )
 
     def train(self, context: Context, preferences: Sequence[Preference]) -> None:
         """Train the adapters of single objectives that are missing, and merge them for every p.
@@ -44,20 +77,32 @@ class RewardedSoups(Baseline):
         """
         if context.recipe.lora is None:
             raise InputError("Rewarded Soups merge adapters: the recipe needs a lora section.")
+        self.check_recipe(context.recipe)
+        objectives = context.recipe.data.objectives
+        if self.steerable:
+            if not all(trained(context.point(preference)) for preference in preferences):
+                sources = [_adapter(context, name, self) for name in objectives]
+                self.turn(
+                    context,
+                    preferences,
+                    lambda folder: stack_adapters(sources, folder, objectives),
+                    sorted(_keys(sources)),
+                )
+            return
         for preference in preferences:
             folder = context.point(preference)
             if trained(folder):
                 continue
-            sources = {_adapter(context, name, self): preference[name] for name in preference.live}
+            parts = {_adapter(context, name, self): preference[name] for name in preference.live}
             watch = Watch()
-            merge_adapters(sources, folder, self.average)
-            context.finish(folder, steps=0, spend=watch.spend(), shared=_keys(sources))
+            merge_adapters(parts, folder, self.average)
+            context.finish(folder, steps=0, spend=watch.spend(), shared=_keys(parts))
 
 
 def _adapter(context: Context, objective: str, options: RewardedSoups) -> Path:
     """The folder, below `Context.shared`, of an objective's adapter, trained if need be."""
     if options.adapters == "preference":
-        return context.shared / single_objective(context, objective)
+        return context.shared / single_objective(context, objective, options.steps)
     from paretune.baselines import morlhf
 
     return morlhf.single_objective(context, objective, options.ppo)
@@ -67,6 +112,19 @@ def _keys(sources: Collection[Path]) -> set[str]:
     """The keys of adapters below `Context.shared`, and of what these needed (reward models)."""
     needed = (read_json(source / "training.json").get("shared", []) for source in sources)
     return {source.name for source in sources} | {key for keys in needed for key in keys}
+
+
+def stack_adapters(sources: Sequence[Path], target: Path, objectives: Sequence[str]) -> None:
+    """Write the adapters, in the objectives' order, as a gated one: the gate is the weight of each.
+
+    Raises:
+        InputError: as `merge_adapters` does, or adapters of different ranks.
+    """
+    ranks = [_plain_config(source)["r"] for source in sources]
+    if len(set(ranks)) > 1:
+        raise InputError(f"A gate needs adapters of one rank, not of {ranks}.")
+    merge_adapters(dict.fromkeys(sources, 1.0), target)
+    write_gates(target, Gate(len(objectives), "objectives"), objectives)
 
 
 def merge_adapters(

@@ -28,15 +28,25 @@ def linear(recipe: Recipe, **update: Any) -> Recipe:
     return recipe.model_copy(update={"method": Linear(), **update})
 
 
+def with_steps(recipe: Recipe, steps: int | None) -> Recipe:
+    """The recipe with so many optimiser steps; None is what its `train` says."""
+    if steps is None:
+        return recipe
+    return recipe.model_copy(update={"train": recipe.train | {"max_steps": steps}})
+
+
 def corner(objective: str, objectives: Sequence[str]) -> Preference:
     """The preference with all weight on one objective."""
     return Preference.of({name: float(name == objective) for name in objectives})
 
 
-def single_objective(context: Context, objective: str) -> str:
+def single_objective(context: Context, objective: str, steps: int | None = None) -> str:
     """Train the adapter of one objective alone, once for all methods.
 
     It is what every method based on preference losses gives at this corner of the simplex.
+
+    Args:
+        steps: Optimiser steps; None is what the recipe's `train` says for a point.
 
     Returns:
         Its key: the adapter is in ``context.shared / key``.
@@ -45,7 +55,7 @@ def single_objective(context: Context, objective: str) -> str:
     def build(folder: Path) -> None:
         context.report("prepare", 0.0)
         trainer = build_trainer(
-            linear(context.recipe),
+            linear(with_steps(context.recipe, steps)),
             corner(objective, context.recipe.data.objectives),
             context.seed,
             context.splits,
@@ -56,7 +66,8 @@ def single_objective(context: Context, objective: str) -> str:
         del trainer
         free_memory()
 
-    key = f"single-{objective}-seed{context.seed}"
+    length = "" if steps is None else f"-{steps}steps"
+    key = f"single-{objective}{length}-seed{context.seed}"
     context.once(key, build)
     return key
 

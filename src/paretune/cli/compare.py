@@ -27,8 +27,11 @@ def compare(
             comparison = run_compare(loaded, fresh=fresh, progress=progress)
         from paretune.cli.output import console
         from paretune.cli.tables import comparison_table
+        from paretune.report.tables import spacings
 
         console().print(comparison_table(comparison).to_rich())
+        if (dials := spacings(comparison)) is not None:
+            console().print(dials.to_rich())
         echo(f"\nIn {loaded.output_dir}: compare.md, compare.png, compare.json, cells/")
     for cell in comparison.failures:
         echo(f"failed: {cell.title}, seed {cell.seed}: {cell.failure}", err=True)

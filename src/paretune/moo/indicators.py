@@ -69,6 +69,49 @@ def epsilon_multiplicative(points: ArrayLike, front: ArrayLike) -> float:
     return float(moocore.epsilon_mult(array, ref=target))
 
 
+def unevenness(path: ArrayLike) -> float:
+    """Standard deviation over mean of the distances between neighbours of a path (n, M), n >= 3.
+
+    Each objective is divided by its range. 0 is even; where only one of k distances is not 0 it is
+    √(k − 1).
+
+    >>> round(unevenness([[0.0, 3.0], [1.0, 2.0], [2.0, 1.0]]), 6)
+    0.0
+    """
+    array = _points(path)
+    if len(array) < 3:
+        raise InputError(f"The spacing of a path needs at least 3 points, got {len(array)}.")
+    width = np.ptp(array, axis=0)
+    steps = np.diff(array, axis=0) / np.where(width > 0, width, 1.0)
+    distances = np.linalg.norm(steps, axis=1)
+    mean = float(distances.mean())
+    return float(distances.std() / mean) if mean > 0 else 0.0
+
+
+def in_order(preferences: ArrayLike, losses: ArrayLike) -> tuple[int, int]:
+    """In how many steps along edges of the simplex the objective that gains weight improves.
+
+    A step is between neighbours of the points (n, M) on an edge, where two objectives have all the
+    weight; of each step both objectives count, the one that gains and the one that loses weight.
+
+    Returns:
+        How many are right, and how many there are.
+
+    >>> in_order([[0.0, 1.0], [0.5, 0.5], [1.0, 0.0]], [[3.0, 1.0], [2.0, 2.0], [1.0, 1.5]])
+    (3, 4)
+    """
+    weights, array = _points(preferences), _points(losses)
+    right = total = 0
+    for first in range(weights.shape[1]):
+        for second in range(first + 1, weights.shape[1]):
+            edge = np.flatnonzero(np.isclose(weights[:, [first, second]].sum(axis=1), 1))
+            path = array[edge[np.argsort(weights[edge, first], kind="stable")]]
+            steps = np.diff(path, axis=0)
+            right += int((steps[:, first] < 0).sum() + (steps[:, second] > 0).sum())
+            total += 2 * len(steps)
+    return right, total
+
+
 def radar_area(losses: ArrayLike) -> float:
     """Area of the radar polygon of 1/loss, over M >= 3 axes at equal angles.
 

@@ -2,14 +2,18 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from paretune.report import tables
 from paretune.report.figures import PlotPoint, draw_front
 from paretune.results.comparison import Comparison
+from paretune.results.dial import DialPoint
 from paretune.results.front import FrontPoint
 from paretune.results.spread import Spread
 from paretune.results.table import Cell, Column, Table, left, numbers
 from paretune.results.text import markdown_text, preference_text
+
+P = TypeVar("P")
 
 _BASE = "base model"
 
@@ -22,6 +26,7 @@ def markdown(comparison: Comparison) -> str:
         f"# {markdown_text(comparison.name)}",
         f"Test split{spread}. Lower losses and perplexities are better, higher scores are.",
         *_fronts(comparison),
+        *_dials(comparison),
         "## Points",
         _points(comparison).to_markdown(),
         *_asked_for_scores(comparison),
@@ -63,6 +68,12 @@ def draw_comparison(comparison: Comparison, losses: Path, scores: Path) -> None:
             ]
             for title in comparison.titles
         }
+        if lower:
+            for title, group in _dial_points(comparison):
+                if group[0].calibrated:
+                    mean = _means(group, lambda point: point.losses)
+                    label = preference_text(group[0].preference, names=False)
+                    series.setdefault(f"{title}, calibrated", []).append(PlotPoint(mean, label))
         drawn = {title: points for title, points in series.items() if points}
         if len(comparison.objectives) < 2 or not drawn:
             continue
@@ -90,9 +101,7 @@ def _scores(point: FrontPoint) -> Mapping[str, float]:
     return {name: score.mean for name, score in point.scores.items()}
 
 
-def _means(
-    points: Sequence[FrontPoint], values: Callable[[FrontPoint], Mapping[str, float]]
-) -> dict[str, float]:
+def _means(points: Sequence[P], values: Callable[[P], Mapping[str, float]]) -> dict[str, float]:
     rows = [values(point) for point in points]
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
@@ -116,6 +125,49 @@ def _fronts(comparison: Comparison) -> list[str]:
         f"Hypervolume of the test losses below ({reference}): larger is better.",
         Table(columns, rows).to_markdown(),
     ]
+
+
+def _dials(comparison: Comparison) -> list[str]:
+    """The methods with one adapter for all p: their whole paths, and how even these are."""
+    table = tables.spacings(comparison)
+    if table is None:
+        return []
+    objectives = comparison.objectives
+    columns = [left("method"), left("p is"), Column(_weights(comparison))]
+    columns += [Column("gate"), *numbers([f"loss {name}" for name in objectives], ".4f")]
+    columns += numbers(["max p·loss"], ".4f")
+    columns += numbers([f"validation loss {name}" for name in objectives], ".4f")
+    rows: list[list[Cell]] = []
+    for title, points in _dial_points(comparison):
+        first, gates = points[0], zip(*(point.position.values() for point in points), strict=True)
+        gate = ", ".join(f"{sum(values) / len(values):.3g}" for values in gates)
+        row: list[Cell] = [title, "calibrated" if first.calibrated else "the gate itself"]
+        row += [preference_text(first.preference, names=False), f"({gate})"]
+        row += [Spread.of(p.losses[name] for p in points) for name in objectives]
+        row += [Spread.of(p.chebyshev for p in points)]
+        row += [Spread.of(p.validation.get(name) for p in points) for name in objectives]
+        rows.append(row)
+    return [
+        "## Dials",
+        "Of a method with one adapter for all p, *at p* has the gate at p itself, at the points' "
+        "preferences, and *calibrated* goes by its calibration, at an even grid of p. Other "
+        "methods have their points. Hypervolumes are below the one reference point above. "
+        "*Unevenness*: standard deviation over mean of the distances between neighbours, each loss "
+        "divided by its range. *Steps in order*: of both objectives, from one p to the next.",
+        table.to_markdown(),
+        "Losses along the gate, on the test split and where the calibration was made:",
+        Table(columns, rows).to_markdown(),
+    ]
+
+
+def _dial_points(comparison: Comparison) -> list[tuple[str, list[DialPoint]]]:
+    """Method by method the positions of one p, those of different seeds together."""
+    groups: dict[tuple[str, bool, tuple[float, ...]], list[DialPoint]] = {}
+    for cell in comparison.cells:
+        for point in cell.dial.points if cell.dial is not None else ():
+            key = (cell.title, point.calibrated, tuple(point.preference.values()))
+            groups.setdefault(key, []).append(point)
+    return [(title, points) for (title, *_), points in groups.items()]
 
 
 def _groups(comparison: Comparison) -> list[tuple[str, str, list[FrontPoint]]]:

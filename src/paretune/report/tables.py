@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from paretune.results.comparison import Comparison
 from paretune.results.front import FrontPoint, Score
+from paretune.results.spread import Spread
 from paretune.results.table import Cell, Column, Table, left, numbers
 from paretune.results.text import number
 
@@ -112,6 +113,31 @@ def methods(comparison: Comparison) -> Table:
         row += [cost.point.policy_tokens, (cost.point.seconds + cost.shared.seconds) / 60]
         rows.append([*row, cost.front.seconds / 60, cost.front.peak_memory_bytes / 1e9])
     return Table(columns, rows, "Methods")
+
+
+def spacings(comparison: Comparison) -> Table | None:
+    """A row a method: its points at p itself and through its calibration; None without a dial."""
+    if not any(cell.dial for cell in comparison.cells):
+        return None
+    columns = [left("method"), *numbers(["hypervolume at p", "calibrated"], ".4f")]
+    columns += numbers(["max p·loss at p"], ".4f")
+    columns += numbers(["unevenness: validation", "test"], ".3f")
+    columns += [Column("steps in order"), *numbers(["policy tokens for all p"], ",")]
+    columns += numbers(["minutes for all p"], ".2f")
+    rows: list[list[Cell]] = []
+    for title in comparison.titles:
+        found, cost = comparison.spacing(title), comparison.cost(title)
+        row: list[Cell] = [title, Spread.of(each.at_p for each in found)]
+        row += [Spread.of(each.calibrated for each in found)]
+        row += [Spread.of(each.chebyshev for each in found)]
+        row += [Spread.of(each.validation_unevenness for each in found)]
+        row += [Spread.of(each.unevenness for each in found)]
+        right, steps = (sum(each.in_order[i] for each in found) for i in (0, 1))
+        row.append(f"{right} of {steps}" if steps else None)
+        total = None if cost is None else cost.front
+        row += [None, None] if total is None else [total.policy_tokens, total.seconds / 60]
+        rows.append(row)
+    return Table(columns, rows, "Dials")
 
 
 def epsilons(comparison: Comparison) -> Table | None:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from paretune.moo.indicators import epsilon_additive, hypervolume
+from paretune.results.dial import DialPoints, Spacing
 from paretune.results.front import FrontPoint
 from paretune.results.spread import Spread
 from paretune.spend import Spend
@@ -26,6 +27,7 @@ class Cell:
         missing: preferences (as slugs) that have no result.
         failure: why, in a sentence; None if nothing failed.
         hypervolume: of its points, below the comparison's reference point; None without points.
+        dial: what was measured along its gate, if it is one adapter for every preference.
     """
 
     title: str
@@ -36,6 +38,7 @@ class Cell:
     missing: tuple[str, ...] = ()
     failure: str | None = None
     hypervolume: float | None = None
+    dial: DialPoints | None = None
 
     @property
     def losses(self) -> NDArray[np.float64]:
@@ -45,7 +48,8 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         points = [point.to_json() for point in self.points]
-        return {**vars(self), "points": points}
+        dial = None if self.dial is None else asdict(self.dial)["points"]
+        return {**vars(self), "points": points, "dial": dial}
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,12 @@ class Comparison:
         """
         cells = tuple(cells)
         losses = [cell.losses for cell in cells if len(cell.losses)]
+        losses += [
+            np.array([list(point.losses.values())])
+            for cell in cells
+            for point in (cell.dial.points if cell.dial else ())
+            if all(map(math.isfinite, point.losses.values()))
+        ]
         if losses and reference_point is None:
             everything = np.concatenate(losses)
             worst, best = everything.max(axis=0), everything.min(axis=0)
@@ -152,6 +162,14 @@ class Comparison:
         """A method's, over its seeds; None if it has no point."""
         return Spread.of(cell.hypervolume for cell in self.of_title(title))
 
+    def spacing(self, title: str) -> list[Spacing]:
+        """How a method's points lie, for each of its seeds that has some."""
+        if self.reference_point is None:
+            return []
+        cells = self.of_title(title)
+        found = [Spacing.of(cell.points, cell.dial, self.reference_point) for cell in cells]
+        return [spacing for spacing in found if spacing is not None]
+
     def done(self, title: str) -> str:
         """How many of a method's points there are: ``"5 of 7"``."""
         cells = self.of_title(title)
@@ -185,6 +203,7 @@ class Comparison:
                 "hypervolume": None
                 if volume is None
                 else {"mean": volume.mean, "deviation": volume.deviation, "seeds": volume.count},
+                "spacing": [asdict(spacing) for spacing in self.spacing(title)],
                 "cost": None if cost is None else cost.to_json(),
             }
         return {

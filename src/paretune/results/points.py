@@ -10,6 +10,7 @@ from paretune.errors import InputError
 from paretune.files import read_object
 from paretune.moo.preference import Preference
 from paretune.results.comparison import Cell, Comparison
+from paretune.results.dial import DialPoints
 from paretune.results.front import Front, FrontPoint, read_point
 from paretune.results.weights import TRAINING
 from paretune.spend import Spend
@@ -66,13 +67,13 @@ def measured_sweep(run: Path, recipe: Mapping[str, Any]) -> Front | None:
 def measured_comparison(run: Path, recipe: Mapping[str, Any]) -> Comparison | None:
     """The comparison of the points measured so far; None without any."""
     objectives = recipe["data"]["objectives"]
-    planned = [
-        Preference.of(dict(zip(objectives, weights, strict=True))).slug()
-        for weights in recipe["sweep"]["preferences"]
-    ]
     cells = []
     for method in recipe["methods"]:
         title = method.get("label") or method["name"]
+        planned = [
+            Preference.of(dict(zip(objectives, weights, strict=True))).slug()
+            for weights in method.get("preferences") or recipe["sweep"]["preferences"]
+        ]
         slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
         for seed in method.get("seeds") or recipe["sweep"]["seeds"]:
             cells.append(_cell(run, f"{slug}-seed{seed}", title, method, seed, planned))
@@ -103,6 +104,7 @@ def _cell(
         seed=seed,
         points=tuple(points[slug] for slug in planned if slug in points),
         missing=tuple(slug for slug in planned if slug not in points),
+        dial=DialPoints.read(folder),
     )
 
 

@@ -21,8 +21,11 @@ from paretune.progress import Phase, Progress, Report, Silent
 from paretune.recipes.load import dated
 from paretune.recipes.schema import Recipe, differences
 from paretune.results.comparison import Cell, Comparison
+from paretune.results.dial import DialPoints, dial_folder
 from paretune.results.front import FrontPoint, read_point
 from paretune.results.points import PlannedPoint, read_spend
+from paretune.results.weights import TRAINING
+from paretune.runs.dial import measure_dial
 from paretune.runs.folder import RecipeIdentity, RunFolder
 from paretune.runs.plan import plan
 from paretune.runs.sweep import load_splits
@@ -65,6 +68,29 @@ class _Task:
         return [point for point in self.points if not _measured(point.folder(self.folder))]
 
     @property
+    def dial(self) -> Path | None:
+        """The gated adapter of which all its points were folded, once they were."""
+        points = [point.folder(self.folder) / TRAINING for point in self.points]
+        if not all(path.exists() for path in points):
+            return None
+        return dial_folder(self.folder.parents[1], [read_object(path) for path in points])
+
+    @property
+    def unmeasured_dial(self) -> Path | None:
+        """That adapter, if the preferences of its points were not measured along its gate."""
+        measured = DialPoints.read(self.folder)
+        wanted = {point.preference.weights for point in self.points}
+        if measured is not None and wanted <= {
+            tuple(point.preference.values()) for point in measured.of(False)
+        }:
+            return None
+        return self.dial
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self.pending) or self.unmeasured_dial is not None
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What the method's results depend on beside the recipe."""
         return {
@@ -98,7 +124,7 @@ def run_compare(
     folder.holds = "a comparison of another recipe"
     with folder.session(fresh=fresh):
         tasks, failures = _tasks(recipe, run), {}
-        if not folder.finished("base") or any(task.pending for task in tasks):
+        if not folder.finished("base") or any(task.unfinished for task in tasks):
             splits = load_splits(recipe, folder)
             recipe = dated(recipe, folder.started())
             tasks = _tasks(recipe, run)
@@ -118,12 +144,12 @@ def _run_tasks(
     """Do what is left of the base model and of every task; why those that failed did, by name."""
     failures: dict[str, str] = {}
     names = [name for task in tasks for name in _steps(task)]
-    left = sum(len(_steps(task)) for task in tasks if task.pending)
+    left = sum(len(_steps(task)) for task in tasks if task.unfinished)
     progress.begin(["base model", *names], len(names) - left)
     if not folder.finished("base"):
         _measure_base(recipe, folder.path, splits, progress)
     for task in tasks:
-        if task.pending:
+        if task.unfinished:
             failure = _run_task(task, folder.path, splits, progress)
             if failure is not None:
                 failures[task.name] = failure
@@ -137,7 +163,9 @@ def _tasks(recipe: "CompareRecipe", run: Path) -> list[_Task]:
         parsed = entry.parsed
         for seed in entry.seeds or recipe.sweep.seeds:
             fields = {name: getattr(recipe, name) for name in Recipe.model_fields}
-            fields["sweep"] = recipe.sweep.model_copy(update={"seeds": [seed]})
+            points = entry.preferences or recipe.sweep.preferences
+            sweep = {"seeds": [seed], "preferences": points}
+            fields["sweep"] = recipe.sweep.model_copy(update=sweep)
             fields["train"] = recipe.train | entry.train
             fields["method"] = parsed if entry.is_weighting else Linear()
             folder = run / "cells" / f"{entry.slug}-seed{seed}"
@@ -152,7 +180,8 @@ def _steps(task: _Task) -> list[str]:
         before = [f"{task.name}: training"]
     elif task.entry.range_normalised:
         before = [f"{task.name}: ranges"]
-    return before + [f"{task.name}, {point.name}" for point in task.points]
+    after = [f"{task.name}: dial"] if task.own_training and task.entry.parsed.steerable else []
+    return [*before, *(f"{task.name}, {point.name}" for point in task.points), *after]
 
 
 def _run_task(
@@ -183,6 +212,14 @@ def _run_task(
             _run_point(task, point, folder, splits, progress.phase, shared)
         except Exception as error:
             failure = failure or _describe(error, task.folder)
+        free_memory()
+    if failure is None and (dial := task.unmeasured_dial) is not None:
+        progress.point(f"{task.name}: dial")
+        try:
+            wanted = [point.preference for point in task.points]
+            measure_dial(task.recipe, wanted, dial, task.folder, splits, progress.phase)
+        except Exception as error:
+            failure = _describe(error, task.folder)
         free_memory()
     if failure is None:
         (task.folder / "failure.txt").unlink(missing_ok=True)
@@ -313,6 +350,7 @@ def _collect(
                 points=tuple(read(point.folder(task.folder)) for point in done),
                 missing=tuple(point.name for point in missing),
                 failure=failures.get(task.name),
+                dial=DialPoints.read(task.folder),
             )
         )
     built = sorted(path.parent for path in (run / "shared").glob("*/training.json"))

@@ -17,8 +17,9 @@ from paretune.files import read_object
 from paretune.moo.preference import Preference
 from paretune.recipes import Recipe, dated, load_recipe
 from paretune.recipes.points import as_preference
+from paretune.results.dial import dial_folder
 from paretune.results.front import Front, FrontPoint, ObjectiveMetrics
-from paretune.results.gates import GATES, read_gates
+from paretune.results.gates import read_gates
 from paretune.results.run_folder import Run, begun
 from paretune.results.text import preference_text
 from paretune.results.weights import check_weights, weight_files
@@ -186,7 +187,8 @@ def open_run(folder: Path, overrides: Sequence[str] = (), method: str | None = N
     )
     if not candidates:
         raise InputError(f"'{folder}' has no weights any more: its points hold no adapter.")
-    return Choices(folder, recipe, title, split, candidates, _dial(folder, points))
+    trainings = [point.training for point in points]
+    return Choices(folder, recipe, title, split, candidates, dial_folder(folder, trainings))
 
 
 def _has_weights(folder: Path) -> bool:
@@ -237,16 +239,6 @@ def _validated(
     front = Front.read(measured / "front.json")
     same = [point.folder for point in front.points] == [point.folder for point in points]
     return front.points if same else None
-
-
-def _dial(run: Path, points: Sequence[FrontPoint]) -> Path | None:
-    """The conditioned adapter of which these points were made, if they were: the first seed's."""
-    for point in points:
-        if "position" in point.training:
-            for key in point.training.get("shared", ()):
-                if (run / "shared" / key / GATES).is_file():
-                    return run / "shared" / str(key)
-    return None
 
 
 def _scores(folder: Path) -> dict[str, float] | None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -257,12 +258,16 @@ class ConditionedTrainer(MultiObjectiveTrainer):
         if given is None:
             raise InputError("Calibration needs validation data: give the trainer an eval_dataset.")
         pairs = given if isinstance(given, TokenizedPairs) else self.prepare(given)
-
-        def measure(position: Any) -> list[float]:
-            with self.gated.at(position):
-                values = self.measure(pairs, "calibration")
-            return [values[f"calibration_{name}_loss"] for name in self.objectives]
-
         return measure_path(
-            measure, len(self.objectives), meaning, points=points, extrapolate=extrapolate
+            partial(self.losses_at, pairs),
+            len(self.objectives),
+            meaning,
+            points=points,
+            extrapolate=extrapolate,
         )
+
+    def losses_at(self, pairs: TokenizedPairs, position: Any) -> list[float]:
+        """Mean losses of prepared pairs with the gate at a position, in the objectives' order."""
+        with self.gated.at(position):
+            values = self.measure(pairs, "gate")
+        return [values[f"gate_{name}_loss"] for name in self.objectives]
