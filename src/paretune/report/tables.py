@@ -119,11 +119,9 @@ def spacings(comparison: Comparison) -> Table | None:
     """A row a method: its points at p itself and through its calibration; None without a dial."""
     if not any(cell.dial for cell in comparison.cells):
         return None
-    columns = [left("method"), *numbers(["hypervolume at p", "calibrated"], ".4f")]
-    columns += numbers(["max p·loss at p"], ".4f")
-    columns += numbers(["unevenness: validation", "test"], ".3f")
-    columns += [Column("steps in order"), *numbers(["policy tokens for all p"], ",")]
-    columns += numbers(["minutes for all p"], ".2f")
+    columns = [left("method"), *numbers(["volume at p", "calibrated", "max p·loss at p"], ".3f")]
+    columns += numbers(["unevenness: validation", "test"], ".2f")
+    columns += [Column("in order"), Column("policy tokens", ","), Column("minutes", ".1f")]
     rows: list[list[Cell]] = []
     for title in comparison.titles:
         found, cost = comparison.spacing(title), comparison.cost(title)
@@ -137,7 +135,7 @@ def spacings(comparison: Comparison) -> Table | None:
         total = None if cost is None else cost.front
         row += [None, None] if total is None else [total.policy_tokens, total.seconds / 60]
         rows.append(row)
-    return Table(columns, rows, "Dials")
+    return Table(columns, rows, "Dials (tokens and minutes: for all p)")
 
 
 def epsilons(comparison: Comparison) -> Table | None:
