@@ -24,6 +24,7 @@ from paretune.report.comparison import markdown
 from paretune.results.comparison import Cell, Comparison, Spread
 from paretune.results.front import FrontPoint, ObjectiveMetrics
 from paretune.results.gates import read_gates
+from paretune.results.run_folder import read_comparison
 from paretune.runs import compare
 from paretune.runs.compare import run_compare
 from paretune.spend import Spend, Watch
@@ -456,6 +457,7 @@ methods:
     spacing = json.loads((tmp_path / "run/compare.json").read_text())["summary"]["Soups"]["spacing"]
     assert spacing[0]["in_order"][1] == 8
     assert "## Dials" in (tmp_path / "run/compare.md").read_text()
+    assert read_comparison(tmp_path / "run/compare.json") == comparison
 
     # Done once; and of what was cut short, a calibration is made again, a training is not.
     before = stamps(tmp_path / "run")

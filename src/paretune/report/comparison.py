@@ -153,8 +153,8 @@ def _dials(comparison: Comparison) -> list[str]:
         "preferences, and *calibrated* goes by its calibration, at an even grid of p. Other "
         "methods have their points. Hypervolumes are below the one reference point above. "
         "*Unevenness*: standard deviation over mean of the distances between neighbours, each loss "
-        "divided by its range. *In order*: steps from one p to the next in which an objective moves "
-        "as its weight does. Tokens and minutes are for all p.",
+        "divided by its range. *In order*: steps from one p to the next in which an objective "
+        "moves as its weight does. Tokens and minutes are for all p.",
         table.to_markdown(),
         "Losses along the gate, on the test split and where the calibration was made:",
         Table(columns, rows).to_markdown(),

@@ -48,7 +48,7 @@ class Cell:
 
     def to_json(self) -> dict[str, Any]:
         points = [point.to_json() for point in self.points]
-        dial = None if self.dial is None else asdict(self.dial)["points"]
+        dial = None if self.dial is None else asdict(self.dial)
         return {**vars(self), "points": points, "dial": dial}
 
 

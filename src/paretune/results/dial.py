@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from paretune.files import write_json
 from paretune.moo.indicators import hypervolume, in_order, unevenness
@@ -50,6 +51,11 @@ class DialPoints:
     def of(self, calibrated: bool) -> tuple[DialPoint, ...]:
         """The points of one kind, in order."""
         return tuple(point for point in self.points if point.calibrated is calibrated)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "DialPoints":
+        """Raises ValueError for anything else than this as a mapping."""
+        return TypeAdapter(cls).validate_python(value)
 
     def write(self, folder: Path) -> None:
         write_json(folder / DIAL, asdict(self))

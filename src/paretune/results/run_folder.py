@@ -9,6 +9,7 @@ from paretune import yaml_syntax
 from paretune.errors import InputError
 from paretune.files import read_object, read_objects
 from paretune.results.comparison import Cell, Comparison
+from paretune.results.dial import DialPoints
 from paretune.results.front import Front, FrontPoint, read_front, read_point
 from paretune.results.points import measured_comparison, measured_sweep
 from paretune.spend import Spend
@@ -173,6 +174,7 @@ def read_comparison(path: Path) -> Comparison:
                     **cell,
                     "points": tuple(FrontPoint.from_json(point) for point in cell["points"]),
                     "missing": tuple(cell["missing"]),
+                    "dial": DialPoints.from_json(cell["dial"]) if cell.get("dial") else None,
                 }
             )
             for cell in value["cells"]
