@@ -12,7 +12,8 @@ class Spend:
     """What a piece of work cost; sums add up, except that the larger peak of memory counts.
 
     Attributes:
-        policy_tokens: tokens, prompts included, that went forward and backward through the policy.
+        policy_tokens: tokens, prompts included, that went forward and backward through the policy;
+            a prompt counts with each of its responses, also where they share it.
         reference_tokens: tokens scored without gradients by a language model (reference, margins).
         generated_tokens: tokens sampled, prompts not included.
         reward_tokens: tokens read by reward models, in their training and in scoring.

@@ -249,6 +249,8 @@ def test_auto_falls_back_when_samples_mix(
     wrapper: Any, tiny_lora: Any, tokenizer: Any, random_pairs: Any, caplog: Any
 ) -> None:
     batch = make_batch(random_pairs(), tokenizer, tiny_lora(5))
+    if wrapper is _Flattening:  # a packed batch is one row of tokens anyway: nothing to fall from
+        del batch["packed"]
     losses = dict.fromkeys(("one", "two"), DPO())
     model = tiny_lora()
     mlp = model.get_base_model().model.layers[0].mlp
@@ -256,7 +258,21 @@ def test_auto_falls_back_when_samples_mix(
     with caplog.at_level(logging.WARNING):
         found, _ = gradients(model, [batch], losses, "auto")
     assert "one backward pass per objective" in caplog.text
+    assert ("Batches are padded" in caplog.text) == (wrapper is _Mixing)
     expected, _ = gradients(model, [batch], losses, "per_objective")
     torch.testing.assert_close(found, expected)
     with pytest.raises(InputError, match="not exact here"):
         gradients(model, [batch], losses, "one_pass")
+
+
+def test_flattened_tokens_are_exact_in_a_packed_batch(
+    tiny_lora: Any, tokenizer: Any, random_pairs: Any
+) -> None:
+    batch = make_batch(random_pairs(), tokenizer, tiny_lora(5))
+    losses = dict.fromkeys(("one", "two"), DPO())
+    model = tiny_lora()
+    expected, _ = gradients(model, [batch], losses, "per_objective")
+    mlp = model.get_base_model().model.layers[0].mlp
+    mlp.up_proj = _Flattening(mlp.up_proj)
+    found, _ = gradients(model, [batch], losses, "one_pass")
+    assert relative(found, expected) < 1e-5

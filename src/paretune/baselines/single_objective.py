@@ -118,7 +118,7 @@ class OneObjectiveTrainer(MultiObjectiveTrainer):
         self.preference = Preference.of({trained: 1.0})
         self._live_preference = self._live_preference.new_ones(1)
         self.losses = {trained: loss}
-        self.engine = ObjectiveGradients(self.model, self.losses, self.args.gradients)
+        self.engine = ObjectiveGradients(self.model, self.losses, self.args.gradients, self.packing)
 
     @property
     def prepared(self) -> dict[str, TokenizedPairs]:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import Dataset
 
+from paretune.data.packing import pack
 from paretune.data.tokenization import PairIndex, TokenizedPairs, pad_sequences
 from paretune.errors import InputError
 
@@ -141,13 +142,14 @@ def _match(pairs: Mapping[str, PairIndex], lists: Mapping[str, list[int]]) -> li
 class PairCollator:
     """Turns rows into a batch in which each distinct sequence stands once.
 
-    Returns the tensors of `pad_sequences`, ``reference`` ``(N,)``
-    where the data has it, and ``pairs``: per objective ``chosen`` and ``rejected`` ``(B,)``,
-    positions among the N sequences, ``weight`` ``(B,)``, and ``offset`` ``(B,)`` where the data has
-    it.
+    Returns the tensors of `pad_sequences`, the same sequences as a ``packed`` batch, ``reference``
+    ``(N,)`` where the data has it, and ``pairs``: per objective ``chosen`` and ``rejected``
+    ``(B,)``, positions among the N sequences, ``weight`` ``(B,)``, and ``offset`` ``(B,)`` where
+    the data has it.
 
     Args:
-        by_row: A sequence stands once in each row that has it, and ``row`` ``(N,)`` says in which.
+        by_row: A sequence stands once in each row that has it, and ``row`` ``(N,)`` says in which;
+            rows share no prompts.
     """
 
     def __init__(self, data: TokenizedPairs, pad_token_id: int, by_row: bool = False) -> None:
@@ -172,9 +174,9 @@ class PairCollator:
             }
             if index.offset is not None:
                 pairs[name]["offset"] = torch.tensor([index.offset[row[name]] for row in rows])
-        batch: dict[str, Any] = dict(
-            pad_sequences([self.data.sequences[i] for _, i in position], self.pad_token_id)
-        )
+        sequences = [self.data.sequences[i] for _, i in position]
+        batch: dict[str, Any] = dict(pad_sequences(sequences, self.pad_token_id))
+        batch["packed"] = pack(sequences, [row for row, _ in position])
         if self.by_row:
             batch["row"] = torch.tensor([n for n, _ in position])
         if self.data.reference is not None:

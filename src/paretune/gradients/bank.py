@@ -48,6 +48,19 @@ class GradientBank:
         self.losses.zero_()
         self.totals.zero_()
 
+    def hold(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """A copy of the sums so far, for `restore`; None before the first micro-batch."""
+        if not bool(self.totals.any()):
+            return None
+        return self._buffer.clone(), self.losses.clone(), self.totals.clone()
+
+    def restore(self, held: tuple[Tensor, Tensor, Tensor] | None) -> None:
+        """Put back what was held."""
+        self.zero()
+        if held is not None:
+            self._buffer.copy_(held[0])
+            self.losses, self.totals = held[1:]
+
     def add_losses(self, sums: Tensor, totals: Tensor) -> None:
         """Add a micro-batch's weighted loss sums and total weights, each ``(M,)``."""
         self.losses += sums.detach().to("cpu", torch.float64)

@@ -1,18 +1,20 @@
 """The engine a trainer holds: picks the way to the gradients and proves it on the first batch."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from paretune.errors import InputError
 from paretune.gradients import per_objective
 from paretune.gradients.bank import GradientBank
-from paretune.gradients.objectives import Batch, loss_sums
+from paretune.gradients.objectives import Batch, loss_sums, shortest_rows
 from paretune.gradients.one_pass import NotPerSampleError, OnePass, unsupported_reason
-from paretune.logprobs import sequence_logps
+from paretune.logprobs import Packing, sequence_logps
+from paretune.logprobs.packing import failure, fingerprint
 from paretune.losses import PreferenceLoss
 
 Method = Literal["auto", "one_pass", "per_objective"]
@@ -24,6 +26,11 @@ logger = logging.getLogger(__name__)
 _LOOSEST = 0.1  # bfloat16 and quantised weights
 _TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.05}
 
+_ROWS = 2  # of a batch, that are compared
+
+_proven: set[str] = set()
+"""Fingerprints of what was proven exact in this process."""
+
 
 class ObjectiveGradients:
     """Fills a `GradientBank` with the M gradients of a batch.
@@ -32,8 +39,10 @@ class ObjectiveGradients:
         model: The policy; its trainable parameters are those that require gradients now.
         losses: Per objective, its loss.
         method: ``"one_pass"``, ``"per_objective"``, or ``"auto"``: one pass where it is exact.
-            The first batch is compared with automatic differentiation; should an architecture mix
-            samples, ``"auto"`` falls back with a warning and ``"one_pass"`` is an error.
+            Two rows of the first batch are compared with automatic differentiation of the padded
+            rows, once for each kind of model in a process; should an architecture mix samples,
+            ``"auto"`` falls back with a warning and ``"one_pass"`` is an error.
+        packing: The model's; by default packed where that is exact.
 
     Raises:
         InputError: if there is nothing to train, or ``"one_pass"`` is asked for where it is not
@@ -41,12 +50,17 @@ class ObjectiveGradients:
     """
 
     def __init__(
-        self, model: nn.Module, losses: Mapping[str, PreferenceLoss], method: Method = "auto"
+        self,
+        model: nn.Module,
+        losses: Mapping[str, PreferenceLoss],
+        method: Method = "auto",
+        packing: Packing | None = None,
     ) -> None:
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise InputError("The model has no trainable parameters: every one of them is frozen.")
         self.model, self.losses = model, dict(losses)
+        self.packing = Packing(model) if packing is None else packing
         self.bank = GradientBank(parameters, len(losses))
         obstacle = None if method == "per_objective" else unsupported_reason(model)
         if method == "one_pass" and obstacle is not None:
@@ -57,9 +71,10 @@ class ObjectiveGradients:
             logger.info("One backward pass per objective: %s.", obstacle)
         use_one_pass = method != "per_objective" and obstacle is None
         self._one_pass = OnePass(model, self.bank) if use_one_pass else None
-        self._unproven, self._asked = use_one_pass, method == "one_pass"
+        self._asked = method == "one_pass"
+        self._proven: set[tuple[bool, Method]] = {(False, "per_objective")}
         self.passes = 0
-        """Forward and backward passes so far, each counting as one."""
+        """Forward and backward passes so far, each counting as one, without the proof's."""
 
     @property
     def method(self) -> Method:
@@ -72,9 +87,14 @@ class ObjectiveGradients:
         Args:
             scale: Loss scale of mixed precision; the bank's gradients are free of it.
         """
-        if self._one_pass is not None and self._unproven:
-            self._accumulate_and_prove(self._one_pass, batch, scale)
-        elif self._one_pass is not None:
+        batch = self.packing.apply(batch)
+        while ("packed" in batch, self.method) not in self._proven:
+            self._prove(batch, scale)
+            batch = self.packing.apply(batch)
+        self._accumulate(batch, scale)
+
+    def _accumulate(self, batch: Batch, scale: float) -> None:
+        if self._one_pass is not None:
             self._one_pass.accumulate(batch, self.losses, scale)
             self.passes += 2
         else:
@@ -82,30 +102,66 @@ class ObjectiveGradients:
                 self.model, batch, self.losses, self.bank, scale
             )
 
-    def _accumulate_and_prove(self, one_pass: OnePass, batch: Batch, scale: float) -> None:
-        """Check the first micro-batch's gradients against autograd's, under the same dropout."""
-        self._unproven = False
-        self.passes += 4
-        device = batch["input_ids"].device
-        coefficients = torch.linspace(0.5, 1.0, len(self.losses), device=device)
-        with torch.random.fork_rng([] if device.type == "cpu" else [device]):
-            sums, _ = loss_sums(sequence_logps(self.model, batch), batch, self.losses)
-            expected = torch.autograd.grad(
-                coefficients @ sums * scale, self.bank.parameters, allow_unused=True
-            )
-        del sums  # and with it the graph
-        try:
-            one_pass.accumulate(batch, self.losses, scale)
-        except NotPerSampleError as obstacle:
-            reason = str(obstacle)
-        else:
-            error = _relative_error(self.bank.blocks, expected, coefficients * scale)
-            if error <= _tolerance(self.model, one_pass.dtype):
+    def _prove(self, batch: Batch, scale: float) -> None:
+        """Compare the way in use with autograd on a few rows of a batch; fall back if they differ.
+
+        Raises:
+            InputError: they differ, and nothing else is allowed.
+        """
+        packed, way = "packed" in batch, ("packed" in batch, self.method)
+        key = f"{way} {fingerprint(self.model)}"
+        if key not in _proven:
+            # Where sequences belong to rows, the model treats each by its place: all stay.
+            rows = batch if "row" in batch else shortest_rows(batch, _ROWS)
+            held = self.bank.hold()
+            passes = self.passes
+            device = batch["input_ids"].device
+            with (
+                torch.random.fork_rng([] if device.type == "cpu" else [device]),
+                _without_dropout(self.model),
+            ):
+                reason = self._difference(rows, scale)
+            self.bank.restore(held)
+            self.passes = passes
+            if reason is not None:
+                if packed:
+                    self.packing.give_up(reason)
+                else:
+                    self._fall_back(reason)
                 return
-            reason = f"the gradients differ from autograd's by {error:.1e} (relative)"
-        self._fall_back(reason)
+            _proven.add(key)
+        self._proven.add(way)
+
+    def _difference(self, batch: Batch, scale: float) -> str | None:
+        """How the way in use differs from autograd of the padded batch, if it does."""
         self.bank.zero()
-        self.accumulate(batch, scale)
+        if "packed" in batch:
+            if (reason := failure(lambda: self._accumulate(batch, scale))) is not None:
+                return reason
+        else:
+            try:
+                self._accumulate(batch, scale)
+            except NotPerSampleError as obstacle:
+                return str(obstacle)
+        sums, _ = loss_sums(sequence_logps(self.model, batch), batch, self.losses)
+        difference = norm = 0.0
+        for m, value in enumerate(sums):
+            gradients = torch.autograd.grad(
+                value * scale,
+                self.bank.parameters,
+                retain_graph=m < len(sums) - 1,
+                allow_unused=True,
+            )
+            for block, gradient in zip(self.bank.blocks, gradients, strict=True):
+                exact = 0.0 if gradient is None else gradient.to(block.dtype) / scale
+                difference += float((block[m] - exact).square().sum())
+                norm += 0.0 if gradient is None else float((gradient / scale).square().sum())
+        # Both zero: nothing to tell apart. Not finite: the step itself reports it.
+        error = (difference / norm) ** 0.5 if norm > 0 else float(difference > 0)
+        dtype = torch.float32 if self._one_pass is None else self._one_pass.dtype
+        if error <= _tolerance(self.model, dtype):
+            return None
+        return f"the gradients differ from autograd's by {error:.1e} (relative)"
 
     def _fall_back(self, reason: str) -> None:
         if self._asked:
@@ -116,17 +172,18 @@ class ObjectiveGradients:
         self._one_pass = None
 
 
-def _relative_error(
-    blocks: list[Tensor], expected: tuple[Tensor | None, ...], coefficients: Tensor
-) -> float:
-    difference = norm = 0.0
-    for block, gradient in zip(blocks, expected, strict=True):
-        found = torch.tensordot(coefficients.to(block.dtype), block, dims=1)
-        exact = torch.zeros_like(found) if gradient is None else gradient.to(found.dtype)
-        difference += float((found - exact).square().sum())
-        norm += float(exact.square().sum())
-    # Both zero: nothing to tell apart. Not finite: the step itself reports it.
-    return (difference / norm) ** 0.5 if norm > 0 else float(difference > 0)
+@contextmanager
+def _without_dropout(model: nn.Module) -> Iterator[None]:
+    """Within, a model in training drops nothing: rows and packed rows would drop other units."""
+    modules = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd)]
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _tolerance(model: nn.Module, layer_dtype: torch.dtype) -> float:

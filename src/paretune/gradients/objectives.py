@@ -10,6 +10,9 @@ from paretune.losses import PreferenceLoss, Scored
 
 Batch = Mapping[str, Any]
 
+_SMALL = 1e-6  # of a factor, beside the largest: rounding of float32 weights
+_TINY = 1e-300
+
 
 def loss_sums(
     logps: Tensor, batch: Batch, losses: Mapping[str, PreferenceLoss]
@@ -52,7 +55,79 @@ def restrict(batch: Batch, objective: str) -> Batch:
     for name in ("lengths", "reference"):
         if name in batch:
             restricted[name] = batch[name][used]
+    if "packed" in batch:
+        restricted["packed"] = batch["packed"].select(used.tolist())
     return {**restricted, "pairs": {objective: {**pairs, "chosen": chosen, "rejected": rejected}}}
+
+
+def cotangents(
+    logps: Tensor, batch: Batch, losses: Mapping[str, PreferenceLoss]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``W[m, i] = ∂f^m / ∂ℓ_i``, ``(M, N)``, with the sums of `loss_sums`."""
+    leaf = logps.detach().requires_grad_()
+    sums, totals = loss_sums(leaf, batch, losses)
+    rows = [torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in sums]
+    return torch.stack(rows), sums, totals
+
+
+def prompt_factors(
+    weights: Tensor, members: Sequence[Sequence[int]]
+) -> list[tuple[Tensor, Tensor]]:
+    """Factors of W within each prompt, ``W[m, i] = Σ_k s_k[m, i] c_k[i]``, as few as its rank.
+
+    A pair that all objectives label has one factor with DPO, IPO and SimPO, whatever M.
+
+    Args:
+        weights: W, ``(M, N)``.
+        members: Per prompt, its sequences.
+
+    Returns:
+        For each k ``c_k``, ``(N,)``, its largest entry within a prompt 1 or -1, and ``s_k``,
+        ``(M, N)``, the same for all sequences of a prompt.
+    """
+    whole = weights.detach().to("cpu", torch.float64)
+    found: list[tuple[Tensor, Tensor]] = []
+    for group in members:
+        index = list(group)
+        part = whole[:, index]
+        # Objectives may differ by orders of magnitude: none is lost beside another.
+        size = part.abs().amax(1, keepdim=True)
+        left, values, right = torch.linalg.svd(
+            (part / size.clamp(min=_TINY)).nan_to_num(0, 0, 0), full_matrices=False
+        )
+        rank = max(int((values > _SMALL * values[0]).sum()), 1)
+        for k in range(rank):
+            if k == len(found):
+                found.append((whole.new_zeros(whole.shape[1]), torch.zeros_like(whole)))
+            c, s = found[k]
+            largest = right[k, right[k].abs().argmax()]
+            c[index] = right[k] / largest
+            # A loss that is not finite must show in its gradient.
+            s[:, index] = size * (left[:, k : k + 1] * values[k] * largest)
+    return [(c.to(weights), s.to(weights)) for c, s in found]
+
+
+def shortest_rows(batch: Batch, count: int) -> Batch:
+    """The batch with so many of its rows alone, those that have fewest tokens."""
+    pairs = batch["pairs"]
+    first = next(iter(pairs.values()))
+    lengths = batch["attention_mask"].sum(1)
+    costs = sum(lengths[p["chosen"]] + lengths[p["rejected"]] for p in pairs.values())
+    rows = costs.argsort(stable=True)[: min(count, len(first["weight"]))]
+    kept = {name: {key: v[rows] for key, v in part.items()} for name, part in pairs.items()}
+    used = torch.cat([p[side] for p in kept.values() for side in ("chosen", "rejected")]).unique()
+    place = torch.full_like(lengths, -1).index_copy(0, used, torch.arange(len(used)).to(lengths))
+    for part in kept.values():
+        part |= {side: place[part[side]] for side in ("chosen", "rejected")}
+    width = int(lengths[used].max())
+    some: dict[str, Any] = {
+        name: batch[name][used, :width]
+        for name in ("input_ids", "attention_mask", "completion_mask")
+    }
+    some |= {name: batch[name][used] for name in ("lengths", "reference", "row") if name in batch}
+    if "packed" in batch:
+        some["packed"] = batch["packed"].select(used.tolist())
+    return {**some, "pairs": kept}
 
 
 def all_shared(batch: Batch, objectives: Sequence[str]) -> bool:

@@ -3,8 +3,12 @@
 Every preference loss depends on the parameters only through the response log-probabilities ℓ_i, so
 ``∇f^m = Σ_i W[m, i] ∇ℓ_i`` with ``W[m, i] = ∂f^m/∂ℓ_i``, which costs next to nothing. Samples do
 not mix inside the network: with a unit cotangent on every ℓ_i, the signal that reaches a linear
-layer at sample i is that of ℓ_i alone. The layer's gradient for objective m is therefore
+layer at a token of sample i is that of ℓ_i alone. The layer's gradient for objective m is therefore
 ``Σ_i W[m, i] Σ_t δ_it x_itᵀ``, taken for all m in one product when the signal passes.
+
+In a packed batch a prompt's tokens belong to several samples. There W is factored,
+``W[m, i] = Σ_k s_k[m] c_k[i]``: for each k the signals of the prompt's responses, combined by c_k,
+go through the prompt once, and s_k weighs what arrives at a layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -16,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from paretune.gradients.bank import GradientBank
-from paretune.gradients.objectives import Batch, loss_sums
-from paretune.logprobs import output_embeddings, sequence_logps
+from paretune.gradients.objectives import Batch, cotangents, prompt_factors
+from paretune.logprobs import PackedPass, current_stage, output_embeddings, sequence_logps
 from paretune.losses import PreferenceLoss
 
 
@@ -57,25 +61,51 @@ class OnePass:
             scale: Loss scale of mixed precision, on the backward signal and taken off the result.
 
         Raises:
-            NotPerSampleError: if a layer receives something else than ``(N, L, features)``. The
-                bank then holds an incomplete sum and must be zeroed.
+            NotPerSampleError: if a layer receives something else than ``(N, L, features)``, or in a
+                packed batch than all tokens. The bank then holds an incomplete sum and must be
+                zeroed.
         """
-        n_sequences = batch["input_ids"].shape[0]
-        with self._capturing(n_sequences):
-            logps = sequence_logps(self._model, batch)
-            leaf = logps.detach().requires_grad_()
-            sums, totals = loss_sums(leaf, batch, losses)
-            rows = [torch.autograd.grad(value, leaf, retain_graph=True)[0] for value in sums]
-            cotangents = torch.stack(rows)
-            for layer in self._layers:
-                layer.cotangents, layer.unscale = cotangents, 1 / scale
-            torch.autograd.backward(logps.sum() * scale)
+        with self._capturing(len(batch["lengths"]), 1 / scale):
+            if "packed" in batch:
+                sums, totals = self._packed(batch, losses, scale)
+            else:
+                sums, totals = self._padded(batch, losses, scale)
         self._bank.add_losses(sums, totals)
 
-    @contextmanager
-    def _capturing(self, n_sequences: int) -> Iterator[None]:
+    def _padded(
+        self, batch: Batch, losses: Mapping[str, PreferenceLoss], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        logps = sequence_logps(self._model, batch)
+        weights, sums, totals = cotangents(logps, batch, losses)
+        length = batch["input_ids"].shape[1]
+        self._weigh(weights.repeat_interleave(length, 1))
+        torch.autograd.backward(logps.sum() * scale)
+        return sums, totals
+
+    def _packed(
+        self, batch: Batch, losses: Mapping[str, PreferenceLoss], scale: float
+    ) -> tuple[Tensor, Tensor]:
+        packed = batch["packed"]
+        run = PackedPass(self._model, packed)
+        weights, sums, totals = cotangents(run.logps, batch, losses)
+        self._weigh(weights[:, packed.responses.sequence])
+        run.backward_responses(scale)
+        factors = prompt_factors(weights, packed.members) if packed.prompts.tokens else []
+        for left, (combination, shares) in zip(
+            range(len(factors) - 1, -1, -1), factors, strict=True
+        ):
+            self._weigh(shares[:, packed.prompts.sequence])
+            run.backward_prompts(combination, retain_graph=left > 0)
+        return sums, totals
+
+    def _weigh(self, tokens: Tensor) -> None:
         for layer in self._layers:
-            layer.n_sequences = n_sequences
+            layer.cotangents = tokens
+
+    @contextmanager
+    def _capturing(self, n_sequences: int, unscale: float = 1.0) -> Iterator[None]:
+        for layer in self._layers:
+            layer.n_sequences, layer.unscale = n_sequences, unscale
             layer.module.forward = layer.forward  # type: ignore[assignment,method-assign]
         try:
             yield
@@ -93,15 +123,22 @@ class _Layer:
         self.dtype = module.weight.dtype
         self.n_sequences = 0
         self.cotangents: Tensor | None = None
-        """``W``, ``(M, N)``, known once the forward pass is done."""
+        """What each objective weighs each token of the row or rows with, ``(M, T)``, known once
+        the forward pass is done."""
         self.unscale = 1.0
         """Applied to the float32 sums, not to ``W``, which would vanish in float16."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dim() != 3 or x.shape[0] != self.n_sequences:
+        stage = current_stage()
+        if stage is None:
+            apart = x.dim() == 3 and x.shape[0] == self.n_sequences
+            expected = f"{self.n_sequences} sequences"
+        else:  # routed experts, too, that take all tokens in order
+            apart = x.shape[:-1].numel() == stage.row.tokens
+            expected = f"{stage.row.tokens} tokens"
+        if not apart:
             raise NotPerSampleError(
-                f"a layer with trainable weights receives {tuple(x.shape)} for "
-                f"{self.n_sequences} sequences"
+                f"a layer with trainable weights receives {tuple(x.shape)} for {expected}"
             )
         if torch.is_autocast_enabled(x.device.type):
             # Inside a custom function autocast does not reach the backward products.
@@ -112,22 +149,23 @@ class _Layer:
 
     @torch.no_grad()
     def collect(self, x: Tensor, signal: Tensor) -> None:
-        """Add ``Σ_i W[m, i] Σ_t signal_it x_itᵀ``; x ``(N, L, in)``, signal ``(N, L, out)``."""
+        """Add ``Σ_t w[m, t] signal_t x_tᵀ``; x ``(..., in)``, signal ``(..., out)``, T tokens."""
         assert self.cotangents is not None
         m = self.cotangents.shape[0]
         n_in, n_out = x.shape[-1], signal.shape[-1]
-        per_sample = self.cotangents.to(signal.dtype).T[:, None, :, None]  # (N, 1, M, 1)
+        x, signal = x.reshape(-1, n_in), signal.reshape(-1, n_out)
+        per_token = self.cotangents.to(signal.dtype).T[:, :, None]  # (T, M, 1)
         # The narrower side (LoRA's rank) is the one repeated M times.
         if self._weight is not None and n_out <= n_in:
-            scaled = (signal[:, :, None] * per_sample).reshape(-1, m * n_out)
-            product = (scaled.T @ x.reshape(-1, n_in)).view(m, n_out, n_in)
+            scaled = (signal[:, None] * per_token).reshape(-1, m * n_out)
+            product = (scaled.T @ x).view(m, n_out, n_in)
             self._weight.add_(product, alpha=self.unscale)
         elif self._weight is not None:
-            scaled = (x[:, :, None] * per_sample).reshape(-1, m * n_in)
-            product = (signal.reshape(-1, n_out).T @ scaled).view(n_out, m, n_in)
+            scaled = (x[:, None] * per_token).reshape(-1, m * n_in)
+            product = (signal.T @ scaled).view(n_out, m, n_in)
             self._weight.add_(product.transpose(0, 1), alpha=self.unscale)
         if self._bias is not None:
-            sums = self.cotangents @ signal.sum(1, dtype=self.cotangents.dtype)
+            sums = self.cotangents @ signal.to(self.cotangents.dtype)
             self._bias.add_(sums, alpha=self.unscale)
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from paretune.gradients.bank import GradientBank
 from paretune.gradients.objectives import Batch, all_shared, loss_sums, restrict
-from paretune.logprobs import sequence_logps
+from paretune.logprobs import PackedPass, sequence_logps
 from paretune.losses import PreferenceLoss
 
 
@@ -39,14 +39,18 @@ def accumulate(
         groups = [(restrict(batch, name), {name: loss}) for name, loss in losses.items()]
     first, all_sums, all_totals = 0, [], []
     for part, part_losses in groups:
-        sums, totals = loss_sums(sequence_logps(model, part), part, part_losses)
+        run = PackedPass(model, part["packed"]) if "packed" in part else None
+        logps = sequence_logps(model, part) if run is None else run.logps
+        sums, totals = loss_sums(logps, part, part_losses)
         for index, value in enumerate(sums):
-            gradients = torch.autograd.grad(
-                value * scale,
-                bank.parameters,
-                retain_graph=index < len(sums) - 1,
-                allow_unused=True,
-            )
+            more = index < len(sums) - 1
+            gradients: Sequence[Tensor | None]
+            if run is None:
+                gradients = torch.autograd.grad(
+                    value * scale, bank.parameters, retain_graph=more, allow_unused=True
+                )
+            else:
+                gradients = run.gradients(value * scale, bank.parameters, more)
             bank.add_gradient(
                 first + index, [g if g is None or scale == 1 else g / scale for g in gradients]
             )

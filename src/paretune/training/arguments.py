@@ -108,8 +108,8 @@ NEUTRAL = frozenset({
     "activation_checkpointing_kwargs", "gradient_checkpointing",
     "gradient_checkpointing_kwargs", "ddp_backend", "ddp_timeout", "debug",
     "skip_memory_metrics", "full_determinism", "restore_callback_states_from_checkpoint",
-    "reference_cache", "max_nonfinite_steps", "eval_strategy", "eval_steps", "eval_delay",
-    "eval_on_start", "preference",
+    "reference_cache", "packing", "max_nonfinite_steps", "eval_strategy", "eval_steps",
+    "eval_delay", "eval_on_start", "preference",
     *NOT_APPLYING,
 })
 # fmt: on

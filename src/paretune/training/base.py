@@ -15,7 +15,7 @@ from transformers.trainer_utils import TrainOutput
 
 from paretune.data.tokenization import TokenSequence
 from paretune.errors import InputError, TrainingStoppedError
-from paretune.logprobs import score_sequences
+from paretune.logprobs import Packing, score_sequences
 from paretune.models import load_model_and_tokenizer
 from paretune.moo.preference import Preference
 from paretune.spend import Spend
@@ -86,6 +86,8 @@ class BaseTrainer(Trainer):
             ],
             optimizers=optimizers,
         )
+        self.packing = Packing(self.model, args.packing)
+        """Which batches run packed."""
         self.nonfinite_steps = 0
         """How many steps in a row had NaN or infinity in a loss or gradient."""
         self.totals = Totals()
@@ -185,6 +187,7 @@ class BaseTrainer(Trainer):
                 self.accelerator.process_index,
                 self.accelerator.num_processes,
                 progress,
+                self.packing,
             )
         return self._reduce_sum(logps.to(self.accelerator.device)).cpu()
 

@@ -10,6 +10,7 @@ from paretune.data.sampling import Sampling
 from paretune.data.tokenization import Overlong
 from paretune.errors import InputError
 from paretune.gradients import Method
+from paretune.logprobs import PackingMode
 from paretune.losses import (
     CPO,
     DPO,
@@ -63,6 +64,13 @@ class CommonConfig(TrainingArguments):
     )
     overlong: Overlong = field(
         default="drop", metadata={"help": "Longer rows: drop them, or truncate the responses."}
+    )
+    packing: PackingMode = field(
+        default="auto",
+        metadata={
+            "help": "Batches without padding in which each prompt stands once. auto: where exact; "
+            "on: an error where it is not; off: padded."
+        },
     )
     max_nonfinite_steps: int = field(
         default=5, metadata={"help": "Stop after so many steps in a row with NaN or infinity."}

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from paretune.errors import InputError
+from paretune.logprobs import current_stage
 from paretune.moo.gates import Gate
 from paretune.results.gates import read_gates
 
@@ -57,8 +58,7 @@ class GatedAdapter:
     def set(self, positions: object) -> None:
         """Put the gate to one position ``(M,)``, or to one for each sequence ``(N, M)``."""
         factors = torch.tensor(self.gate.factors(positions), dtype=torch.float32)
-        expanded = factors.repeat_interleave(self.rank, dim=-1).to(self.device)
-        self._factors = expanded if expanded.dim() == 1 else expanded[:, None, :]
+        self._factors = factors.repeat_interleave(self.rank, dim=-1).to(self.device)
 
     @contextmanager
     def at(self, position: object) -> Iterator[None]:
@@ -73,7 +73,11 @@ class GatedAdapter:
     def _multiply(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if self._factors is None:
             raise InputError("The gate has no position yet: set it to a preference first.")
-        return output * self._factors.to(output.device, output.dtype)
+        factors = self._factors.to(output.device, output.dtype)
+        if factors.dim() == 2:  # one for each sequence, of which a packed row holds tokens
+            stage = current_stage()
+            factors = factors[:, None] if stage is None else factors[stage.row.sequence]
+        return output * factors
 
 
 def _obstacle(config: Any) -> str | None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from paretune.data.tokenization import TokenSequence
 from paretune.errors import InputError
+from paretune.logprobs import by_prompt
 from paretune.training.reference_cache import ReferenceCache, model_digest
 
 # Largest difference between two computations of the same log-probabilities, relative to their
@@ -90,7 +91,7 @@ class Reference:
         Raises:
             InputError: some are not finite.
         """
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i].input_ids))
+        order = by_prompt(sequences)
         result = torch.zeros(len(sequences))
         with self.as_given():
             for part in cache.parts():

@@ -54,7 +54,8 @@ class ResponseLoss(nn.Module):
         self.model = model
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        return -sequence_logps(self.model, batch) / batch["lengths"]
+        # Second derivatives may be asked for, which a chunked head does not have.
+        return -sequence_logps(self.model, batch, chunked=False) / batch["lengths"]
 
 
 class ResponseRows(Dataset[list[dict[Part, int]]]):

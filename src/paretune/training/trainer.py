@@ -17,7 +17,6 @@ from paretune.errors import InputError
 from paretune.evaluation.preference_metrics import PreferenceMetrics
 from paretune.gradients import ObjectiveGradients
 from paretune.gradients.objectives import loss_sums
-from paretune.logprobs import sequence_logps
 from paretune.losses import Scored
 from paretune.moo.weightings import Linear, Weighting, Weights
 from paretune.training.base import BaseTrainer, check_launch, load_trainable
@@ -111,6 +110,8 @@ class MultiObjectiveTrainer(BaseTrainer):
             optimizers,
             on_scored,
         )
+        # What is padded or refused for its length is told before anything is scored.
+        self.packing.allows(max(len(s.input_ids) for s in self._train_pairs.sequences))
         self.patience = args.early_stopping_patience
         if self.patience > 0:
             self.add_callback(EarlyStoppingCallback(self.patience))
@@ -126,7 +127,7 @@ class MultiObjectiveTrainer(BaseTrainer):
         if self._train_pairs.reference is not None:
             self._check_reference()
         live_losses = {name: self.losses[name] for name in self.live}
-        self.engine = ObjectiveGradients(self.model, live_losses, args.gradients)
+        self.engine = ObjectiveGradients(self.model, live_losses, args.gradients, self.packing)
         self._step_tokens = self._step_passes = 0
 
     # ------------------------------------------------------------------ data
@@ -179,7 +180,8 @@ class MultiObjectiveTrainer(BaseTrainer):
         )
 
     def _reference_cache(self, pairs: TokenizedPairs) -> ReferenceCache:
-        key = f"{self.reference.digest} {self.accelerator.mixed_precision}"
+        # The files hold parts of the data in the order of `by_prompt`.
+        key = f"{self.reference.digest} {self.accelerator.mixed_precision} by prompt"
         return ReferenceCache(self.args.reference_cache, key, pairs.sequences)
 
     def _check_reference(self) -> None:
@@ -211,7 +213,6 @@ class MultiObjectiveTrainer(BaseTrainer):
             "depend on what else is in a batch, and it cannot be trained this way."
         )
 
-    @torch.no_grad()
     def _first_logps(self, rows: list[Any], training: bool) -> tuple[Tensor, Tensor]:
         """Stored and computed log-probabilities of the responses in some rows."""
         collate: Any = self.data_collator
@@ -220,7 +221,7 @@ class MultiObjectiveTrainer(BaseTrainer):
         self.model.train(training)
         try:
             with without_adapter_dropout(self.model), self.accelerator.autocast():
-                policy = sequence_logps(self.model, batch)
+                policy = self.packing.logps(batch)
         finally:
             self.model.train(before)
         return batch["reference"].cpu(), policy.float().cpu()
