@@ -98,7 +98,8 @@ def test_every_inherited_field_is_accounted_for() -> None:
     known = [name for group in groups for name in group]
     assert sorted(known) == sorted(set(known))
     assert set(known) == inherited()
-    assert set(NEUTRAL) - {"preference", "reference_cache", "max_nonfinite_steps"} <= inherited()
+    own = {"preference", "reference_cache", "max_nonfinite_steps", "packing"}
+    assert set(NEUTRAL) - own <= inherited()
 
 
 @pytest.mark.parametrize("name", REFUSED)
