@@ -181,8 +181,10 @@ def _train_ppo(
     from paretune.experiment.setup import lora_config
     from paretune.experiment.train_point import save_weights
     from paretune.models import gpu, load_model_and_tokenizer
+    from paretune.training.checks import check_weights
 
     base, tokenizer = load_model_and_tokenizer(**context.recipe.model.model_dump(), device=gpu())
+    check_weights(base)
     set_seed(context.seed)  # the adapter is drawn
     model = get_peft_model(base, lora_config(context.recipe))
     budget = 0 if options.steps else policy_tokens(context, preference, tokenizer)

@@ -326,8 +326,10 @@ def _fresh_model(context: Context) -> tuple[Any, Any]:
 
     from paretune.experiment.setup import lora_config
     from paretune.models import gpu, load_model_and_tokenizer
+    from paretune.training.checks import check_weights
 
     base, tokenizer = load_model_and_tokenizer(**context.recipe.model.model_dump(), device=gpu())
+    check_weights(base)
     set_seed(context.seed)
     return get_peft_model(base, lora_config(context.recipe)), tokenizer
 

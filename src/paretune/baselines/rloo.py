@@ -18,6 +18,7 @@ from paretune.files import write_jsonl
 from paretune.models import gpu, load_model_and_tokenizer
 from paretune.spend import Spend, Watch
 from paretune.training.checkpoints import CompleteCheckpoints, newest_complete, read_state
+from paretune.training.checks import check_weights
 
 if TYPE_CHECKING:
     from paretune.baselines.morlhf import Morlhf
@@ -37,6 +38,7 @@ def train_rloo(
         needed: Keys of shared things the reward needed (see `Context.finish`).
     """
     model, tokenizer = load_model_and_tokenizer(**context.recipe.model.model_dump())
+    check_weights(model)
     ends = end_token_ids(model, tokenizer, prompts)
     # Of its own settings for generation TRL would take what the arguments leave open.
     model.generation_config = GenerationConfig(

@@ -33,6 +33,7 @@ from paretune.models import load_model_and_tokenizer
 from paretune.progress import Report
 from paretune.results.weights import CHECKSUMS, checksums
 from paretune.training.checkpoints import CompleteCheckpoints
+from paretune.training.checks import check_weights
 
 if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
@@ -100,6 +101,7 @@ def train_reward(
     source = _base(recipe)
     set_seed(recipe.reward.seed)  # the score head is drawn on loading
     model, tokenizer = load_model_and_tokenizer(**source, head="new_score")
+    check_weights(model)
     train = splits["train"].pairs[objective]
     if "weight" in train.column_names:
         logger.warning("%s: the pairs' weights count in the accuracy, not in training", objective)

@@ -29,6 +29,7 @@ from paretune.training.checkpoints import (
     read_state,
     resumable,
 )
+from paretune.training.checks import check_weights
 from paretune.training.config import CommonConfig
 from paretune.training.totals import Totals
 
@@ -86,6 +87,15 @@ class BaseTrainer(Trainer):
             ],
             optimizers=optimizers,
         )
+        # `accelerate launch` sets these where the arguments say nothing of them.
+        if owner := (
+            (self.is_fsdp_enabled and "FSDP") or (self.is_deepspeed_enabled and "DeepSpeed")
+        ):
+            raise InputError(
+                f"The launch configuration of accelerate turns {owner} on, which owns the "
+                "gradients: they cannot then be kept for each objective. Use distributed data "
+                "parallel (`accelerate launch --multi_gpu`)."
+            )
         self.packing = Packing(self.model, args.packing)
         """Which batches run packed."""
         self.nonfinite_steps = 0
@@ -99,6 +109,11 @@ class BaseTrainer(Trainer):
         self._step_started: float | None = None
 
     # ------------------------------------------------------------------ a step
+
+    @property
+    def filled_parameters(self) -> Sequence[nn.Parameter] | None:
+        """Those that a step writes gradients to; None: all that are trained, by autograd."""
+        return None
 
     @property
     def progress(self) -> float:
@@ -393,4 +408,5 @@ def load_trainable(model: Any, tokenizer: Any, peft_config: Any) -> tuple[nn.Mod
             model = get_peft_model(model, peft_config)
         except ValueError as error:
             raise InputError(f"The adapter does not fit the model: {error}") from error
+    check_weights(model)
     return model, tokenizer

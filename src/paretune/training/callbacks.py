@@ -7,6 +7,7 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerState
 
 from paretune.errors import TrainingStoppedError
+from paretune.training.checks import check_ownership
 from paretune.training.totals import Totals
 
 _PATIENT_STEPS = 20  # steps that change nothing, after warm-up, before they are an error
@@ -61,7 +62,7 @@ class _Counting(Protocol):
 
 
 class Movement(TrainerCallback):
-    """Sees whether steps change the weights, until one did.
+    """Sees that steps can change the weights, and whether they do, until one did.
 
     Args:
         trainer: Its `totals` are told.
@@ -72,6 +73,10 @@ class Movement(TrainerCallback):
         self._counting: _Counting = trainer
         self._before: list[float] | None = None
         self._seen = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        trainer = self._trainer
+        check_ownership(trainer.model, trainer.optimizer, trainer.filled_parameters)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         totals = self._counting.totals

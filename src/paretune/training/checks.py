@@ -1,4 +1,4 @@
-"""What must fit together before anything is scored: evaluations, measures, tokens and the model."""
+"""What must fit together before anything is computed: evaluations, measures, tokens, weights."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -71,4 +71,59 @@ def check_tokens(model: nn.Module, tokenizer: Any, sequences: Sequence[TokenSequ
             raise InputError(
                 f"The longest prompt and response have {longest} tokens, and the model has "
                 f"{module.num_embeddings} positions: set max_length={module.num_embeddings}."
+            )
+
+
+def check_weights(model: nn.Module) -> None:
+    """Check that a gradient of the model's trainable weights is what the trainers take it for.
+
+    Raises:
+        InputError: an adapter of virtual tokens, or a 4-bit base on a CPU.
+    """
+    for name, config in getattr(model, "peft_config", {}).items():
+        if config.is_prompt_learning:
+            raise InputError(
+                f"The adapter {name!r} is {config.peft_type.value}, which puts virtual tokens "
+                "before the prompt: the positions of the responses would be wrong. Use LoRA or "
+                "another adapter of the layers."
+            )
+    for name, parameter in model.named_parameters():
+        # Shown with bitsandbytes 0.50: the first evaluation repacks the weights for inference and
+        # nothing unpacks them, so gradients after it are wrong, autograd's as well.
+        if type(parameter).__name__ == "Params4bit" and parameter.device.type == "cpu":
+            raise InputError(
+                f"The model is quantised to 4 bits and on a CPU ({name!r}): bitsandbytes computes "
+                "wrong gradients there. Use 8 bits, no quantisation, or a GPU."
+            )
+
+
+def check_ownership(
+    model: nn.Module, optimizer: Any, filled: Sequence[nn.Parameter] | None = None
+) -> None:
+    """Check that the weights that are trained are whole and the same for trainer and optimiser.
+
+    Args:
+        optimizer: As it steps: after everything was wrapped.
+        filled: Parameters to which a step writes gradients; default: the model's trainable ones.
+
+    Raises:
+        InputError: they are not, naming a weight.
+    """
+    trained = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and hasattr(parameter, "full_tensor"):
+            raise InputError(
+                f"The trainable weight {name!r} is split over processes: its gradients cannot be "
+                "kept for each objective. Start without FSDP, tensor parallelism or DeepSpeed."
+            )
+    stepped = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    owners = {"the optimiser": stepped}
+    if filled is not None:
+        owners["the trainer"] = {id(p) for p in filled}
+    for owner, held in owners.items():
+        if lacking := [name for key, name in trained.items() if key not in held]:
+            raise InputError(
+                f"{len(lacking)} of {len(trained)} trainable weights, {lacking[0]!r} for one, are "
+                f"not among those that {owner} holds: freeze them (requires_grad_(False)), or make "
+                "the optimiser and add adapters before the trainer."
             )

@@ -244,6 +244,10 @@ class MultiObjectiveTrainer(BaseTrainer):
 
     # ------------------------------------------------------------------ a step
 
+    @property
+    def filled_parameters(self) -> Sequence[nn.Parameter]:
+        return self.engine.bank.parameters
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:

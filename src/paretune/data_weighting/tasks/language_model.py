@@ -23,6 +23,7 @@ from paretune.errors import InputError
 from paretune.models import gpu, load_model_and_tokenizer
 from paretune.moo.bilevel.problem import StochasticBilevelProblem
 from paretune.training.bilevel_objectives import LanguageModelObjectives
+from paretune.training.checks import check_weights
 from paretune.training.responses import Batches, Draw, Part, all_of
 
 if TYPE_CHECKING:
@@ -115,6 +116,7 @@ def build(task: "LanguageModelTask", rows: Mapping[str, Mapping[Part, Rows]], se
     )
     device = gpu() or "cpu"
     base, tokenizer = load_model_and_tokenizer(**task.model.model_dump(), device=device)
+    check_weights(base)
     # Unrolled methods differentiate twice, which fused attention cannot.
     base.set_attn_implementation("eager")
     sequences, pad_token_id = prepare(task, rows, tokenizer), int(tokenizer.pad_token_id)

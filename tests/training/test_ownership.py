@@ -1,0 +1,91 @@
+"""The weights that are trained are whole, and the same for model, optimiser and gradient bank."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.state import AcceleratorState
+from peft import PromptTuningConfig, get_peft_model
+
+from paretune import ClampConfig, ClampTrainer, InputError
+from paretune.training import MultiObjectiveConfig, MultiObjectiveTrainer
+from paretune.training.checks import check_ownership, check_weights
+
+
+@pytest.fixture
+def trainer(
+    tmp_path: Path, tokenizer: Any, tiny_lora: Callable[..., Any], random_pairs: Any
+) -> Callable[..., Any]:
+    def make(model: Any = None, config: Any = MultiObjectiveConfig, **named: Any) -> Any:
+        kind = ClampTrainer if config is ClampConfig else MultiObjectiveTrainer
+        args = config(
+            preference={"one": 0.5, "two": 0.5},
+            output_dir=str(tmp_path),
+            max_steps=1,
+            report_to="none",
+            save_strategy="no",
+            use_cpu=True,
+        )
+        model = tiny_lora(fresh=True) if model is None else model
+        return kind(model, args, random_pairs(), processing_class=tokenizer, **named)
+
+    return make
+
+
+def test_a_launch_configuration_with_fsdp(
+    monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., Any]
+) -> None:
+    start = AcceleratorState.__init__
+
+    def launched(self: Any, *args: Any, **named: Any) -> None:
+        start(self, *args, **named)
+        # As after `accelerate launch --use_fsdp` with a GPU; the arguments say nothing of it.
+        self.fsdp_plugin = FullyShardedDataParallelPlugin(fsdp_version=2)
+
+    monkeypatch.setattr(AcceleratorState, "__init__", launched)
+    with pytest.raises(InputError, match="launch configuration of accelerate turns FSDP on"):
+        trainer(config=ClampConfig)
+
+
+def test_an_optimiser_of_other_weights(trainer: Callable[..., Any], tiny_lora: Any) -> None:
+    model = tiny_lora(fresh=True)
+    early = [p for name, p in model.named_parameters() if "base_layer" in name]
+    made = trainer(model, optimizers=(torch.optim.SGD(early, lr=0.1), None))
+    with pytest.raises(InputError, match=r"lora_A.*not among those that the optimiser holds"):
+        made.train()
+
+
+def test_weights_that_are_made_trainable_too_late(trainer: Callable[..., Any]) -> None:
+    made = trainer()
+    made.model.get_input_embeddings().weight.requires_grad_(True)
+    with pytest.raises(InputError, match=r"embed_tokens.*not among those that the trainer holds"):
+        made.train()
+
+
+def test_weights_that_are_split_over_processes(tiny_llama: Callable[..., Any]) -> None:
+    model = tiny_llama()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    check_ownership(model, optimizer, list(model.parameters()))
+    model.lm_head.weight.full_tensor = lambda: None  # as a DTensor has
+    with pytest.raises(InputError, match=r"'lm_head\.weight' is split over processes"):
+        check_ownership(model, optimizer)
+
+
+def test_virtual_tokens(trainer: Callable[..., Any], tiny_llama: Callable[..., Any]) -> None:
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with pytest.raises(InputError, match="PROMPT_TUNING, which puts virtual tokens"):
+        trainer(get_peft_model(tiny_llama(), config))
+
+
+def test_four_bits_on_a_cpu(tiny_llama: Callable[..., Any]) -> None:
+    class Params4bit(torch.nn.Parameter):
+        """Named as bitsandbytes names its weights."""
+
+    model = tiny_llama()
+    check_weights(model)
+    model.lm_head.weight = Params4bit(torch.zeros(4, 1, dtype=torch.uint8), requires_grad=False)
+    with pytest.raises(InputError, match=r"4 bits and on a CPU \('lm_head\.weight'\)"):
+        check_weights(model)
