@@ -10,3 +10,7 @@ class InputError(ValueError):
 
 class TrainingStoppedError(RuntimeError):
     """Training could not go on (gradients stayed non-finite, say); a checkpoint was kept."""
+
+
+class UntrainedError(TrainingStoppedError):
+    """A training that ended without a change of any weight: its point is not one of a front."""

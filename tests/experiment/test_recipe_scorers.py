@@ -110,3 +110,24 @@ def test_the_demo_has_its_own() -> None:
     }
     other: Any = SimpleNamespace(rewards=None, data=SimpleNamespace(loader="pairs", objectives="x"))
     assert recipe_sources(other) == {}
+
+
+def test_results_stand_on_the_reward_models_that_scored_them(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    from paretune.experiment.reward_sources import reward_ground
+    from paretune.runs.folder import RunFolder
+    from paretune.runs.sweep import load_splits
+
+    loaded = recipe()
+    folder = RunFolder(Path(loaded.output_dir), None)
+    load_splits(loaded, folder)
+    noted = folder.manifest["ground"]["rewards"]
+    assert noted == reward_ground(loaded)["rewards"]
+    assert any(name.endswith("/model.safetensors") for name in noted)
+    path = tmp_path / "reward" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4] + b"\1\2\3\4")
+    with pytest.raises(
+        InputError, match=r"The reward model's 'harmless/model\.safetensors'.*chang"
+    ):
+        load_splits(loaded, folder)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typer.testing import CliRunner
 from paretune.cli import app
 from paretune.data import PreferenceData, split_by_prompt
 from paretune.data.messages import user
-from paretune.errors import InputError
+from paretune.errors import InputError, TrainingStoppedError
 from paretune.evaluation.scorers import pair_accuracy
 from paretune.experiment.reward import train_reward
 from paretune.experiment.reward_sources import build_scorers, load_trained
@@ -193,6 +194,50 @@ def test_a_killed_training_goes_on(
     assert whole["model"].pop("date")  # the command says which day it is
     assert record["model"].pop("date") is None
     assert record == whole
+
+
+def test_a_checkpoint_of_another_training_is_refused(
+    toy: Path, splits: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paretune.experiment.train_point import StepReport
+
+    class Killed(BaseException):
+        pass
+
+    def kill(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        raise Killed
+
+    few = ("reward.train.max_steps=4", "reward.train.save_steps=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(StepReport, "on_train_end", kill)
+        with pytest.raises(Killed):
+            train_reward(load_recipe(toy / "toy.yaml", few), "kind", splits, tmp_path)
+    for change, what in (
+        ("reward.train.learning_rate=1e-3", "arguments.learning_rate was 0.03 and is 0.001"),
+        ("reward.train.weight_decay=0.1", "arguments.weight_decay was"),
+        ("lora.r=4", "adapter.default.r was 8 and is 4"),
+    ):
+        with pytest.raises(InputError, match=re.escape(f"is of another training: {what}")):
+            train_reward(load_recipe(toy / "toy.yaml", [*few, change]), "kind", splits, tmp_path)
+    loaded = load_recipe(toy / "toy.yaml", few)
+    others = split_by_prompt(load_data(loaded.data), loaded.data.split, 1)
+    with pytest.raises(InputError, match="is of another training: training data was"):
+        train_reward(loaded, "kind", others, tmp_path)
+    (model,) = (tmp_path / "checkpoints" / "checkpoint-4").glob("adapter_model.safetensors")
+    model.write_bytes(b"")
+    record = train_reward(load_recipe(toy / "toy.yaml", few), "kind", splits, tmp_path)
+    assert record["steps"] == 4
+
+
+def test_a_training_that_changes_nothing_is_an_error(
+    toy: Path, splits: Any, tmp_path: Path
+) -> None:
+    few = ("reward.train.max_steps=2", "reward.train.learning_rate=1e-60")
+    with pytest.raises(TrainingStoppedError, match="No weight changed in 2 steps"):
+        train_reward(load_recipe(toy / "toy.yaml", few), "kind", splits, tmp_path)
+    few = ("reward.train.max_steps=3", "reward.train.learning_rate=1e38")
+    with pytest.raises(TrainingStoppedError, match="a weight is NaN or infinite"):
+        train_reward(load_recipe(toy / "toy.yaml", few), "kind", splits, tmp_path / "other")
 
 
 def test_another_seed_is_another_model(toy: Path, splits: Any, tmp_path: Path) -> None:

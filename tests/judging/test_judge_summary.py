@@ -111,6 +111,9 @@ def test_a_judge_of_places_gives_a_tie(serve: Any, run_folder: Any, reply: Any) 
     assert summary is not None
     assert summary.rows[0].wins is not None
     assert summary.rows[0].wins.counts == {"win": 6}
+    sessions = json.loads((run / "judge" / "manifest.json").read_text())["sessions"]
+    assert [each["judge"] for each in sessions] == ["by-place", "by-answer"]
+    assert all(each["asked"] and each["ended"] for each in sessions)
     shown = (run / "judge" / "judge.md").read_text()
     assert "## by-place" in shown
     assert "## by-answer" in shown

@@ -22,6 +22,7 @@ from paretune.report.diagnostics import draw_steps, panels
 from paretune.report.model_card import MARK, model_card, write_model_card
 from paretune.report.page import render
 from paretune.report.page_data import embedded_json, page_data, shown_answers, shown_points
+from paretune.report.tables import methods
 from paretune.results.run_folder import Run, read_runs
 
 TWO = ("harmless", "helpful")
@@ -157,6 +158,18 @@ def test_a_comparison_shows_methods_failures_and_the_base(comparison: Make, tmp_
     assert [p["best"]["loss"] for p in data["points"]] == 3 * [True] + 16 * [False]
     assert data["points"][-1]["base"]
     assert len(data["points"][-1]["answers"]) == 7
+
+
+def test_a_comparison_tells_of_skipped_steps(comparison: Make, tmp_path: Path) -> None:
+    run = comparison(tmp_path / "cmp", TWO)
+    found = Run.read(run).comparison
+    assert found is not None
+    assert "skipped" not in comparison_markdown(found) + methods(found).to_markdown()
+    found.cells[0].points[0].training["skipped_steps"] = 2
+    assert "skipped steps" in comparison_markdown(found)
+    rows = methods(found).to_markdown().splitlines()
+    assert rows[0].endswith("skipped steps |")
+    assert [row.rsplit("|", 2)[1].strip() for row in rows[2:]].count("2") == 1
 
 
 def test_runs_side_by_side(sweep: Make, tmp_path: Path) -> None:

@@ -69,6 +69,11 @@ def test_generation_goes_on_where_it_was(choices: Choices, monkeypatch: pytest.M
     assert whole.path.parent == choices.run / "alpaca_eval" / point.name
     answer = ChatModel(choices.recipe).answer([{"role": "user", "content": ASKED[0].text}], point)
     assert rows[0]["output"] == answer.response
+    manifest = json.loads((whole.path.parent / "manifest.json").read_text())
+    (session,) = manifest["sessions"]
+    assert (session["answers"], session["generator"]) == (5, rows[0]["generator"])
+    assert session["ended"] >= session["started"]
+    assert "model.safetensors" in manifest["ground"]["model"]
 
     asked = ChatModel.answers
     batches: list[int] = []

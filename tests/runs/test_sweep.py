@@ -141,6 +141,42 @@ def test_what_trainings_left_out_is_in_the_manifest(finished: Path, tmp_path: Pa
     assert "cut" not in train
 
 
+def test_skipped_steps_stand_in_training_manifest_table_and_facts(
+    recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paretune.cli.tables import front_table
+    from paretune.report.tables import facts
+    from paretune.training import MultiObjectiveTrainer
+
+    combine, seen = MultiObjectiveTrainer._combine, [0]
+
+    def poisoned(self: Any) -> Any:
+        seen[0] += 1
+        if seen[0] == 2:
+            self.engine.bank.losses[0] = float("nan")
+        return combine(self)
+
+    monkeypatch.setattr(MultiObjectiveTrainer, "_combine", poisoned)
+    few = ("train.max_steps=3", "evaluation.generate=false", "sweep.preferences=[[0.2, 0.8]]")
+    loaded = recipe(*few)
+    front = run_sweep(loaded)
+    (point,) = front.points
+    run = Path(loaded.output_dir)
+    training = json.loads((run / point.folder / "training.json").read_text())
+    assert (training["steps"], training["skipped_steps"]) == (3, 1)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["skipped_steps"] == {point.folder: 1}
+    assert "skipped" in front_table(front).to_markdown()
+    assert ("skipped steps", "1") in [(fact.name, fact.text) for fact in facts(point)]
+    log = (run / point.folder / "log.jsonl").read_text()
+    assert sum("nonfinite_steps" in row for row in log.splitlines()) == 1
+
+
+def test_a_learning_rate_of_zero_is_refused(recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(InputError, match=r"learning_rate.*above 0: with 0 no weight changes"):
+        run_sweep(recipe("train.learning_rate=0.0"))
+
+
 def test_adapters_load_with_peft_alone(finished: Path, tiny: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

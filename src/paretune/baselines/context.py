@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.experiment.train_point import drop_checkpoints, finish_training
-from paretune.files import main_process, move
+from paretune.files import main_process, move, read_object
 from paretune.moo.preference import Preference
 from paretune.progress import Report
 from paretune.recipes.section import Section
@@ -81,16 +81,21 @@ class Context:
             more: further values to keep, such as the KL divergence at the end.
         """
         if main_process():
+            keys = sorted(shared)
             finish_training(
                 folder,
                 {
                     "steps": steps,
+                    "skipped_steps": sum(map(self._skipped, keys)),  # the trainings it is made of
                     "seconds": spend.seconds,
                     "spend": spend.to_json(),
-                    "shared": sorted(shared),
+                    "shared": keys,
                     **more,
                 },
             )
+
+    def _skipped(self, key: str) -> int:
+        return int(read_object(self.shared / key / "training.json").get("skipped_steps") or 0)
 
     def once(self, key: str, build: Callable[[Path], None]) -> Path:
         """The folder of something shared, built by whoever needs it first.

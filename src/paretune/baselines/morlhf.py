@@ -1,8 +1,10 @@
 """MORLHF: reinforcement learning on linearly scalarised, normalised rewards, a run for each p."""
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -19,6 +21,11 @@ from paretune.files import move, sync, write_jsonl
 from paretune.moo.preference import Preference
 from paretune.recipes.rewards import RewardSource
 from paretune.recipes.section import Positive
+
+if TYPE_CHECKING:
+    from paretune.baselines.ppo import PPO
+
+logger = logging.getLogger(__name__)
 
 _PPO_ONLY = (
     "kl_target",
@@ -152,14 +159,20 @@ def _train_point(
         {name: sources[name].scorer for name in preference.live}, dict(preference)
     )
     needed = [sources[name].key for name in preference.live]
+    identity = {
+        "preference": dict(preference),
+        "rewards": needed,
+        "options": options.model_dump(mode="json", exclude={"rewards", "steps", "save_steps"}),
+        "seed": context.seed,
+    }
     train = context.splits["train"].pairs.values()
     prompts = distinct_prompts(prompt for pairs in train for prompt in pairs["prompt"])
     if options.backend == "rloo":
         from paretune.baselines.rloo import train_rloo
 
-        train_rloo(context, prompts, reward, options, folder, needed)
+        train_rloo(context, prompts, reward, options, folder, needed, identity)
     else:
-        _train_ppo(context, preference, prompts, reward, options, folder, needed)
+        _train_ppo(context, preference, prompts, reward, options, folder, needed, identity)
     free_memory()
 
 
@@ -171,6 +184,7 @@ def _train_ppo(
     options: Morlhf,
     folder: Path,
     needed: Sequence[str],
+    identity: Mapping[str, Any],
 ) -> None:
     import torch
     from peft import get_peft_model
@@ -178,10 +192,14 @@ def _train_ppo(
 
     from paretune.baselines.budget import policy_tokens
     from paretune.baselines.ppo import PPO
+    from paretune.experiment.ground import rows_digest
+    from paretune.experiment.resume import check_trained
     from paretune.experiment.setup import lora_config
     from paretune.experiment.train_point import save_weights
     from paretune.models import gpu, load_model_and_tokenizer
+    from paretune.training.callbacks import weight_sums
     from paretune.training.checks import check_weights
+    from paretune.training.reference_cache import model_digest
 
     base, tokenizer = load_model_and_tokenizer(**context.recipe.model.model_dump(), device=gpu())
     check_weights(base)
@@ -189,18 +207,47 @@ def _train_ppo(
     model = get_peft_model(base, lora_config(context.recipe))
     budget = 0 if options.steps else policy_tokens(context, preference, tokenizer)
     ppo = PPO(model, tokenizer, prompts, reward, options, context.seed, budget)
-    checkpoint = folder / "checkpoint.pt"
-    if checkpoint.exists():
-        ppo.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    checkpoint, fresh = folder / "checkpoint.pt", weight_sums(model)
+    asked = rows_digest([{"prompt": prompt} for prompt in prompts])
+    identity = {**identity, "budget": budget, "model": model_digest(model), "prompts": asked}
+    _resume(ppo, checkpoint, identity)
     while ppo.progress < 1:
         context.report("train", ppo.progress)
         ppo.step()
         write_jsonl(folder / "log.jsonl", ppo.log)
         if ppo.done % options.save_steps == 0:
-            torch.save(ppo.state_dict(), folder / "checkpoint.partial")
+            state = {**ppo.state_dict(), "identity": json.dumps(identity)}
+            torch.save(state, folder / "checkpoint.partial")
             sync(folder / "checkpoint.partial")
             move(folder / "checkpoint.partial", checkpoint)
     context.report("train", 1.0)
+    check_trained(model, fresh, ppo.done)
     save_weights(model, tokenizer, folder)
     context.finish(folder, ppo.done, ppo.spend, needed, kl=ppo.log[-1]["kl"])
     checkpoint.unlink(missing_ok=True)
+
+
+def _resume(ppo: "PPO", checkpoint: Path, identity: Mapping[str, Any]) -> None:
+    """Go on from a checkpoint, if there is one; one that is damaged is passed over.
+
+    Raises:
+        InputError: it is of another training.
+    """
+    import torch
+
+    from paretune.experiment.resume import check_identity
+
+    if not checkpoint.exists():
+        return
+    try:
+        saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        known = json.loads(saved.pop("identity", "null"))
+    except Exception as error:  # whatever random bytes make of a reader
+        logger.warning(
+            "The checkpoint '%s' is damaged (%s): training starts anew.",
+            checkpoint,
+            type(error).__name__,
+        )
+        return
+    check_identity(checkpoint, known, json.loads(json.dumps(identity)))
+    ppo.load_state_dict(saved)

@@ -1,6 +1,6 @@
 """MORLHF through TRL's RLOOTrainer: REINFORCE with a leave-one-out baseline, no value function."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +12,12 @@ from trl import RLOOConfig, RLOOTrainer  # type: ignore[attr-defined]  # all are
 from paretune.baselines.context import Context
 from paretune.baselines.reward import ScalarReward
 from paretune.evaluation.generation import encode_prompt, end_token_ids
+from paretune.experiment.resume import train_to_end
 from paretune.experiment.setup import lora_config, trl_arguments
 from paretune.experiment.train_point import StepReport, save_weights
 from paretune.files import write_jsonl
 from paretune.models import gpu, load_model_and_tokenizer
 from paretune.spend import Spend, Watch
-from paretune.training.checkpoints import CompleteCheckpoints, newest_complete, read_state
 from paretune.training.checks import check_weights
 
 if TYPE_CHECKING:
@@ -31,10 +31,12 @@ def train_rloo(
     options: "Morlhf",
     folder: Path,
     needed: Sequence[str],
+    identity: Mapping[str, Any],
 ) -> None:
     """Train one point; the folder gets what `paretune.baselines.morlhf.train` says.
 
     Args:
+        identity: What checkpoints must share with this training beside model, prompts and options.
         needed: Keys of shared things the reward needed (see `Context.finish`).
     """
     model, tokenizer = load_model_and_tokenizer(**context.recipe.model.model_dump())
@@ -45,21 +47,18 @@ def train_rloo(
         eos_token_id=ends, pad_token_id=tokenizer.pad_token_id
     )
     account = _Account(reward, tokenizer, options, ends)
+    rows = Dataset.from_dict({"prompt": list(prompts)})
     trainer = _Trainer(
         model,
         [account],
         args=_arguments(options, folder / "checkpoints", context.seed),
-        train_dataset=Dataset.from_dict({"prompt": list(prompts)}),
+        train_dataset=rows,
         processing_class=tokenizer,
         peft_config=lora_config(context.recipe),  # drawn with the arguments' seed
         callbacks=[StepReport(context.report)],
     )
-    trainer.add_callback(CompleteCheckpoints(account))
     trainer.remove_callback(PrinterCallback)
-    checkpoint = newest_complete(folder / "checkpoints")
-    if checkpoint is not None:
-        account.spend = Spend.from_json(read_state(checkpoint)["spend"])
-    trainer.train(resume_from_checkpoint=checkpoint)
+    train_to_end(trainer, account, rows, identity)
     account.add()
     save_weights(trainer.model, tokenizer, folder)
     write_jsonl(folder / "log.jsonl", trainer.state.log_history)
@@ -151,3 +150,7 @@ class _Account:
     def state_dict(self) -> dict[str, Any]:
         """For checkpoints."""
         return {"spend": self.spend.to_json()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from a checkpoint."""
+        self.spend = Spend.from_json(state["spend"])

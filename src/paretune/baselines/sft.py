@@ -14,7 +14,6 @@ from paretune.experiment.setup import trl_arguments
 from paretune.experiment.train_point import StepReport
 from paretune.progress import Report
 from paretune.spend import Spend, Watch
-from paretune.training.checkpoints import CompleteCheckpoints
 
 _IGNORED = -100  # the label of tokens without a loss
 
@@ -65,17 +64,18 @@ def fine_tune(
         report_to="none",
         **trl_arguments(),
     )
+    data = Dataset.from_list(rows)
     clock, watch = Clock(), Watch()
     trainer = SFTTrainer(
         model,
         args,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=data,
         processing_class=tokenizer,
-        callbacks=[StepReport(report), CompleteCheckpoints(clock)],
+        callbacks=[StepReport(report)],
     )
     trainer.remove_callback(PrinterCallback)  # prints every log entry
     report("train", 0.0)
-    train_to_end(trainer, clock)
+    train_to_end(trainer, clock, data)
     mean_length = sum(len(each.input_ids) for each in sequences) / len(sequences)
     seen = min(batch_size, len(sequences)) * steps
     return Spend(

@@ -58,6 +58,8 @@ def front_table(front: Front) -> Table:
     columns += [Column(f"{name}\nloss   acc.  margin", wrap=False) for name in front.objectives]
     columns += [Column("max\np·loss", ".3f")]
     columns += [Column(f"answers:\n{name}") for name in front.points[0].scores]
+    skipped = any(point.skipped_steps for point in front.points)
+    columns += [Column("skipped\nsteps", ",")] if skipped else []
     rows: list[list[Cell]] = []
     for point in front.points:
         label = preference_text(point.preference, names=False)
@@ -65,7 +67,8 @@ def front_table(front: Front) -> Table:
         row += [point.seed] if seeds else []
         row += [f"{m.loss:.3f}  {m.accuracy:4.0%}  {m.margin:+.3f}" for m in point.metrics.values()]
         row.append(point.chebyshev)
-        rows.append(row + [f"{s.mean:.2f} ±{s.standard_error:.2f}" for s in point.scores.values()])
+        row += [f"{s.mean:.2f} ±{s.standard_error:.2f}" for s in point.scores.values()]
+        rows.append([*row, point.skipped_steps] if skipped else row)
     return Table(columns, rows, f"{front.name}: {front.method}, {front.split} split")
 
 

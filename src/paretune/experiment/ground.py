@@ -31,7 +31,7 @@ _ROWS = 1000
 
 def data_ground(data: "PreferenceData") -> Ground:
     """The digest of every objective's pairs, in their order."""
-    return {"data": {name: _rows_digest(pairs) for name, pairs in data.pairs.items()}}
+    return {"data": {name: rows_digest(pairs) for name, pairs in data.pairs.items()}}
 
 
 def model_ground(name: str) -> Ground:
@@ -56,7 +56,8 @@ def file_ground(paths: Iterable[Path]) -> dict[str, str]:
     return {path.name: _digest(path) for path in paths}
 
 
-def _rows_digest(pairs: Any) -> str:
+def rows_digest(pairs: Any) -> str:
+    """The digest of a data set's rows, in their order."""
     digest = hashlib.sha256()
     for start in range(0, len(pairs), _ROWS):
         digest.update(json.dumps(pairs[start : start + _ROWS], sort_keys=True).encode())

@@ -32,7 +32,6 @@ from paretune.files import main_process, read_object, write_json, write_jsonl
 from paretune.models import load_model_and_tokenizer
 from paretune.progress import Report
 from paretune.results.weights import CHECKSUMS, checksums
-from paretune.training.checkpoints import CompleteCheckpoints
 from paretune.training.checks import check_weights
 
 if TYPE_CHECKING:
@@ -118,11 +117,11 @@ def train_reward(
         eval_dataset=held_out and _tokenize(held_out, objective, form, tokenizer, limit)[0],
         processing_class=tokenizer,
         peft_config=lora_config(recipe, "SEQ_CLS"),
-        callbacks=[StepReport(report), CompleteCheckpoints(clock)],
+        callbacks=[StepReport(report)],
     )
     trainer.remove_callback(PrinterCallback)  # prints every log entry
     report("train", 0.0)
-    train_to_end(trainer, clock)
+    train_to_end(trainer, clock, rows)
     seconds = clock.seconds()
     report("evaluate", 0.0)
     scorer = RewardModelScorer(

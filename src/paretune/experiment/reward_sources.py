@@ -10,11 +10,12 @@ from pydantic import TypeAdapter
 from paretune.errors import InputError
 from paretune.evaluation.reward_models import RewardInput, RewardModelScorer, load_reward_model
 from paretune.evaluation.scorers import Scorer, demo_scorer
+from paretune.experiment.ground import Ground, file_ground, model_ground
 from paretune.experiment.weights import with_adapter
 from paretune.files import read_object, user_path
 from paretune.models import gpu, load_model_and_tokenizer
 from paretune.recipes.rewards import RewardSource
-from paretune.results.weights import check_weights
+from paretune.results.weights import check_weights, weight_files
 
 if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
@@ -65,6 +66,38 @@ def check_sources(recipe: "Recipe") -> None:
             demo_scorer(source.name or name)
         if source.scorer == "trained":
             _trained_record(_trained_folder(name, source, Path(recipe.output_dir) / "rewards"))
+
+
+def reward_ground(recipe: "Recipe") -> Ground:
+    """The digests of the reward models that score answers, by objective and file.
+
+    Of a comparison, those of its methods too, under the method's own name.
+    """
+    trained = Path(recipe.output_dir) / "rewards"
+    given = {"rewards": recipe_sources(recipe)}
+    for entry in getattr(recipe, "methods", ()):
+        if own := getattr(entry.parsed, "rewards", None):
+            given[f"rewards of {entry.title}"] = own
+    ground: Ground = {}
+    for what, sources in given.items():
+        digests = {}
+        for name, source in sources.items():
+            for file, digest in _source_ground(name, source, trained).items():
+                digests[f"{name}/{file}"] = digest
+        if digests:
+            ground[what] = digests
+    return ground
+
+
+def _source_ground(objective: str, source: RewardSource, trained: Path) -> dict[str, str]:
+    if source.scorer == "demo":
+        return {}
+    if source.scorer == "model":
+        assert source.name is not None  # the schema has seen to it
+        found = model_ground(source.name)
+        return {**found.get("model", {}), **found.get("tokenizer", {})}
+    folder = _trained_folder(objective, source, trained)
+    return file_ground(path for path in (folder / _RECORD, *weight_files(folder)) if path.exists())
 
 
 def build_scorers(

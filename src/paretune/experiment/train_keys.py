@@ -30,5 +30,7 @@ def key_fault(name: str, value: Any) -> str | None:
         return None
     if not math.isfinite(value):
         return f"it must be a finite number, not {value}"
+    if name == "learning_rate" and value == 0:
+        return "it must be above 0: with 0 no weight changes"
     fault = range_fault(name, value)
     return None if fault is None else f"it must be {fault}"

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
+from paretune.errors import UntrainedError
 from paretune.files import main_process, move, read_json, sync, sync_files, write_json, write_jsonl
 from paretune.progress import Report
 from paretune.results.weights import CHECKSUMS, TRAINING, checksums
@@ -25,10 +26,20 @@ def train_point(
 
     Args:
         shared: What else the point needed, for ``training.json`` (see `baselines.context`).
+
+    Raises:
+        UntrainedError: no weight changed.
+        TrainingStoppedError: see `MultiObjectiveTrainer.train`.
     """
     report("train", 0.0)
     watch = Watch()
     trainer.train(resume_from_checkpoint=True)
+    if not trainer.totals.moved:
+        raise UntrainedError(
+            f"No weight changed in {trainer.totals.steps} steps: the combined gradient was zero at "
+            "each. Objectives that oppose each other exactly have none at this preference: leave "
+            "it out, or see that the pairs do not contradict each other."
+        )
     _save(trainer, folder, {"shared": sorted(shared)}, watch.spend().peak_memory_bytes)
 
 

@@ -186,12 +186,16 @@ def _points(comparison: Comparison) -> Table:
     columns = [left("method"), Column(_weights(comparison))]
     columns += numbers([f"loss {name}" for name in objectives] + ["max p·loss"], ".4f")
     columns += numbers([f"perplexity {name}" for name in objectives], ".2f")
+    skipped = any(point.skipped_steps for _, _, points in _groups(comparison) for point in points)
+    columns += numbers(["skipped steps"], ".3g") if skipped else []
     rows: list[list[Cell]] = []
     for title, label, points in _groups(comparison):
         metrics = [[point.metrics[name] for point in points] for name in objectives]
         row: list[Cell] = [title, label, *(Spread.of(m.loss for m in each) for each in metrics)]
         row += [Spread.of(point.chebyshev for point in points) if label else None]
-        rows.append([*row, *(Spread.of(m.perplexity for m in each) for each in metrics)])
+        row += [Spread.of(m.perplexity for m in each) for each in metrics]
+        row += [Spread.of(float(point.skipped_steps) for point in points)] if skipped else []
+        rows.append(row)
     return Table(columns, rows)
 
 

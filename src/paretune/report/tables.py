@@ -102,17 +102,24 @@ def methods(comparison: Comparison) -> Table:
     columns = [left("method"), *numbers(["seeds", "points"]), Column("hypervolume", ".4f")]
     columns += [Column("policy tokens of a point", ",")]
     columns += numbers(["minutes for one p", "minutes for all p", "peak GB"], ".2f")
+    skipped = {title: _skipped(comparison, title) for title in comparison.titles}
+    columns += [Column("skipped steps", ",")] if any(skipped.values()) else []
     rows: list[list[Cell]] = []
     for title in comparison.titles:
         cost = comparison.cost(title)
         row: list[Cell] = [title, len(comparison.of_title(title)), comparison.done(title)]
         row += [comparison.hypervolume(title)]
         if cost is None:
-            rows.append([*row, None, None, None, None])
-            continue
-        row += [cost.point.policy_tokens, (cost.point.seconds + cost.shared.seconds) / 60]
-        rows.append([*row, cost.front.seconds / 60, cost.front.peak_memory_bytes / 1e9])
+            row += [None, None, None, None]
+        else:
+            row += [cost.point.policy_tokens, (cost.point.seconds + cost.shared.seconds) / 60]
+            row += [cost.front.seconds / 60, cost.front.peak_memory_bytes / 1e9]
+        rows.append([*row, skipped[title]] if any(skipped.values()) else row)
     return Table(columns, rows, "Methods")
+
+
+def _skipped(comparison: Comparison, title: str) -> int:
+    return sum(point.skipped_steps for cell in comparison.of_title(title) for point in cell.points)
 
 
 def spacings(comparison: Comparison) -> Table | None:
@@ -161,6 +168,8 @@ def _training(training: Mapping[str, Any]) -> list[Fact]:
     found = {}
     if "steps" in training:
         found["steps"] = f"{training['steps']:,}"
+    if skipped := training.get("skipped_steps"):
+        found["skipped steps"] = f"{skipped:,}"
     if "seconds" in training:
         found["minutes"] = signed(training["seconds"] / 60, ".1f")
     if "vertex_share" in training:

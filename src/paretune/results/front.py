@@ -82,6 +82,11 @@ class FrontPoint:
     def losses(self) -> dict[str, float]:
         return {name: metrics.loss for name, metrics in self.metrics.items()}
 
+    @property
+    def skipped_steps(self) -> int:
+        """Training steps left out, since a loss or gradient was NaN or infinite."""
+        return int(self.training.get("skipped_steps") or 0)
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 

@@ -19,7 +19,7 @@ from paretune.evaluation.alpaca_eval import (
 from paretune.experiment.ground import model_ground
 from paretune.files import read_object, write_json
 from paretune.progress import Count
-from paretune.results.run_folder import BASE_FOLDER, point_slug, read_manifest
+from paretune.results.run_folder import BASE_FOLDER, MANIFEST, point_slug, read_manifest
 from paretune.results.weights import check_weights
 from paretune.runs.folder import RunFolder, SettingsIdentity, check_ground
 
@@ -100,7 +100,7 @@ def generate_outputs(
     folder = RunFolder(
         choices.run / FOLDER / name,
         SettingsIdentity(_ANSWERS, _settings(choices, point), key="settings"),
-        contents=("outputs.json", _ANSWERS),
+        contents=("outputs.json", _ANSWERS, MANIFEST),
         begun=(_ANSWERS,),
         holds="answers of other settings",
         advice="give --fresh to delete them",
@@ -108,11 +108,9 @@ def generate_outputs(
     with folder.session(fresh=fresh):
         if point is not None:
             check_weights(point.folder)
-        check_ground(
-            choices.run,
-            read_manifest(choices.run),
-            model_ground(choices.recipe.model.name),
-        )
+        ground = model_ground(choices.recipe.model.name)
+        check_ground(choices.run, read_manifest(choices.run), ground)
+        folder.stand_on(ground)
         kept = _Kept(folder.path / _ANSWERS)
         texts = [instruction.text for instruction in instructions]
         _answer(choices, point, texts, kept, progress)
@@ -120,6 +118,8 @@ def generate_outputs(
         written = folder.path / "outputs.json"
         title = generator or f"{choices.recipe.name}-{name}"
         write_outputs(written, instructions, [answer["output"] for answer in answers], title)
+        folder.note({"generator": title, "answers": len(answers)})
+        folder.publish({})  # closes the session
         return Outputs(written, len(answers), sum(not answer["finished"] for answer in answers))
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.errors import InputError
+from paretune.errors import InputError, UntrainedError
 from paretune.files import read_object, storage_problem, write_json, write_text
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import ClampOptions, Linear
@@ -28,7 +28,7 @@ from paretune.results.weights import TRAINING
 from paretune.runs.dial import measure_dial
 from paretune.runs.folder import RecipeIdentity, RunFolder
 from paretune.runs.plan import plan
-from paretune.runs.sweep import load_splits
+from paretune.runs.sweep import load_splits, note_skipped
 
 if TYPE_CHECKING:
     from paretune.baselines.context import Context
@@ -190,7 +190,7 @@ def _run_task(
     """Do what is left of a method with one seed; why it failed, or None."""
     from paretune.experiment.train_point import free_memory
 
-    failure = None
+    failure, stopped = None, False
     shared: list[str] = []
     try:
         _claim_cell(task)
@@ -201,16 +201,17 @@ def _run_task(
             progress.point(f"{task.name}: ranges")
             task, shared = _with_ranges(task, _context(task, run, splits, progress))
     except Exception as error:
-        failure = _describe(error, task.folder)
+        failure, stopped = _describe(error, task.folder), True
     free_memory()
     for point in task.pending:
         folder = point.folder(task.folder)
-        if failure is not None and not (folder / "training.json").exists():
+        if stopped and not (folder / "training.json").exists():
             continue
         progress.point(f"{task.name}, {point.name}")
         try:
             _run_point(task, point, folder, splits, progress.phase, shared)
         except Exception as error:
+            stopped |= not isinstance(error, UntrainedError)
             failure = failure or _describe(error, task.folder)
         free_memory()
     if failure is None and (dial := task.unmeasured_dial) is not None:
@@ -374,6 +375,7 @@ def _publish(comparison: Comparison, folder: RunFolder) -> None:
     rewards = {path.parent.name: read_object(path) for path in constants}
     if rewards != folder.manifest.get("rewards", {}):
         folder.note(rewards=rewards)
+    note_skipped((point for cell in comparison.cells for point in cell.points), folder)
     folder.publish(
         {
             "compare.json": comparison.to_json(),

@@ -30,6 +30,7 @@ from paretune.runs.lock import locked
 
 _VERSIONS = ("paretune", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 _GROUND = {"data": "data of", "model": "base model's", "tokenizer": "tokenizer's"}
+_REWARDS = "reward model's"  # any other part
 
 Content = str | Mapping[str, Any] | Callable[[Path], None]
 """A file's: text, an object for JSON, or what writes to a path, whole or not at all."""
@@ -296,8 +297,9 @@ def check_ground(
         changed = [name for name in {**saved, **parts} if saved.get(name) != parts.get(name)]
         if changed:
             names = ", ".join(f"'{name}'" for name in changed[:3])
+            whose = _GROUND.get(what, _REWARDS)
             raise InputError(
-                f"The {_GROUND[what]} {names} changed since '{path}' was begun, and its results "
+                f"The {whose} {names} changed since '{path}' was begun, and its results "
                 "would be of different ones: restore it, or give output_dir=... or --fresh to "
                 "begin a new run."
             )

@@ -2,7 +2,8 @@
 
 In the run folder, ``judge/<judge>/`` holds ``replies.jsonl`` (the cache), ``failures.jsonl`` (of
 the last time), ``results.jsonl`` (each answer's result with the judge's words) and
-``summary.json``; ``judge/judge.json``, ``judge.md`` and ``judge.png`` show all judges.
+``summary.json``; ``judge/judge.json``, ``judge.md`` and ``judge.png`` show all judges, and
+``judge/manifest.json`` has the sessions.
 """
 
 import re
@@ -81,7 +82,8 @@ def judge_run(
     recipe = load_run(run)
     candidates = read_candidates(recipe, run)
     folder = run / FOLDER / slug(judge.model)
-    with RunFolder(run / FOLDER, identity=None).session():
+    judged = RunFolder(run / FOLDER, identity=None)
+    with judged.session():
         base = base_answers(recipe, run)
         prompts = common_prompts(candidates, base)[: wanted.prompts]
         cache = Cache(folder).read(_PATIENCE)
@@ -89,6 +91,7 @@ def judge_run(
         todo = session.todo()
         if todo and not confirm(_forecast(session, todo, prices)):
             return None
+        judged.note({"judge": judge.model, "where": judge.where, "asked": len(todo)})
         if todo and detached and isinstance(judge, EndpointJudge):
             ask_detached(judge, todo, folder, count)
             cache.read()
@@ -97,6 +100,7 @@ def judge_run(
         reasons = cache.failures() if todo else []
         summary = _summary(session, len(todo), reasons, prices)
         _publish(session, summary, folder, run / FOLDER)
+        judged.publish({})  # closes the session
         return summary
 
 

@@ -7,18 +7,19 @@ that was cut short resumes from its newest complete checkpoint. Nothing here imp
 there is something to train or to measure.
 """
 
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paretune.data.splitting import Split, split_by_prompt
-from paretune.errors import InputError
+from paretune.errors import InputError, TrainingStoppedError, UntrainedError
 from paretune.files import main_process
 from paretune.losses import plain_loss
 from paretune.progress import Progress, Silent
 from paretune.recipes.load import dated
-from paretune.results.front import Front, read_front, read_point
+from paretune.results.front import Front, FrontPoint, read_front, read_point
 from paretune.results.points import PlannedPoint
 from paretune.results.run_folder import begun, read_manifest
 from paretune.results.text import preference_text
@@ -28,6 +29,8 @@ from paretune.runs.plan import plan, warm_start
 if TYPE_CHECKING:
     from paretune.data import PreferenceData
     from paretune.recipes.schema import Recipe
+
+logger = logging.getLogger(__name__)
 
 _FILES = ("front.json", "front.png", "report.html", "manifest.json", "recipe.yaml")
 _CONTENTS = ("points", "base", "judge", "figures", "evaluation-*", *_FILES)
@@ -51,23 +54,35 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
     Raises:
         InputError: the run folder belongs to another recipe, another process is at work in it, its
             data or model changed since it was begun, or recipe, model and data do not fit.
-        TrainingStoppedError: training broke off; the folder holds all that was done.
+        TrainingStoppedError: training broke off, or points did not train; the folder holds all
+            that was done.
     """
     run, progress = Path(recipe.output_dir), progress or Silent()
     folder, planned = run_folder(recipe, run), plan(recipe)
     _join(recipe, run)
     with folder.session(fresh=fresh):
         pending = [point for point in planned if not folder.finished(point.path)]
+        untrained = {}
         if pending:
-            _run_points(recipe, folder, planned, pending, progress)
+            untrained = _run_points(recipe, folder, planned, pending, progress)
         elif (run / "front.json").exists() and (run / "front.png").exists():
             front = read_front(run)
             if len(front.points) == len(planned):  # else `evaluate` wrote it half-way
                 return front
-        front = _collect(recipe, run, planned, "test")
-        if pending:
-            _note_left_out(front, folder)
-        return _publish(front, folder)
+        measured = [point for point in planned if point.name not in untrained]
+        if measured:
+            front = _collect(recipe, run, measured, "test")
+            if pending:
+                _note_left_out(front, folder)
+                note_skipped(front.points, folder)
+            _publish(front, folder)
+        if untrained:
+            name, reason = next(iter(untrained.items()))
+            raise TrainingStoppedError(
+                f"{len(untrained)} of {len(planned)} points did not train and are not in the "
+                f"front; {name}: {reason}"
+            )
+        return front
 
 
 def _run_points(
@@ -76,7 +91,8 @@ def _run_points(
     planned: Sequence[PlannedPoint],
     pending: Sequence[PlannedPoint],
     progress: Progress,
-) -> None:
+) -> dict[str, str]:
+    """Train and measure what is pending; why those did not train that did not, by name."""
     from paretune.experiment.reward_sources import check_sources
     from paretune.experiment.setup import training_arguments
     from paretune.experiment.train_point import free_memory
@@ -88,19 +104,27 @@ def _run_points(
     splits = load_splits(recipe, folder)
     recipe = dated(recipe, folder.started())
     progress.begin([point.name for point in planned], len(planned) - len(pending))
+    untrained: dict[str, str] = {}
     for point in pending:
         progress.point(point.name)
         start = warm_start(point, planned) if recipe.sweep.warm_start else None
-        run_point(
-            recipe,
-            point,
-            point.folder(run),
-            splits,
-            start_from=start.folder(run) if start else None,
-            report=progress.phase,
-        )
+        try:
+            if start is not None and start.name in untrained:
+                raise UntrainedError(f"the point it starts from, {start.name}, did not train.")
+            run_point(
+                recipe,
+                point,
+                point.folder(run),
+                splits,
+                start_from=start.folder(run) if start else None,
+                report=progress.phase,
+            )
+        except UntrainedError as error:
+            logger.warning("%s did not train: %s", point.name, error)
+            untrained[point.name] = str(error)
         free_memory()
     progress.end()
+    return untrained
 
 
 def evaluate_run(
@@ -163,16 +187,19 @@ def load_splits(
         InputError: data that is missing or wrong, or has changed; or a base model that has.
     """
     from paretune.experiment.ground import data_ground, model_ground
+    from paretune.experiment.reward_sources import reward_ground
     from paretune.experiment.setup import load_data
 
     data = load_data(recipe.data)
     splits = split_by_prompt(data, recipe.data.split, recipe.data.seed)
     if main_process():
-        ground = data_ground(data) | model_ground(recipe.model.name)
+        ground = data_ground(data) | model_ground(recipe.model.name) | reward_ground(recipe)
         if source is not None and source != folder.path:
             changed = {key.split(".")[0] for key in RecipeIdentity(recipe).differences(source)}
             section = {"data": "data", "model": "model", "tokenizer": "model"}
-            same = {what: ground[what] for what in ground if section[what] not in changed}
+            same = {
+                what: ground[what] for what in ground if section.get(what, "rewards") not in changed
+            }
             check_ground(source, read_manifest(source), same)
         folder.stand_on(ground)
         folder.note(
@@ -209,6 +236,13 @@ def _note_left_out(front: Front, folder: RunFolder) -> None:
     if found:
         counts = folder.manifest["data"]
         folder.note(data={**counts, "train": {**counts["train"], **found}})
+
+
+def note_skipped(points: Iterable[FrontPoint], folder: RunFolder) -> None:
+    """Tell the manifest of the steps that trainings skipped, by the folders of the points."""
+    found = {point.folder: point.skipped_steps for point in points if point.skipped_steps}
+    if found != folder.manifest.get("skipped_steps", {}):
+        folder.note(skipped_steps=found)
 
 
 def _collect(recipe: "Recipe", run: Path, planned: Sequence[PlannedPoint], split: str) -> Front:

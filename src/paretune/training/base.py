@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from paretune.data.tokenization import TokenSequence
-from paretune.errors import InputError, TrainingStoppedError
+from paretune.errors import InputError, TrainingStoppedError, UntrainedError
 from paretune.logprobs import Packing, score_sequences
 from paretune.models import load_model_and_tokenizer
 from paretune.moo.preference import Preference
@@ -287,7 +287,7 @@ class BaseTrainer(Trainer):
                 f"clip gradients; the last checkpoint is in {self.args.output_dir}."
             )
         if totals.steps == 0:
-            raise TrainingStoppedError(
+            raise UntrainedError(
                 f"No step was taken: a loss or gradient was NaN or infinite in all "
                 f"{totals.skipped} steps. Check the data's weights and scores, the reference and "
                 "the model's dtype."
@@ -295,6 +295,7 @@ class BaseTrainer(Trainer):
         if totals.unmoved and not totals.moved:
             raise self.unmoved_error()
         if not totals.moved and self.args.learning_rate > 0:
+            # Objectives may oppose each other exactly: then this is where training ends.
             logger.warning("No weight changed: the combined gradient was zero at every step.")
         if totals.skipped:
             logger.warning(
@@ -303,9 +304,9 @@ class BaseTrainer(Trainer):
                 totals.steps + totals.skipped,
             )
 
-    def unmoved_error(self) -> TrainingStoppedError:
+    def unmoved_error(self) -> UntrainedError:
         """What to raise when no step changed a weight."""
-        return TrainingStoppedError(
+        return UntrainedError(
             f"No weight changed in {self.totals.unmoved} steps although the gradient was not zero: "
             f"the learning rate {self.args.learning_rate:g} is too small for the weights' dtype."
         )
@@ -358,12 +359,12 @@ class BaseTrainer(Trainer):
             "trainer": type(self).__name__,
             "preference": dict(self.preference),
             "processes": self.accelerator.num_processes,
-            "adapter": {name: _adapter(config) for name, config in configs.items()},
+            "adapter": {name: adapter_settings(config) for name, config in configs.items()},
             "arguments": json.loads(json.dumps(lasting(self.args), default=str)),
         }
 
 
-def _adapter(config: Any) -> dict[str, Any]:
+def adapter_settings(config: Any) -> dict[str, Any]:
     """What decides on an adapter's shape and scale."""
     kept = {}
     for name, value in config.to_dict().items():

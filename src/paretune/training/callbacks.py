@@ -3,6 +3,7 @@
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainerCallback, TrainerState
 
@@ -84,13 +85,13 @@ class Movement(TrainerCallback):
         self._seen = totals.steps
         rate = max(group["lr"] for group in self._trainer.optimizer.param_groups)
         look = taken and not totals.moved and rate > 0 and self._has_gradient()
-        self._before = self._sums() if look else None
+        self._before = weight_sums(self._trainer.model) if look else None
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         totals = self._counting.totals
         if self._before is None or self._trainer.accelerator.optimizer_step_was_skipped:
             return
-        totals.moved = self._before != self._sums()
+        totals.moved = self._before != weight_sums(self._trainer.model)
         totals.unmoved += not totals.moved
         warm = state.global_step >= args.get_warmup_steps(state.max_steps)
         if not totals.moved and warm and totals.unmoved >= _PATIENT_STEPS:
@@ -101,13 +102,14 @@ class Movement(TrainerCallback):
         gradients = (p.grad for p in self._trainer.model.parameters() if p.grad is not None)
         return any(bool(gradient.any()) for gradient in gradients)
 
-    def _sums(self) -> list[float]:
-        """Sums over each trained tensor: one of the two changes where an element does."""
-        trained = [p.detach() for p in self._trainer.model.parameters() if p.requires_grad]
-        # MPS has no float64.
-        dtype = torch.float32 if trained[0].device.type == "mps" else torch.float64
-        return [
-            float(value)
-            for p in trained
-            for value in (p.sum(dtype=dtype), torch.linalg.vector_norm(p, dtype=dtype))
-        ]
+
+def weight_sums(model: nn.Module) -> list[float]:
+    """Sums over each trained tensor: one of the two changes where an element does."""
+    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    # MPS has no float64.
+    dtype = torch.float32 if trained[0].device.type == "mps" else torch.float64
+    return [
+        float(value)
+        for p in trained
+        for value in (p.sum(dtype=dtype), torch.linalg.vector_norm(p, dtype=dtype))
+    ]
