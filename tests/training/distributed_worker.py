@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig
 
-from paretune import ClampConfig, ClampTrainer
+from paretune import ClampConfig, ClampTrainer, ConditionedConfig, ConditionedTrainer
 
 
 def fixtures() -> Any:
@@ -23,44 +24,57 @@ def fixtures() -> Any:
 
 
 def train(method: str, folder: Path) -> None:
+    """Train by CLAMP with gradients of a kind, or a conditioned adapter with CLAMP inside."""
     made = fixtures()
     tokenizer = made.make_tokenizer()
-    args = ClampConfig(
-        output_dir=str(folder),
-        preference={"one": 0.4, "two": 0.6},
-        mu=1.0,
-        gradients=method,  # type: ignore[arg-type]
-        max_steps=4,
-        learning_rate=1e-3,
-        optim="sgd",  # Adam turns rounding into steps where a gradient is nearly zero
-        lr_scheduler_type="constant",
-        per_device_train_batch_size=4 // int(os.environ["WORLD_SIZE"]),
-        gradient_accumulation_steps=2,
-        save_strategy="no",
-        disable_tqdm=True,
-        use_cpu=True,
-        ddp_backend="gloo",
-    )
-    trainer = ClampTrainer(
-        made.make_lora(made.make_llama(tokenizer, 0), 0),
-        args,
-        made.make_pairs(n=16, weights=True),
-        made.make_pairs(n=5, seed=2),
-        processing_class=tokenizer,
-    )
+    settings: dict[str, Any] = {
+        "output_dir": str(folder),
+        "max_steps": 4,
+        "learning_rate": 1e-3,
+        "optim": "sgd",  # Adam turns rounding into steps where a gradient is nearly zero
+        "lr_scheduler_type": "constant",
+        "per_device_train_batch_size": 4 // int(os.environ["WORLD_SIZE"]),
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "ddp_backend": "gloo",
+    }
+    llama, data = made.make_llama(tokenizer, 0), made.make_pairs(n=16, weights=True)
+    validation = made.make_pairs(n=5, seed=2)
+    trainer: Any
+    if method in ("pwg", "clamp"):
+        settings |= {"inner": method, "preference_groups": 3}
+        trainer = ConditionedTrainer(
+            llama,
+            ConditionedConfig(**settings),
+            data,
+            validation,
+            processing_class=tokenizer,
+            peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
+    else:
+        settings |= {"preference": {"one": 0.4, "two": 0.6}, "mu": 1.0, "gradients": method}
+        trainer = ClampTrainer(
+            made.make_lora(llama, 0),
+            ClampConfig(**settings),
+            data,
+            validation,
+            processing_class=tokenizer,
+        )
     trainer.train()
-    validation = trainer.evaluate()
+    measured = trainer.evaluate()
     history = trainer.state.log_history
     values = [row["lambda/one"] for row in history if "lambda/one" in row]
-    values.append(validation["eval_chebyshev"])
-    (folder / f"lambda-{args.process_index}.json").write_text(json.dumps(values))
-    if args.process_index == 0:
+    values.append(measured["eval_chebyshev"])
+    (folder / f"lambda-{trainer.args.process_index}.json").write_text(json.dumps(values))
+    if trainer.args.process_index == 0:
         trainer.save_model(str(folder / "adapter"))
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for gradients in ("one_pass", "per_objective"):
-        train(gradients, Path(sys.argv[1]) / gradients)
+    for name in ("one_pass", "per_objective", "pwg", "clamp"):
+        train(name, Path(sys.argv[1]) / name)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

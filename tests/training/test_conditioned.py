@@ -11,7 +11,10 @@ from peft import LoraConfig, PeftModel
 
 from paretune import InputError
 from paretune.gradients import ObjectiveGradients
-from paretune.moo.gates import Gate
+from paretune.logprobs import sequence_logps
+from paretune.losses import CPO, Scored
+from paretune.moo.gates import Gate, spread_preferences
+from paretune.moo.weightings import ClampState
 from paretune.results.gates import read_gates
 from paretune.training import ConditionedConfig, ConditionedTrainer
 from paretune.training.gated_adapter import GatedAdapter, fold_adapter
@@ -140,9 +143,6 @@ def test_a_step_descends_the_mean_weighted_loss(
     count = {
         name: sum(float(b["pairs"][name]["weight"].sum()) for b in batches) for name in made.live
     }
-    from paretune.logprobs import sequence_logps
-    from paretune.losses import Scored
-
     for batch, p in zip(batches, draws, strict=True):
         made.gated.set(p[batch["row"].numpy()])
         responses = Scored(
@@ -164,23 +164,107 @@ def test_rows_draw_on_where_training_stands(conditioned: Any, tmp_path: Path) ->
     draw = made._draw
     made._draw = lambda rows: seen.append(draw(rows)) or seen[-1]
     made.train()
-    from paretune.moo.gates import spread_preferences
-
     assert np.allclose(np.concatenate(seen), spread_preferences(0, 16, 2, made.args.seed))
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_is_bit_for_bit_the_same(conditioned: Any, tmp_path: Path) -> None:
-    whole = conditioned("whole", lora={"lora_dropout": 0.2})
+@pytest.mark.parametrize("objectives", [("one", "two"), ("one", "two", "three")])
+@pytest.mark.parametrize("variant", ["plain", "accumulation", "checkpointing", "independent"])
+def test_a_clamp_step_is_the_mean_of_its_groups_directions(
+    conditioned: Any, objectives: tuple[str, ...], variant: str
+) -> None:
+    """Against autograd of every objective on every group's rows, and CLAMP's own rule."""
+    shared = variant != "independent"
+    accumulation = 2 if variant == "accumulation" else 1
+    made = conditioned(
+        objectives=objectives,
+        inner="clamp",
+        gradients="one_pass",
+        shared=shared,
+        sampling="joint" if shared else "independent",
+        gradient_checkpointing=variant == "checkpointing",
+        gradient_accumulation_steps=accumulation,
+        per_device_train_batch_size=3,  # of two groups: one has a row more
+        max_steps=1,
+        optim="sgd",
+        learning_rate=1.0,
+        max_grad_norm=0,
+        lr_scheduler_type="constant",
+    )
+    torch.manual_seed(1)
+    for name, parameter in made.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    before, batches = adapter(made), []
+    step = made.training_step
+
+    def record(model: Any, inputs: Any, items: Any = None) -> Any:
+        batches.append(inputs)
+        return step(model, inputs, items)
+
+    made.training_step = record
+    made.train()
+    assert made.engine.method == "one_pass"
+    moved = {name: before[name] - p for name, p in adapter(made).items()}
+    named = dict(made.model.named_parameters())
+    for name, value in before.items():
+        named[name].data.copy_(value)
+    # The slow twin: rows 0, 2, ... and 1, 3, ... of the step, each at its own preference.
+    preferences = spread_preferences(0, 2, len(objectives), made.args.seed)
+    state, expected = ClampState(), {name: torch.zeros(()) for name in before}
+    rows = [[n for n in range(3 * accumulation) if n % 2 == k] for k in (0, 1)]
+    for k, p in enumerate(preferences):
+        made.gated.set(p)
+        gradients, losses = [], []
+        for name in objectives:
+            total: Any = 0.0
+            weight = 0.0
+            for number, batch in enumerate(batches):
+                own = torch.tensor([n - 3 * number for n in rows[k] if n // 3 == number])
+                pair = batch["pairs"][name]
+                scored = Scored(
+                    sequence_logps(made.model, batch), batch["lengths"], batch.get("reference")
+                )
+                sides = (scored[pair[side][own]] for side in ("chosen", "rejected"))
+                total = total + (pair["weight"][own] * made.losses[name](*sides, None)).sum()
+                weight += float(pair["weight"][own].sum())
+            mean = total / weight
+            gradients.append(torch.autograd.grad(mean, [named[name] for name in before]))
+            losses.append(float(mean.detach()))
+        flat = torch.stack([torch.cat([g.flatten() for g in each]) for each in gradients]).double()
+        found = state.step(flat @ flat.T, torch.tensor(losses, dtype=torch.float64), p)
+        for m, each in enumerate(gradients):
+            for name, gradient in zip(before, each, strict=True):
+                expected[name] = expected[name] + float(found.weights[m]) / 2 * gradient
+    for name, change in moved.items():
+        assert torch.allclose(change, expected[name], rtol=1e-3, atol=1e-6), name
+
+
+def test_a_short_last_batch_leaves_a_group_out(conditioned: Any) -> None:
+    made = conditioned(inner="clamp", per_device_train_batch_size=7, max_steps=2)
+    made.train()  # 8 rows: a step of 7 and one of a single row, whose other group has none
+    assert made.nonfinite_steps == 0
+    logged = [row["one/loss"] for row in made.state.log_history if "one/loss" in row]
+    assert len(logged) == 2
+    assert all(value > 0 for value in logged)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inner", ["pwg", "clamp"])
+def test_killed_and_resumed_is_bit_for_bit_the_same(
+    conditioned: Any, tmp_path: Path, inner: str
+) -> None:
+    options = {"lora": {"lora_dropout": 0.2}, "inner": inner}
+    whole = conditioned("whole", **options)
     whole.train()
-    part = conditioned("part", lora={"lora_dropout": 0.2})
+    part = conditioned("part", **options)
     part.train()
     shutil.rmtree(tmp_path / "part" / "checkpoint-4")
-    again = conditioned("part", lora={"lora_dropout": 0.2})
+    again = conditioned("part", **options)
     again.train(resume_from_checkpoint=True)
     for name, tensor in adapter(whole).items():
         assert torch.equal(tensor, adapter(again)[name]), name
-    other = conditioned("part", lora={"lora_dropout": 0.2}, basis="objectives")
+    other = conditioned("part", **options, basis="objectives")
     with pytest.raises(InputError, match="basis"):
         other.train(resume_from_checkpoint=str(tmp_path / "part" / "checkpoint-2"))
 
@@ -233,8 +317,6 @@ def test_early_stopping_is_on_the_mean_over_preferences(conditioned: Any, tmp_pa
 def test_one_pass_is_exact_under_gates_of_rows(tiny_lora: Any) -> None:
     """The engine's proof on the first batch compares with autograd; it must hold with gates."""
     model = tiny_lora()
-    from paretune.losses import CPO
-
     gated = GatedAdapter(model, Gate(2))
     gated.set(np.array([[0.1, 0.9], [0.9, 0.1]] * 2))
     engine = ObjectiveGradients(model, {"a": CPO()}, "one_pass")
@@ -266,6 +348,8 @@ def test_one_pass_is_exact_under_gates_of_rows(tiny_lora: Any) -> None:
         ({"preference": {"one": 0.5, "two": 0.5}}, "leave out args.preference"),
         ({"basis": "central"}, "did you mean 'centred'"),
         ({"evaluated_preferences": 1}, "at least 2"),
+        ({"inner": "clmp"}, "did you mean 'clamp'"),
+        ({"inner": "clamp", "preference_groups": 3}, "A step of 2 rows has none for some of 3"),
     ],
 )
 def test_mistakes_are_one_sentence(

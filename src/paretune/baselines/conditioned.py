@@ -22,6 +22,7 @@ from paretune.recipes.section import Positive
 from paretune.results.gates import write_gates
 from paretune.results.weights import ADAPTER
 from paretune.training import ConditionedConfig, ConditionedTrainer
+from paretune.training.conditioned import Inner
 
 if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
@@ -34,6 +35,11 @@ class Conditioned(Dial):
     """Optimiser steps of the one training; null is what the recipe's `train` says for a point."""
     basis: Basis = "centred"
     """`centred`: a shared block and M - 1 blocks of trade-offs; `objectives`: a block each."""
+    inner: Inner = "pwg"
+    """How objectives are weighed at a preference: `pwg`, by p itself, every row of a batch at its
+    own; `clamp`, by CLAMP with mu auto, at `preference_groups` of them in a step."""
+    preference_groups: Positive = 2
+    """`inner: clamp`: preferences of a step, among which its rows are divided."""
 
     def check_recipe(self, recipe: "Recipe") -> None:
         if recipe.lora is None:
@@ -56,14 +62,17 @@ class Conditioned(Dial):
         self.turn(context, preferences, write, [key])
 
     def _key(self, context: Context) -> str:
-        trained = self.model_dump_json(exclude=set(Dial.model_fields)).encode()
-        return f"conditioned-{hashlib.sha256(trained).hexdigest()[:8]}-seed{context.seed}"
+        # Of the training alone; options that came later count where they are set.
+        later = {"inner", "preference_groups"} & self.model_dump(exclude_defaults=True).keys()
+        options = self.model_dump_json(include={"steps", "basis", *later}).encode()
+        return f"conditioned-{hashlib.sha256(options).hexdigest()[:8]}-seed{context.seed}"
 
     def _train(self, context: Context, folder: Path) -> None:
         context.report("prepare", 0.0)
         recipe, checkpoints = with_steps(context.recipe, self.steps), folder / "checkpoints"
+        options = self.model_dump(include={"basis", "inner", "preference_groups"})
         args = training_arguments(
-            recipe, None, context.seed, checkpoints, ConditionedConfig, basis=self.basis
+            recipe, None, context.seed, checkpoints, ConditionedConfig, **options
         )
         trainer = make_trainer(
             recipe, args, context.splits, [StepReport(context.report)], make=ConditionedTrainer

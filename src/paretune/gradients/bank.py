@@ -73,15 +73,19 @@ class GradientBank:
                 block[objective] += gradient.to(block.dtype)
 
     def finish(self, reduce_sum: Callable[[Tensor], Tensor] | None = None) -> None:
-        """Turn sums into means, over all processes where ``reduce_sum`` adds over them."""
+        """Turn sums into means, over all processes where ``reduce_sum`` adds over them.
+
+        An objective without any pair, whose total is 0, has loss and gradient 0.
+        """
         if reduce_sum is not None:
             self._buffer.copy_(reduce_sum(self._buffer))
             scalars = torch.stack([self.losses, self.totals]).float().to(self._buffer.device)
             self.losses, self.totals = reduce_sum(scalars).cpu().double()
-        self.losses /= self.totals
+        totals = torch.where(self.totals == 0, 1.0, self.totals)
+        self.losses /= totals
         for index, block in enumerate(self.blocks):
             shape = (-1, *(1,) * (block.dim() - 1))
-            self.blocks[index].div_(self.totals.to(block.device, block.dtype).view(shape))
+            self.blocks[index].div_(totals.to(block.device, block.dtype).view(shape))
 
     def gramian(self) -> Tensor:
         """``G Gᵀ``, ``(M, M)`` float64 on the CPU: float32 products summed in float64.

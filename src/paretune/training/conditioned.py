@@ -1,19 +1,19 @@
 """One adapter for all preferences: a LoRA whose rank dimension is gated by the preference.
 
 ``y = W x + s B (c(p) ∘ (A x))``, A and B of rank M·r and a fixed gate c (`paretune.moo.gates`).
-Every row of a batch draws its own p, so one training covers the simplex. For any p the gate folds
-into the columns of B: what is exported is an ordinary LoRA.
+Every row of a batch has a p of its own, so one training covers the simplex. For any p the gate
+folds into the columns of B: what is exported is an ordinary LoRA.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ from transformers import PreTrainedModel, TrainerCallback
 from paretune.data.sampling import PairCollator
 from paretune.data.tokenization import TokenizedPairs
 from paretune.errors import InputError
+from paretune.gradients import ObjectiveGradients
 from paretune.moo.calibration import Calibration, Meaning, measure_path
 from paretune.moo.gates import Basis, Gate, spread_preferences
 from paretune.moo.preference import das_dennis
-from paretune.moo.weightings import Linear, Weights
+from paretune.moo.weightings import ClampState, Linear, Weights
 from paretune.results.gates import GATES, write_gates
 from paretune.training.config import MultiObjectiveConfig
 from paretune.training.gated_adapter import (
@@ -36,7 +37,10 @@ from paretune.training.gated_adapter import (
     fold,
     fold_adapter,
 )
+from paretune.training.groups import divide, join, of_group, present
 from paretune.training.trainer import MultiObjectiveTrainer, Pairs
+
+Inner = Literal["pwg", "clamp"]
 
 
 @dataclass
@@ -53,6 +57,20 @@ class ConditionedConfig(MultiObjectiveConfig):
             "for each objective."
         },
     )
+    inner: Inner = field(
+        default="pwg",
+        metadata={
+            "help": "How the objectives are weighed at a preference. pwg: by p itself, every row "
+            "at its own; clamp: by CLAMP with mu auto, at preference_groups of them in a step."
+        },
+    )
+    preference_groups: int = field(
+        default=2,
+        metadata={
+            "help": "inner=clamp: preferences of a step, among which its rows are divided; there "
+            "are so many gradients of each objective."
+        },
+    )
     evaluated_preferences: int = field(
         default=3,
         metadata={
@@ -67,6 +85,14 @@ class ConditionedConfig(MultiObjectiveConfig):
             raise InputError(
                 f"evaluated_preferences must be at least 2, not {self.evaluated_preferences}."
             )
+        if self.preference_groups < 1:
+            raise InputError(f"preference_groups must be at least 1, not {self.preference_groups}.")
+        rows = self.train_batch_size * self.gradient_accumulation_steps * self.world_size
+        if self.inner == "clamp" and self.preference_groups > rows:
+            raise InputError(
+                f"A step of {rows} rows has none for some of {self.preference_groups} "
+                "preference_groups: lower them, or give larger batches."
+            )
         if self.early_stopping_patience > 0:
             self.metric_for_best_model = "eval_weighted"
 
@@ -74,8 +100,10 @@ class ConditionedConfig(MultiObjectiveConfig):
 class ConditionedTrainer(MultiObjectiveTrainer):
     """Trains one adapter for every preference; see the module.
 
-    Each row of a batch has a preference p of its own, from a sequence that covers the simplex
-    evenly; a step minimises the mean over rows of ``Σ_m p_m f_m`` with the gate at p.
+    Preferences are from a sequence that covers the simplex evenly. With ``inner="pwg"`` each row
+    of a batch has its own, and a step minimises the mean over rows of ``Σ_m p_m f_m`` with the gate
+    at p. With ``inner="clamp"`` the rows of a step are divided among K preferences; the step is the
+    mean of K directions, each CLAMP's for the M gradients of its rows.
 
     Arguments that are not listed are those of `MultiObjectiveTrainer`.
 
@@ -136,6 +164,14 @@ class ConditionedTrainer(MultiObjectiveTrainer):
             self._train_pairs, self._tokenizer.pad_token_id, by_row=True
         )
         self._micro_step = 0
+        self.clamp = ClampState() if args.inner == "clamp" else None
+        if self.clamp is not None:
+            losses = {
+                of_group(name, k): self.losses[name]
+                for k in range(args.preference_groups)
+                for name in self.live
+            }
+            self.engine = ObjectiveGradients(self.model, losses, args.gradients, self.packing)
 
     def _attach_reference(self, pairs: TokenizedPairs, title: str) -> None:
         gated: GatedAdapter | None = getattr(self, "gated", None)  # none while it is made
@@ -152,27 +188,83 @@ class ConditionedTrainer(MultiObjectiveTrainer):
         """As the base class does, each row with the gate at its own preference."""
         if self._step_started is None:
             self._micro_step = 0
-        p = self._draw(len(next(iter(inputs["pairs"].values()))["weight"]))
+        given = inputs["pairs"]
+        places = self._places(len(next(iter(given.values()))["weight"]))
         self._micro_step += 1
+        p = self._draw(places)
+        if self.clamp is None:
+            pairs = self._weighted(given, p)
+        else:
+            count = self.args.preference_groups
+            pairs = divide(given, self.live, places % count, count)
+            self._live_preference = torch.tensor(self._group_preferences().flatten())
         self.gated.set(p[inputs["row"].cpu().numpy()])
+        return super().training_step(model, {**inputs, "pairs": pairs}, num_items_in_batch)
+
+    def _places(self, rows: int) -> NDArray[np.int64]:
+        """The numbers of a micro-batch's rows among all rows of the training."""
+        done = self.state.global_step * self.args.gradient_accumulation_steps + self._micro_step
+        place = done * self.accelerator.num_processes + self.accelerator.process_index
+        first = int(place * self.args.per_device_train_batch_size)
+        return np.arange(first, first + rows)
+
+    def _draw(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The preferences of rows, (rows, M): known from their numbers."""
+        if self.clamp is not None:
+            return self._group_preferences()[places % self.args.preference_groups]
+        return spread_preferences(int(places[0]), len(places), len(self.live), self.args.seed)
+
+    def _weighted(self, given: Mapping[str, Any], p: NDArray[np.float64]) -> dict[str, Any]:
+        """The pairs, those of each row weighed by its preference."""
         weights = torch.tensor(p, dtype=torch.float32)
         pairs = {}
         for m, name in enumerate(self.live):
-            pair = inputs["pairs"][name]
-            w = pair["weight"]
-            pairs[name] = {**pair, "weight": w * weights[:, m].to(w.device, w.dtype), "total": w}
-        return super().training_step(model, {**inputs, "pairs": pairs}, num_items_in_batch)
+            w = given[name]["weight"]
+            own = w * weights[:, m].to(w.device, w.dtype)
+            pairs[name] = {**given[name], "weight": own, "total": w}
+        return pairs
 
-    def _draw(self, rows: int) -> NDArray[np.float64]:
-        """The preferences of a micro-batch's rows, (rows, M): known from where training stands."""
-        done = self.state.global_step * self.args.gradient_accumulation_steps + self._micro_step
-        place = done * self.accelerator.num_processes + self.accelerator.process_index
-        size = self.args.per_device_train_batch_size
-        return spread_preferences(place * size, rows, len(self.live), self.args.seed)
+    def _group_preferences(self) -> NDArray[np.float64]:
+        """The preferences of this step's groups, (K, M)."""
+        groups = self.args.preference_groups
+        first = self.state.global_step * groups
+        return spread_preferences(first, groups, len(self.live), self.args.seed)
 
     def weigh(self, gramian: Tensor, losses: Tensor, preference: Tensor) -> Weights:
-        """All ones: the rows' preferences are in the losses already."""
-        return Linear()(gramian, losses, torch.ones_like(preference))
+        """pwg: all ones, as the preferences are in the losses; clamp: λ* of each group."""
+        if self.clamp is None:
+            return Linear()(gramian, losses, torch.ones_like(preference))
+        found: dict[int, Weights] = {}
+        for k, own in present(self.engine.bank.totals, len(self.live)):
+            found[k] = self.clamp.step(gramian[own, own], losses[own], preference[own])
+        return join(found, len(self.live), len(losses))
+
+    def _record(
+        self, weights: Weights, gramian: Tensor, losses: Tensor, elapsed: float, share: float
+    ) -> None:
+        if self.clamp is not None:  # means over the groups
+            own = [part for _, part in present(self.engine.bank.totals, len(self.live))]
+            gramian = torch.stack([gramian[part, part] for part in own]).mean(0)
+            losses = torch.stack([losses[part] for part in own]).mean(0)
+            lam, weight = (
+                torch.stack([each[part] for part in own]).sum(0)
+                for each in (weights.lam, weights.weights)
+            )
+            weights = replace(weights, lam=lam, weights=weight)
+            assert self.clamp.mu_now is not None
+            self._step_logs["clamp/mu"].append(self.clamp.mu_now)
+        super()._record(weights, gramian, losses, elapsed, share)
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict[str, Any]:
+        clamp = {} if self.clamp is None else {"clamp": self.clamp.state_dict()}
+        return {**super().state_dict(), **clamp}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        if self.clamp is not None:
+            self.clamp.load_state_dict(state["clamp"])
 
     # ------------------------------------------------------------------ measures
 
