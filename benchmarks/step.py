@@ -1,12 +1,20 @@
 """One optimiser step, side by side: how its time and memory grow with the number of objectives.
 
     python benchmarks/step.py --threads 2 --repeats 5 --output step.json
+    python benchmarks/step.py --data demo --objectives 2
+    python benchmarks/step.py --data pairs.jsonl --max-length 128 --objectives 2
 
 Every contender takes the same DPO step (AdamW included, learning rate 0 so that all repeats see
-the same model) on SmolLM2-135M with LoRA r=8 on all linear layers; only the floor, one forward and
-one backward of the summed log-probabilities of the distinct sequences, has no optimiser. Pairs are
-shared by all objectives (each labels the same sequences) or disjoint (own sequences for each).
-Times are medians over repeats that take the contenders in turn. Peak memory is that of a process
+the same model) on SmolLM2-135M with LoRA r=8 on all linear layers; only the floors have no
+optimiser. The floor is one forward and one backward over the distinct tokens of the batch, each
+prompt once and no padding; the padded floor is that over the padded sequences.
+
+Batches are of random tokens, sequences of one length: ``shared``, which all objectives label,
+or ``disjoint``, own ones for each; of ``answers``, four ragged ones to each prompt, of which each
+objective labels its own pair; of the demo; or of a local file with the columns of PKU-SafeRLHF and
+dialogues as prompts. Of real data it is the batch of median padding among 51.
+
+Times are CPU seconds, medians over repeats that take the contenders in turn. Peak memory is that of a process
 of its own for each contender, above what it holds with the model loaded and touched; Linux only;
 `--no-memory` leaves it out. TRL and TorchJD take part where they are installed
 (`pip install paretune[bench]`).
@@ -32,11 +40,13 @@ from peft import LoraConfig, get_peft_model
 from step_contenders import CONTENDERS, Case, Step, floor
 from torch import Tensor, nn
 
-from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence
+from paretune.data import demo, safe_rlhf
+from paretune.data.sampling import PairCollator, PairRows, Row
+from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence, tokenize_pairs
 from paretune.logprobs import score_sequences
 from paretune.models import EMBEDDED, load_model_and_tokenizer
 
-SAME_DIRECTION = ("one_pass", "shared_forward", "algorithm_1")
+SAME_DIRECTION = ("packed", "one_pass", "shared_forward", "algorithm_1")
 HIGH_WATER = Path("/proc/self/clear_refs")  # resets VmHWM when "5" is written to it; Linux
 
 
@@ -54,7 +64,31 @@ def load_model() -> tuple[nn.Module, Any]:
 def make_case(
     args: argparse.Namespace, m: int, layout: str, model: nn.Module, tokenizer: Any
 ) -> Case:
-    generator = torch.Generator().manual_seed(m)
+    if layout == "real":
+        data, rows = real_batch(args, m, tokenizer)
+    else:
+        make = answers if layout == "answers" else equal
+        data = make(args, m, layout, torch.Generator().manual_seed(m))
+        rows = [dict.fromkeys(data.pairs, row) for row in range(args.pairs)]
+    used = {
+        side[row[name]]
+        for name, index in data.pairs.items()
+        for row in rows
+        for side in (index.chosen, index.rejected)
+    }
+    data.reference = torch.zeros(len(data.sequences))
+    some = sorted(used)
+    with model.disable_adapter():  # type: ignore[operator]
+        sequences = [data.sequences[i] for i in some]
+        data.reference[some] = score_sequences(model, sequences, tokenizer.pad_token_id)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return Case(model, tokenizer, data, rows, torch.optim.AdamW(parameters, lr=0.0))
+
+
+def equal(
+    args: argparse.Namespace, m: int, layout: str, generator: torch.Generator
+) -> TokenizedPairs:
+    """Sequences of one length, a prompt of a third of it; pairs that objectives share or not."""
     owners = 1 if layout == "shared" else m
     prompt_length = args.length // 3
     sequences = []
@@ -71,11 +105,51 @@ def make_case(
         rejected = [first + 2 * i + 1 - flip for i, flip in enumerate(flips)]
         prompts = list(range(first, first + args.pairs))
         pairs[f"objective_{objective}"] = PairIndex(chosen, rejected, prompts, [1.0] * args.pairs)
-    data = TokenizedPairs(sequences, pairs)
-    with model.disable_adapter():  # type: ignore[operator]
-        data.reference = score_sequences(model, sequences, tokenizer.pad_token_id)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return Case(model, tokenizer, data, torch.optim.AdamW(parameters, lr=0.0))
+    return TokenizedPairs(sequences, pairs)
+
+
+def answers(
+    args: argparse.Namespace, m: int, layout: str, generator: torch.Generator
+) -> TokenizedPairs:
+    """Four answers to each prompt, of half to one and a half times the mean length."""
+    prompt_length = args.length // 3
+    mean = args.length - prompt_length
+    sequences: list[TokenSequence] = []
+    pairs = {f"objective_{objective}": PairIndex() for objective in range(m)}
+    for row in range(args.pairs):
+        prompt, first = _random_ids(prompt_length, generator), len(sequences)
+        for _answer in range(4):
+            length = int(torch.randint(mean // 2, 3 * mean // 2, (1,), generator=generator))
+            sequences.append(
+                TokenSequence((*prompt, *_random_ids(length, generator)), prompt_length)
+            )
+        for index in pairs.values():
+            chosen, rejected = torch.randperm(4, generator=generator)[:2].tolist()
+            index.chosen.append(first + chosen)
+            index.rejected.append(first + rejected)
+            index.prompt.append(row)
+            index.weight.append(1.0)
+    return TokenizedPairs(sequences, pairs)
+
+
+def real_batch(
+    args: argparse.Namespace, m: int, tokenizer: Any
+) -> tuple[TokenizedPairs, list[Row]]:
+    """Of 51 random batches the one whose padded positions, by its distinct tokens, are median."""
+    demo_data = args.data == "demo"
+    given = demo.load() if demo_data else safe_rlhf.load(args.data, style="dialogue")
+    names = list(given.pairs)[:m]
+    pairs = {name: given.pairs[name] for name in names}
+    data = tokenize_pairs(pairs, tokenizer, args.max_length)
+    rows = PairRows(data, names, "joint")
+    collate = PairCollator(data, tokenizer.pad_token_id)
+    batches = []
+    for seed in range(51):
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        some = [rows[i] for i in order[: args.pairs].tolist()]
+        batch = collate(some)
+        batches.append((batch["input_ids"].numel() / batch["packed"].tokens, seed, some))
+    return data, sorted(batches, key=lambda each: each[:2])[25][2]
 
 
 def _random_ids(count: int, generator: torch.Generator) -> list[int]:
@@ -86,13 +160,13 @@ def _random_ids(count: int, generator: torch.Generator) -> list[int]:
 def run(case: Case, step: Step) -> float:
     case.optimizer.zero_grad()
     gc.collect()
-    start = time.perf_counter()
+    start = time.process_time()  # which a busy machine does not lengthen
     step()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def time_contenders(case: Case, names: list[str], repeats: int) -> tuple[dict[str, Any], float]:
-    """Seconds of every repeat, and the largest relative distance between CLAMP's directions."""
+    """CPU seconds of every repeat, and the largest relative distance between CLAMP's directions."""
     steps = {name: CONTENDERS[name][1](case) for name in names}
     directions = {}
     for name, step in steps.items():  # warm-up
@@ -104,7 +178,8 @@ def time_contenders(case: Case, names: list[str], repeats: int) -> tuple[dict[st
     for _ in range(repeats):
         for name, step in steps.items():
             seconds[name].append(run(case, step))
-    return seconds, max(_distance(d, directions["algorithm_1"]) for d in directions.values())
+    first = next(iter(directions.values()))
+    return seconds, max(_distance(found, first) for found in directions.values())
 
 
 def _distance(found: Tensor, expected: Tensor) -> float:
@@ -116,6 +191,8 @@ def measure_memory(args: argparse.Namespace, m: int, layout: str, name: str) -> 
     command = [sys.executable, __file__, "--memory-of", name, "--objectives", str(m)]
     command += ["--layouts", layout, "--threads", str(args.threads)]
     command += ["--pairs", str(args.pairs), "--length", str(args.length)]
+    command += ["--data", args.data] if args.data else []
+    command += ["--max-length", str(args.max_length)]
     # What is freed goes back to the system at once, so that the peak is of live data.
     eager = {"MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": "0"}
     environment = {**os.environ, **eager}
@@ -146,9 +223,9 @@ def table(row: dict[str, Any]) -> str:
     medians = {name: statistics.median(found) for name, found in row["seconds"].items()}
     peaks = row["peak_mib"]
     lines = [
-        f"### M = {row['m']}, pairs {row['layout']} ({row['sequences']} sequences "
-        f"of {row['length']} tokens)\n",
-        "| contender | median s | min to max | / floor | / one pass | peak MiB | / floor |",
+        f"### M = {row['m']}, {row['layout']} pairs: {row['sequences']} sequences, "
+        f"{row['padded']} padded positions, {row['tokens']} distinct tokens\n",
+        "| contender | median s | min to max | / floor | / padded one pass | peak MiB | / floor |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, median in medians.items():
@@ -173,6 +250,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--objectives", type=int, nargs="+", default=[1, 2, 3, 5], metavar="M")
     parser.add_argument("--layouts", nargs="+", default=["shared", "disjoint"])
+    parser.add_argument("--data", help="demo, or a file of pairs; in place of random tokens")
+    parser.add_argument("--max-length", type=int, default=1024, help="longest row of real data")
     parser.add_argument("--pairs", type=int, default=4, help="pairs per objective and step")
     parser.add_argument("--length", type=int, default=96, help="tokens of a sequence")
     parser.add_argument("--repeats", type=int, default=5)
@@ -182,7 +261,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="also write all figures as JSON")
     parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    needed = {"floor", "one_pass", "algorithm_1"}
+    if args.data:
+        args.layouts = ["real"]
+    needed = {"floor", "packed", "one_pass"}
     if unknown := [name for name in args.contenders if name not in CONTENDERS]:
         parser.error(f"unknown contender {unknown[0]}; there are {', '.join(CONTENDERS)}")
     if missing := sorted(needed - set(args.contenders)):
@@ -210,15 +291,16 @@ def main() -> None:
     model, tokenizer = load_model()
     rows = []
     for m in args.objectives:
-        for layout in args.layouts if m > 1 else ["shared"]:
+        for layout in args.layouts if m > 1 or args.data else ["shared"]:
             case = make_case(args, m, layout, model, tokenizer)
             seconds, distance = time_contenders(case, names, args.repeats)
             measured = names if HIGH_WATER.exists() and not args.no_memory else []
             row = {
                 "m": m,
                 "layout": layout,
-                "sequences": len(case.data.sequences),
-                "length": args.length,
+                "sequences": len(case.batch["lengths"]),
+                "padded": case.batch["input_ids"].numel(),
+                "tokens": case.batch["packed"].tokens,
                 "threads": args.threads,
                 "seconds": seconds,
                 "distance": distance,

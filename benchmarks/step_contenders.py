@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from paretune.data.sampling import PairCollator
+from paretune.data.sampling import PairCollator, Row
 from paretune.data.tokenization import TokenizedPairs
 from paretune.gradients import GradientBank, ObjectiveGradients, per_objective
 from paretune.gradients.objectives import loss_sums, restrict
-from paretune.logprobs import sequence_logps
+from paretune.logprobs import PackedPass, Packing, sequence_logps
 from paretune.losses import DPO
 from paretune.moo.weightings import Clamp
 
@@ -29,14 +29,14 @@ class Case:
     model: nn.Module
     tokenizer: Any
     data: TokenizedPairs
+    rows: list[Row]
     optimizer: torch.optim.Optimizer
     exclusive: bool = False
 
     def __post_init__(self) -> None:
         self.names = list(self.data.pairs)
-        rows = range(len(self.data.pairs[self.names[0]]))
-        collate = PairCollator(self.data, self.tokenizer.pad_token_id)
-        self.batch = collate([dict.fromkeys(self.names, row) for row in rows])
+        self.batch = PairCollator(self.data, self.tokenizer.pad_token_id)(self.rows)
+        self.padded = {name: value for name, value in self.batch.items() if name != "packed"}
         self.losses = dict.fromkeys(self.names, DPO(beta=0.1))
         self.preference = torch.full((len(self.names),), 1 / len(self.names)).double()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -49,28 +49,48 @@ class Case:
 
 
 def floor(case: Case) -> Step:
+    """One forward and one backward over the distinct tokens."""
+
     def step() -> None:
-        sequence_logps(case.model, case.batch).sum().backward()
+        run = PackedPass(case.model, case.batch["packed"])
+        run.gradients(run.logps.sum(), case.parameters, False)
+
+    return step
+
+
+def padded_floor(case: Case) -> Step:
+    def step() -> None:
+        sequence_logps(case.model, case.padded).sum().backward()
+
+    return step
+
+
+def packed(case: Case) -> Step:
+    return _clamp(case, Packing(case.model, "on"), case.batch)
+
+
+def one_pass(case: Case) -> Step:
+    return _clamp(case, Packing(case.model, "off"), case.padded)
+
+
+def _clamp(case: Case, packing: Packing, batch: Any) -> Step:
+    engine = ObjectiveGradients(case.model, case.losses, "one_pass", packing)
+
+    def step() -> None:
+        engine.bank.zero()
+        engine.accumulate(batch)
+        case.clamp(engine.bank)
 
     return step
 
 
 def pwg(case: Case) -> Step:
+    """The gradient of the weighted sum by the plain padded way."""
+
     def step() -> None:
-        sums, totals = loss_sums(sequence_logps(case.model, case.batch), case.batch, case.losses)
+        sums, totals = loss_sums(sequence_logps(case.model, case.padded), case.batch, case.losses)
         (case.preference.float() @ (sums / totals)).backward()
         case.optimizer.step()
-
-    return step
-
-
-def one_pass(case: Case) -> Step:
-    engine = ObjectiveGradients(case.model, case.losses, "one_pass")
-
-    def step() -> None:
-        engine.bank.zero()
-        engine.accumulate(case.batch)
-        case.clamp(engine.bank)
 
     return step
 
@@ -80,7 +100,7 @@ def shared_forward(case: Case) -> Step:
 
     def step() -> None:
         bank.zero()
-        per_objective.accumulate(case.model, case.batch, case.losses, bank, shared_forward=True)
+        per_objective.accumulate(case.model, case.padded, case.losses, bank, shared_forward=True)
         case.clamp(bank)
 
     return step
@@ -88,7 +108,7 @@ def shared_forward(case: Case) -> Step:
 
 def algorithm_1(case: Case) -> Step:
     bank = GradientBank(case.parameters, len(case.names))
-    without_reference = {key: value for key, value in case.batch.items() if key != "reference"}
+    without_reference = {key: value for key, value in case.padded.items() if key != "reference"}
 
     def step() -> None:
         bank.zero()
@@ -115,7 +135,7 @@ def torchjd(case: Case) -> Step:
     aggregator = MGDA()
 
     def step() -> None:
-        sums, totals = loss_sums(sequence_logps(case.model, case.batch), case.batch, case.losses)
+        sums, totals = loss_sums(sequence_logps(case.model, case.padded), case.batch, case.losses)
         backward(list(sums / totals), inputs=case.parameters, parallel_chunk_size=1)
         jac_to_grad(case.parameters, aggregator)
         case.optimizer.step()
@@ -132,13 +152,12 @@ def trl_cached(case: Case) -> Step:
 
 
 def _trl(case: Case, cached: bool) -> Step:
-    """`DPOTrainer.compute_loss`, its backward and AdamW, on as many sequences as the others."""
+    """`DPOTrainer.compute_loss`, its backward and AdamW, on the first objective's pairs."""
     from datasets import Dataset, disable_progress_bars
     from trl import DPOConfig, DPOTrainer
 
     disable_progress_bars()
 
-    n = len(case.batch["input_ids"])
     config = DPOConfig(
         output_dir=tempfile.mkdtemp(),
         use_cpu=True,
@@ -159,15 +178,17 @@ def _trl(case: Case, cached: bool) -> Step:
         processing_class=case.tokenizer,
     )
     rows = []
-    for i in range(0, n, 2):
-        chosen, rejected = case.data.sequences[i], case.data.sequences[i + 1]
+    index = case.data.pairs[case.names[0]]
+    for row in case.rows:
+        i, j = (side[row[case.names[0]]] for side in (index.chosen, index.rejected))
+        chosen, rejected = case.data.sequences[i], case.data.sequences[j]
         rows.append(
             {
                 "prompt_ids": list(chosen.input_ids[: chosen.prompt_length]),
                 "chosen_ids": list(chosen.input_ids[chosen.prompt_length :]),
                 "rejected_ids": list(rejected.input_ids[rejected.prompt_length :]),
                 "ref_chosen_logps": float(case.data.reference[i]),  # type: ignore[index]
-                "ref_rejected_logps": float(case.data.reference[i + 1]),  # type: ignore[index]
+                "ref_rejected_logps": float(case.data.reference[j]),  # type: ignore[index]
             }
         )
     batch = trainer.data_collator(rows)
@@ -184,12 +205,14 @@ def _trl(case: Case, cached: bool) -> Step:
 
 CONTENDERS: dict[str, tuple[str, Callable[[Case], Step], str | None]] = {
     # name: (row of the table, factory, package it needs)
-    "floor": ("floor: 1 forward, 1 backward", floor, None),
-    "pwg": ("PWG: gradient of the weighted sum", pwg, None),
-    "one_pass": ("CLAMP, one pass", one_pass, None),
-    "shared_forward": ("CLAMP, 1 forward, M backwards", shared_forward, None),
-    "algorithm_1": ("CLAMP, Algorithm 1 as written", algorithm_1, None),
-    "torchjd": ("TorchJD autojac + MGDA", torchjd, "torchjd"),
+    "floor": ("floor: 1 forward, 1 backward over distinct tokens", floor, None),
+    "packed": ("CLAMP, packed", packed, None),
+    "one_pass": ("CLAMP, one pass over padded sequences", one_pass, None),
+    "padded_floor": ("1 forward, 1 backward, padded", padded_floor, None),
+    "pwg": ("PWG: gradient of the weighted sum, padded", pwg, None),
+    "shared_forward": ("CLAMP, 1 forward, M backwards, padded", shared_forward, None),
+    "algorithm_1": ("CLAMP, Algorithm 1 as written, padded", algorithm_1, None),
+    "torchjd": ("TorchJD autojac + MGDA, padded", torchjd, "torchjd"),
     "trl_cached": ("TRL DPOTrainer, reference cached", trl_cached, "trl"),
     "trl_online": ("TRL DPOTrainer, reference online", trl_online, "trl"),
 }

@@ -46,10 +46,14 @@ class Packing:
         """Why batches are padded; None if they are packed."""
         self._limit, self._limit_is = _longest_packable(model)
         self._told = False
+        self.planned = False
+        """Whether batches are to be packed by what is known beforehand, in all processes alike."""
         if mode == "off":
             self.reason = "packing='off'"
         elif (obstacle := known_obstacle(model)) is not None:
             self.give_up(obstacle, logging.INFO)
+        else:
+            self.planned = True
 
     def give_up(self, reason: str, level: int = logging.WARNING) -> None:
         """Pad from now on, and say why.
@@ -73,7 +77,7 @@ class Packing:
         """
         if self.reason is not None:
             return False
-        if self._limit is None or longest <= self._limit:
+        if self.fits(longest):
             return True
         self._refuse(f"a sequence has {longest} tokens, more than {self._limit_is}")
         if not self._told:
@@ -82,6 +86,10 @@ class Packing:
             )
             self._told = True
         return False
+
+    def fits(self, longest: int) -> bool:
+        """Whether the model's attention is plain in a sequence of so many tokens."""
+        return self._limit is None or longest <= self._limit
 
     def apply(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """The batch, without its packed form where that is not to be used."""
@@ -112,7 +120,7 @@ class Packing:
         """
         key = f"logps {fingerprint(self._model)}"
         ordered = sorted(sequences, key=lambda s: len(s.input_ids))
-        ordered = [s for s in ordered if self._limit is None or len(s.input_ids) <= self._limit]
+        ordered = [s for s in ordered if self.fits(len(s.input_ids))]
         if self.reason is not None or not ordered or key in _proven:
             return
         longest = ordered[-1]

@@ -62,9 +62,13 @@ def by_prompt(sequences: Sequence[TokenSequence]) -> list[int]:
 
 
 def _batches(sequences: Sequence[TokenSequence], size: int, packing: Packing) -> list[list[int]]:
-    """Batches of at most `size` sequences; those of a prompt stay together as far as they fit."""
+    """Batches of at most `size` sequences; those of a prompt stay together as far as they fit.
+
+    The same in all processes, though a proof may fail in one of them alone.
+    """
     lengths = [len(sequence.input_ids) for sequence in sequences]
-    packed = [i for i in by_prompt(sequences) if packing.allows(lengths[i])]
+    packed = by_prompt(sequences) if packing.planned else []
+    packed = [i for i in packed if packing.fits(lengths[i])]
     rest = sorted(set(range(len(sequences))) - set(packed), key=lambda i: lengths[i])
     batches = [rest[start : start + size] for start in range(0, len(rest), size)]
     prompts: dict[tuple[int, ...], list[int]] = {}
