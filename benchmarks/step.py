@@ -14,9 +14,9 @@ or ``disjoint``, own ones for each; of ``answers``, four ragged ones to each pro
 objective labels its own pair; of the demo; or of a local file with the columns of PKU-SafeRLHF and
 dialogues as prompts. Of real data it is the batch of median padding among 51.
 
-Times are CPU seconds, medians over repeats that take the contenders in turn. Peak memory is that of a process
-of its own for each contender, above what it holds with the model loaded and touched; Linux only;
-`--no-memory` leaves it out. TRL and TorchJD take part where they are installed
+Times are CPU seconds, medians over repeats that take the contenders in turn. Peak memory is that
+of a process of its own for each contender, above what it holds with the model loaded and touched;
+Linux only; `--no-memory` leaves it out. TRL and TorchJD take part where they are installed
 (`pip install paretune[bench]`).
 """
 
@@ -32,6 +32,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,8 @@ def real_batch(
     args: argparse.Namespace, m: int, tokenizer: Any
 ) -> tuple[TokenizedPairs, list[Row]]:
     """Of 51 random batches the one whose padded positions, by its distinct tokens, are median."""
-    demo_data = args.data == "demo"
-    given = demo.load() if demo_data else safe_rlhf.load(args.data, style="dialogue")
+    load = partial(safe_rlhf.load, args.data, style="dialogue", bad_rows="skip")
+    given = demo.load() if args.data == "demo" else load()
     names = list(given.pairs)[:m]
     pairs = {name: given.pairs[name] for name in names}
     data = tokenize_pairs(pairs, tokenizer, args.max_length)

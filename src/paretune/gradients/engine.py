@@ -1,6 +1,7 @@
 """The engine a trainer holds: picks the way to the gradients and proves it on the first batch."""
 
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
@@ -88,8 +89,9 @@ class ObjectiveGradients:
             scale: Loss scale of mixed precision; the bank's gradients are free of it.
         """
         batch = self.packing.apply(batch)
-        while ("packed" in batch, self.method) not in self._proven:
-            self._prove(batch, scale)
+        while ("packed" in batch, self.method) not in self._proven and self._falls_back(
+            batch, scale
+        ):
             batch = self.packing.apply(batch)
         self._accumulate(batch, scale)
 
@@ -102,38 +104,49 @@ class ObjectiveGradients:
                 self.model, batch, self.losses, self.bank, scale
             )
 
-    def _prove(self, batch: Batch, scale: float) -> None:
-        """Compare the way in use with autograd on a few rows of a batch; fall back if they differ.
+    def _falls_back(self, batch: Batch, scale: float) -> bool:
+        """Compare the way in use with autograd on a few rows; leave it if they differ.
 
         Raises:
             InputError: they differ, and nothing else is allowed.
         """
-        packed, way = "packed" in batch, ("packed" in batch, self.method)
+        way = ("packed" in batch, self.method)
         key = f"{way} {fingerprint(self.model)}"
         if key not in _proven:
             # Where sequences belong to rows, the model treats each by its place: all stay.
             rows = batch if "row" in batch else shortest_rows(batch, _ROWS)
-            held = self.bank.hold()
-            passes = self.passes
+            held, passes = self.bank.hold(), self.passes
             device = batch["input_ids"].device
             with (
                 torch.random.fork_rng([] if device.type == "cpu" else [device]),
                 _without_dropout(self.model),
             ):
-                reason = self._difference(rows, scale)
+                found = self._difference(rows, scale)
             self.bank.restore(held)
             self.passes = passes
-            if reason is not None:
-                if packed:
-                    self.packing.give_up(reason)
-                else:
-                    self._fall_back(reason)
-                return
+            if isinstance(found, float):
+                if math.isnan(found):
+                    return False  # the step itself reports it; the next batch may tell
+                dtype = torch.float32 if self._one_pass is None else self._one_pass.dtype
+                exact = found <= _tolerance(self.model, dtype)
+                reason = f"the gradients differ from autograd's by {found:.1e} (relative)"
+            else:
+                exact, reason = False, found
+            if not exact and way[0]:
+                self.packing.give_up(reason)
+            elif not exact:
+                self._fall_back(reason)
+            if not exact:
+                return True
             _proven.add(key)
         self._proven.add(way)
+        return False
 
-    def _difference(self, batch: Batch, scale: float) -> str | None:
-        """How the way in use differs from autograd of the padded batch, if it does."""
+    def _difference(self, batch: Batch, scale: float) -> float | str:
+        """How the way in use differs from autograd of the padded batch, relative; or why it fails.
+
+        NaN where the gradients are not finite.
+        """
         self.bank.zero()
         if "packed" in batch:
             if (reason := failure(lambda: self._accumulate(batch, scale))) is not None:
@@ -153,15 +166,16 @@ class ObjectiveGradients:
                 allow_unused=True,
             )
             for block, gradient in zip(self.bank.blocks, gradients, strict=True):
-                exact = 0.0 if gradient is None else gradient.to(block.dtype) / scale
+                if gradient is None:
+                    difference += float(block[m].square().sum())
+                    continue
+                exact = gradient.to(block.dtype) / scale
                 difference += float((block[m] - exact).square().sum())
-                norm += 0.0 if gradient is None else float((gradient / scale).square().sum())
-        # Both zero: nothing to tell apart. Not finite: the step itself reports it.
-        error = (difference / norm) ** 0.5 if norm > 0 else float(difference > 0)
-        dtype = torch.float32 if self._one_pass is None else self._one_pass.dtype
-        if error <= _tolerance(self.model, dtype):
-            return None
-        return f"the gradients differ from autograd's by {error:.1e} (relative)"
+                norm += float(exact.square().sum())
+        if not math.isfinite(norm):
+            return math.nan
+        # Both zero: nothing to tell apart.
+        return (difference / norm) ** 0.5 if norm > 0 else float(difference > 0)
 
     def _fall_back(self, reason: str) -> None:
         if self._asked:

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 _LAYERS = ("full_attention", "sliding_attention", "sparse", "dense")
 _TOLERANCE, _LOOSEST = 1e-4, 0.03  # of log-probabilities, relative; of half precision
 
-_proven: set[str] = set()
-"""Fingerprints of what was proven exact in this process."""
+_proven: dict[str, int] = {}
+"""Fingerprints of models proven exact in this process, with the longest sequence tried."""
 
 
 class Packing:
@@ -112,8 +112,8 @@ class Packing:
     def prove(self, sequences: Sequence[TokenSequence], pad_token_id: int) -> None:
         """Compare packed with padded log-probabilities: the longest sequence beside another.
 
-        Once for each model of a kind in a process. Without a limit on the attention it is the
-        longest that would show one.
+        Once for each kind of model in a process, and again for sequences of twice the length: a
+        limit of the attention that no configuration tells shows in long ones alone.
 
         Raises:
             InputError: they differ, in mode ``"on"``.
@@ -121,9 +121,11 @@ class Packing:
         key = f"logps {fingerprint(self._model)}"
         ordered = sorted(sequences, key=lambda s: len(s.input_ids))
         ordered = [s for s in ordered if self.fits(len(s.input_ids))]
-        if self.reason is not None or not ordered or key in _proven:
+        if self.reason is not None or not ordered:
             return
         longest = ordered[-1]
+        if len(longest.input_ids) < 2 * _proven.get(key, 1):
+            return
         start = longest.input_ids[: longest.prompt_length]
         others = [s for s in ordered if s.input_ids[: s.prompt_length] != start]
         some = [longest, *others[:1]]
@@ -133,13 +135,15 @@ class Packing:
             padded = pad_sequences([sequence], pad_token_id)
             alone.append(sequence_logps(self._model, {k: v.to(device) for k, v in padded.items()}))
         expected, found = torch.cat(alone), []
+        if not bool(expected.isfinite().all()):
+            return  # whoever reads them reports it
         reason = failure(lambda: found.append(PackedPass(self._model, pack(some).to(device)).logps))
         if reason is None:
             exact = all(p.dtype.itemsize >= 4 for p in (*self._model.parameters(), *found))
             exact = exact and not torch.is_autocast_enabled(device.type)
             error = float(((found[0] - expected).abs() / (1 + expected.abs())).max())
             if error <= (_TOLERANCE if exact else _LOOSEST):
-                _proven.add(key)
+                _proven[key] = len(longest.input_ids)
                 return
             reason = f"log-probabilities differ from those of padded batches by {error:.1e}"
         self.give_up(reason)
