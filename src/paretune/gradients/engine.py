@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -159,7 +159,7 @@ class ObjectiveGradients:
         sums, _ = loss_sums(sequence_logps(self.model, batch), batch, self.losses)
         difference = norm = 0.0
         for m, value in enumerate(sums):
-            gradients = torch.autograd.grad(
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(
                 value * scale,
                 self.bank.parameters,
                 retain_graph=m < len(sums) - 1,
