@@ -122,6 +122,31 @@ def test_imbalance_shrinks_at_the_stated_rate(rate):
     assert after / before == pytest.approx(1 - rate / 2, abs=1e-2)
 
 
+@pytest.mark.parametrize(("p", "lr"), [((0.3, 0.7), 0.05), ((0.7, 0.3), 0.4), ((0.5, 0.5), 1.5)])
+def test_without_mu_a_step_is_prox_linear(p, lr):
+    """The step minimises max_m p_m (f_m + g_m·v) + ‖v‖² / (2 lr), which SLSQP does, too."""
+    known = test_problems.convex_pair(3)
+    x = torch.tensor([0.7, -0.4, 0.2], dtype=torch.float64)
+    found = minimize(known.problem, p, "clamp", x0=x, steps=1, lr=lr, tol=0.0)
+    values, jacobian = known.problem.evaluate(x), torch.func.jacrev(known.problem.evaluate)(x)
+    rows, levels = np.array(p)[:, None] * jacobian.numpy(), np.array(p) * values.numpy()
+    model = scipy_minimize(
+        lambda v: v[-1] + v[:-1] @ v[:-1] / (2 * lr),
+        np.r_[np.zeros(3), levels.max()],
+        constraints={"type": "ineq", "fun": lambda v: v[-1] - levels - rows @ v[:-1]},
+        tol=1e-13,
+    )
+    np.testing.assert_allclose(found.x - x, model.x[:-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [*PAIRS, test_problems.sphere3])
+def test_without_mu_clamp_reaches_the_chebyshev_point(make):
+    known = make()
+    p = (0.3, 0.7) if known.n_objectives == 2 else (0.2, 0.3, 0.5)
+    found = minimize(known.problem, p, "clamp", x0=known.x0, steps=150, lr=0.2)
+    np.testing.assert_allclose(found.objectives, known.chebyshev(p), atol=1e-4)
+
+
 def test_zero_preference_is_not_differentiated():
     calls = []
 

@@ -106,7 +106,9 @@ def minimize(
             100 times the rounding of x0's dtype: 1.2e-5 in float32.
         lr: step length of "clamp", "mgda" (default 0.1) and "linear" (the same; with constraints or
             bounds the inverse of an estimated smoothness).
-        mu: CLAMP's μ, default 1. lr·mu sets the speed along the front: below 4, best near 1.
+        mu: CLAMP's μ. lr·mu sets the speed along the front: below 4, best between 1 and 2. By
+            default 2 / lr with plain steps, which are then prox-linear steps on the Chebyshev
+            problem, and 1 with an optimizer.
         optimizer: see `Descent`; None takes plain gradient steps.
         shift: for the "wc" methods, added to the objectives, one value or one each; −z* plus a
             margin measures from an ideal point z*, and what p means depends on it.
@@ -244,8 +246,18 @@ def choose_method(
     kind: Any = WEIGHTINGS[method]
     if kind is not ClampOptions:
         weighting = kind()
-    elif mu is None:
-        weighting = Descent().weighting  # for plain functions; training has μ "auto"
     else:
-        weighting = Clamp(mu)
+        weighting = Clamp(_prox_linear(lr, optimizer) if mu is None else mu)
     return Descent(weighting, Descent.lr if lr is None else lr, optimizer)
+
+
+def _prox_linear(lr: float | None, optimizer: Any) -> float:
+    """The μ of CLAMP that needs no tuning: with plain steps 2 / lr, else 1.
+
+    min over v of max_m [p_m f_m + p_m ∇f_m·v] + ‖v‖² / (2 lr) has Eq. 6 at μ = 2 / lr as its dual.
+    """
+    if optimizer is not None:
+        return 1.0  # which rescales the direction
+    if lr is None:
+        lr = Descent.lr
+    return 2 / lr if lr > 0 else 1.0  # `Descent` refuses such a step
