@@ -4,16 +4,21 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from paretune.files import write_json
+from paretune.moo.calibration import Calibration
+from paretune.moo.gates import Gate
 from paretune.moo.preference import Preference, das_dennis
 from paretune.results.comparison import Cell, Comparison
 from paretune.results.front import Front, FrontPoint, ObjectiveMetrics, Score
+from paretune.results.gates import write_gates
 from paretune.results.text_statistics import TextStatistics
 
 HOSTILE = (
@@ -142,6 +147,29 @@ def make_sweep(
     return run
 
 
+def make_steerable(run: Path, objectives: Sequence[str], divisions: int = 4) -> Path:
+    """A sweep whose points come of one adapter, with its gate and calibration."""
+    make_sweep(run, objectives, divisions, base=True)
+    size = len(objectives)
+    grid = np.array(das_dennis(size, 4))
+    losses = 0.4 + (np.arange(size) + 1) * 0.2 * (1 - grid) ** 2
+    dial = run / "shared" / "dial-1-seed0"
+    dial.mkdir(parents=True)
+    write_json(dial / "adapter_config.json", {"r": 2 * size})
+    write_gates(dial, Gate(size), objectives, Calibration(grid, losses))
+    fill_folder(run / "shared" / "conditioned-1-seed0", objectives, "training")
+    front = Front.read(run / "front.json")
+    training = {"steps": 0, "shared": ["conditioned-1-seed0", dial.name]}
+    points = [
+        replace(point, training={**training, "position": dict(point.preference)})
+        for point in front.points
+    ]
+    replace(front, points=tuple(points), method="conditioned").write(run / "front.json")
+    for point in points:
+        (run / point.folder / "log.jsonl").unlink()
+    return run
+
+
 def make_comparison(
     run: Path, objectives: Sequence[str], seeds: Sequence[int] = (0, 1), divisions: int = 4
 ) -> Path:
@@ -189,6 +217,12 @@ def make_comparison(
 def sweep() -> Callable[..., Path]:
     """``make_sweep``."""
     return make_sweep
+
+
+@pytest.fixture
+def steerable() -> Callable[..., Path]:
+    """``make_steerable``."""
+    return make_steerable
 
 
 @pytest.fixture

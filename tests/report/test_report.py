@@ -20,7 +20,7 @@ from paretune.files import write_json
 from paretune.report.comparison import markdown as comparison_markdown
 from paretune.report.diagnostics import draw_steps, panels
 from paretune.report.model_card import MARK, model_card, write_model_card
-from paretune.report.page import render
+from paretune.report.page import render, write_figures
 from paretune.report.page_data import embedded_json, page_data, shown_answers, shown_points
 from paretune.report.tables import methods
 from paretune.results.run_folder import Run, read_runs
@@ -82,6 +82,33 @@ def test_the_page_holds_the_run_and_loads_nothing(sweep: Make, tmp_path: Path) -
     ):
         assert text in page
     assert len(page.encode()) < 8e6
+
+
+def test_one_adapter_for_all_p_is_a_curve(steerable: Make, tmp_path: Path) -> None:
+    run = steerable(tmp_path / "dial", TWO)
+    page = render(read_runs([run]))
+    data = page_data(read_runs([run]))
+    calibration = read_runs([run])[0].calibration("conditioned")
+    dial = data["dial"]
+    assert [p[0] for p in dial["grid"]] == [k / 100 for k in range(101)]
+    (curve,) = dial["curves"]
+    for p, gate, losses in list(zip(dial["grid"], curve["gate"], curve["losses"], strict=True))[
+        ::9
+    ]:
+        assert gate == pytest.approx(calibration.position(p), abs=1e-4)
+        assert losses == pytest.approx(calibration.losses_at(gate).tolist(), rel=1e-3)
+    assert data["points"][0]["steps"]  # those of the one training
+    for text in ("<h2>Any preference</h2>", "conditioned is one adapter for all p", "0.75, 0.25"):
+        assert text in page
+    assert all(f.exists() for f in write_figures(read_runs([run])[0]))
+    plain = page_data(read_runs([make_plain(run)]))
+    assert plain["dial"] is None
+
+
+def make_plain(run: Path) -> Path:
+    """The run without its adapter for all p."""
+    shutil.rmtree(run / "shared")
+    return run
 
 
 def test_model_outputs_reach_the_page_as_json_without_tags(sweep: Make, tmp_path: Path) -> None:

@@ -169,3 +169,48 @@ def test_three_and_more_objectives_on_a_phone_and_on_paper(
     assert page.evaluate("[...document.querySelectorAll('details')].every((node) => node.open)")
     page.evaluate("dispatchEvent(new Event('afterprint'))")
     assert not page.evaluate("document.querySelector('details').open")
+
+
+@pytest.mark.slow
+def test_p_is_dragged_along_the_curve(steerable: Make, opened: Open, tmp_path: Path) -> None:
+    run = steerable(tmp_path / "dial", ("<b>harmless", "helpful"))
+    page = opened(run)
+    slider = page.locator("#sliders input")
+    assert page.locator("#sliders label").inner_text() == "p of <b>harmless"
+    losses = read_runs([run])[0].calibration("conditioned")
+    for value in (0, 37, 100):
+        slider.evaluate(
+            "(node, value) => { node.value = value; node.dispatchEvent(new Event('input')); }",
+            value,
+        )
+        p = [value / 100, 1 - value / 100]
+        told = page.locator("#dial-preference").inner_text()
+        assert told == f"p: <b>harmless {p[0]:.3g}, helpful {p[1]:.3g}"
+        cells = page.locator("#dial-values td").all_inner_texts()
+        position = losses.position(p)
+        assert cells[1:3] == [f"{x:.3f}" for x in losses.losses_at(position)]
+        # The diamond of the plot is there, and the nearest measured point is the selected one.
+        mark = page.evaluate(
+            "document.querySelector('#plots .plot').data"
+            ".find((t) => t.marker && t.marker.symbol === 'diamond').x[0]"
+        )
+        assert mark == pytest.approx(losses.losses_at(position)[0], rel=1e-4)
+        assert f"({round(4 * p[0]) / 4:g}, " in title_of(page)
+    assert "training answers" not in page.inner_text("body")
+    assert page.locator("#steps").is_visible()
+
+
+@pytest.mark.slow
+def test_a_slider_an_objective_where_there_are_more(
+    steerable: Make, opened: Open, tmp_path: Path
+) -> None:
+    page = opened(steerable(tmp_path / "dial", ("one", "two", "three"), 2))
+    sliders = page.locator("#sliders input")
+    assert sliders.count() == 3
+    for k, value in enumerate((80, 0, 80)):
+        sliders.nth(k).evaluate(
+            "(node, value) => { node.value = value; node.dispatchEvent(new Event('input')); }",
+            value,
+        )
+    assert page.locator("#dial-preference").inner_text() == "p: one 0.5, two 0, three 0.5"
+    assert title_of(page) == "conditioned (0.5, 0, 0.5)"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.experiment.train_point import drop_checkpoints, finish_training
+from paretune.experiment.train_point import drop_checkpoints, finish_training, wait_for_all
 from paretune.files import main_process, move, read_object
 from paretune.moo.preference import Preference
 from paretune.progress import Report
@@ -57,6 +57,7 @@ class Context:
         folder: the method's own, with this seed.
         shared: what several methods use, such as single-objective adapters; see `once`.
         report: told how far the current phase of the current point is.
+        suffix: of the points' folders.
     """
 
     recipe: "Recipe"
@@ -65,37 +66,18 @@ class Context:
     folder: Path
     shared: Path
     report: Report = lambda phase, done: None
+    suffix: str = ""
 
     def point(self, preference: Preference) -> Path:
         """The folder of a preference's adapter."""
-        return self.folder / "points" / preference.slug()
+        return self.folder / "points" / f"{preference.slug()}{self.suffix}"
 
     def finish(
         self, folder: Path, steps: int, spend: Spend, shared: Iterable[str] = (), **more: Any
     ) -> None:
-        """Write ``training.json``, which says that all else in `folder` is there.
-
-        Args:
-            spend: of this point alone.
-            shared: keys of what else it needed (see `once`).
-            more: further values to keep, such as the KL divergence at the end.
-        """
+        """`finish_point`, by one process."""
         if main_process():
-            keys = sorted(shared)
-            finish_training(
-                folder,
-                {
-                    "steps": steps,
-                    "skipped_steps": sum(map(self._skipped, keys)),  # the trainings it is made of
-                    "seconds": spend.seconds,
-                    "spend": spend.to_json(),
-                    "shared": keys,
-                    **more,
-                },
-            )
-
-    def _skipped(self, key: str) -> int:
-        return int(read_object(self.shared / key / "training.json").get("skipped_steps") or 0)
+            finish_point(folder, steps, spend, shared, self.shared, **more)
 
     def once(self, key: str, build: Callable[[Path], None]) -> Path:
         """The folder of something shared, built by whoever needs it first.
@@ -104,16 +86,43 @@ class Context:
         interrupted it is given the same folder again, to go on. Put the seed into `key` if the
         result depends on it.
         """
-        target = self.shared / key
-        if not target.exists():
-            partial = self.shared / f"{key}.partial"
+        target, partial = self.shared / key, self.shared / f"{key}.partial"
+        there, built = target.exists(), trained(partial)
+        wait_for_all()  # of several processes, none has changed that yet
+        if not there:
             partial.mkdir(parents=True, exist_ok=True)
-            if not trained(partial):
+            if not built:
                 build(partial)
+            wait_for_all()
             if main_process():
                 drop_checkpoints(partial)  # a kill may have left them
                 move(partial, target)
+            wait_for_all()
         return target
+
+
+def finish_point(
+    folder: Path, steps: int, spend: Spend, shared: Iterable[str], place: Path, **more: Any
+) -> None:
+    """Write ``training.json``, which says that all else in `folder` is there.
+
+    Args:
+        spend: of this point alone.
+        shared: keys of what else it needed (see `Context.once`).
+        place: where that is.
+        more: further values to keep, such as the KL divergence at the end.
+    """
+    keys = sorted(shared)
+    needed = [read_object(place / key / "training.json") for key in keys]
+    record = {
+        "steps": steps,
+        # Of the trainings it is made of; what took no step passes on those of others.
+        "skipped_steps": sum(int(n.get("skipped_steps") or 0) for n in needed if n.get("steps")),
+        "seconds": spend.seconds,
+        "spend": spend.to_json(),
+        "shared": keys,
+    }
+    finish_training(folder, {**record, **more})
 
 
 def trained(folder: Path) -> bool:

@@ -7,19 +7,18 @@ of a soup side by side, whose gate is the weight of each.
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field
-
-from paretune.baselines.context import Baseline, Context, Watch, trained
+from paretune.baselines.context import Baseline, Context, Watch, finish_point, trained
 from paretune.data.tokenization import TokenizedPairs
 from paretune.experiment.setup import make_trainer, training_arguments
 from paretune.experiment.weights import load_weights
-from paretune.files import read_object
-from paretune.moo.calibration import Meaning, measure_path
+from paretune.files import main_process, read_object
+from paretune.moo.calibration import measure_path
 from paretune.moo.preference import Preference
-from paretune.results.gates import read_gates, write_gates
-from paretune.results.weights import ADAPTER
+from paretune.recipes.dial import DialOptions
+from paretune.results.gates import read_calibration, read_gates, write_gates
+from paretune.results.weights import ADAPTER, TRAINING, check_weights
 from paretune.training import ConditionedConfig, ConditionedTrainer
 from paretune.training.gated_adapter import fold_adapter
 
@@ -28,16 +27,8 @@ if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
 
 
-class Dial(Baseline):
+class Dial(DialOptions, Baseline):
     """A method with one gated adapter for every p."""
-
-    calibrate: Meaning = "even"
-    """What p means: `even` steps along the front of the validation losses, the `chebyshev` point
-    of p in their ranges, or `none`: the gate itself."""
-    calibration_points: Annotated[int, Field(ge=2)] = 5
-    """Positions along an edge of the simplex at which the validation losses are measured."""
-    extrapolate: Annotated[float, Field(ge=0, le=4)] = 1.0
-    """How far beyond the simplex the calibration may look, in lengths of its edge (M = 2)."""
 
     @property
     def steerable(self) -> bool:
@@ -60,18 +51,10 @@ class Dial(Baseline):
         made_of = "\n".join([type(self).__name__, options, *sorted(shared)])
         key = f"dial-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}-seed{context.seed}"
         dial = context.once(key, lambda folder: self._calibrate(context, folder, write, shared))
-        _, _, calibration = read_gates(dial)
-        assert calibration is not None
         for preference in preferences:
             folder = context.point(preference)
-            if trained(folder):
-                continue
-            watch = Watch()
-            position = calibration.position(preference.weights)
-            fold_adapter(dial, folder, position)
-            named = dict(zip(preference.names, position, strict=True))
-            needed = [*shared, key]
-            context.finish(folder, steps=0, spend=watch.spend(), shared=needed, position=named)
+            if not trained(folder):
+                fold_point(dial, preference, folder)
 
     def _calibrate(
         self,
@@ -105,6 +88,31 @@ class Dial(Baseline):
         spend = watch.spend(reference_tokens=measured * tokens, passes=measured * batches)
         write_gates(folder, trainer.gate, trainer.objectives, calibration)
         context.finish(folder, steps=0, spend=spend, shared=shared)
+
+
+def fold_point(dial: Path, preference: Preference, folder: Path) -> None:
+    """Fold the gated adapter in `dial` where its calibration has the preference, into `folder`.
+
+    Leaves ``training.json`` there, as a training does.
+
+    Raises:
+        InputError: the adapter or its gate is damaged, or has no calibration.
+    """
+    calibration = read_calibration(dial, preference.names)
+    watch = Watch()
+    position = calibration.position(preference.weights)
+    if main_process():
+        check_weights(dial)
+        fold_adapter(dial, folder, position)
+        made_of = read_object(dial / TRAINING).get("shared", [])
+        finish_point(
+            folder,
+            steps=0,
+            spend=watch.spend(),
+            shared=[*made_of, dial.name],
+            place=dial.parent,
+            position=dict(zip(preference.names, position, strict=True)),
+        )
 
 
 def load_dial(

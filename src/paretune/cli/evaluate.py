@@ -5,12 +5,20 @@ from typing import Annotated, Any, cast
 
 import typer
 
-from paretune.cli.arguments import Fresh, Overrides, TrustRemoteCode, resumable
+from paretune.cli.arguments import (
+    Fresh,
+    Overrides,
+    Prefer,
+    TrustRemoteCode,
+    resumable,
+    weights_and_overrides,
+)
 
 
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
     overrides: Overrides = None,
+    prefer: Prefer = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     fresh: Fresh = False,
     trust_remote_code: TrustRemoteCode = False,
@@ -18,7 +26,8 @@ def evaluate(
     """Measure the trained points of a run, and draw the front.
 
     The run's own test results are shown as they are. Another split, or changes to the recipe (such
-    as evaluation.n_prompts=100), go to RUN/evaluation-SPLIT.
+    as evaluation.n_prompts=100), go to RUN/evaluation-SPLIT. With --prefer one point is measured,
+    which goes there too; of a run with one training for every preference, any will do.
     """
     with resumable():
         from paretune.cli.progress import console_progress
@@ -26,6 +35,7 @@ def evaluate(
         from paretune.data.splitting import SPLITS
         from paretune.errors import InputError
         from paretune.recipes import load_recipe
+        from paretune.recipes.points import as_preference
         from paretune.runs.sweep import evaluate_run
 
         if split not in SPLITS:
@@ -33,8 +43,12 @@ def evaluate(
         saved = run / "recipe.yaml"
         if not saved.is_file():
             raise InputError(f"'{run}' is not a run folder: it has no recipe.yaml.")
-        loaded = load_recipe(saved, overrides or [])
-        own = split == "test" and not overrides
+        weights, keys = weights_and_overrides(prefer, overrides)
+        loaded = load_recipe(saved, keys)
+        wanted = None
+        if weights:
+            wanted = as_preference(weights, loaded.data.objectives, "the preference")
+        own = split == "test" and not keys and wanted is None
         if own and fresh:
             raise InputError(
                 "--fresh is for another split or changed settings: the run's own test "
@@ -46,6 +60,7 @@ def evaluate(
                 loaded,
                 run,
                 cast(Any, split),
+                preference=wanted,
                 target=target,
                 fresh=fresh,
                 progress=progress,

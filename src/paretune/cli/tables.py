@@ -7,9 +7,10 @@ from typing import Any
 
 from paretune.cli.output import console
 from paretune.files import main_process
-from paretune.report.tables import methods
+from paretune.report.tables import dial, methods
 from paretune.results.answers import read_answers
 from paretune.results.comparison import Comparison
+from paretune.results.dial import points_calibration
 from paretune.results.front import Front, FrontPoint
 from paretune.results.table import Cell, Column, Table, left, numbers
 from paretune.results.text import preference_text
@@ -41,6 +42,14 @@ def print_front(front: Front, folder: str | Path) -> None:
         highlight=False,
         markup=False,
     )
+    calibration = points_calibration(folder, front.points, front.objectives)
+    if calibration is not None:
+        terminal.print()
+        terminal.print(dial(calibration, front.objectives).to_rich())
+        terminal.print(
+            "Losses expected on the validation split; the gate is where the adapter is put.",
+            highlight=False,
+        )
     if any(point.text for point in front.points):
         terminal.print()
         terminal.print(text_table(front).to_rich())

@@ -20,6 +20,7 @@ from paretune.moo.preference import Preference
 from paretune.moo.weightings import ClampOptions
 from paretune.names import shown
 from paretune.options import options_of
+from paretune.recipes.dial import TRAINER_OPTIONS, ConditionedOptions
 from paretune.training import (
     ClampConfig,
     ClampTrainer,
@@ -38,6 +39,7 @@ _ELSEWHERE = {
     "loss": "loss",
     **{o.name: f"loss.{o.key}" for kind in LOSSES.values() for o in options_of(kind) if o.key},
     **{option.name: f"method.{option.key}" for option in options_of(ClampOptions)},
+    **{name: f"method.{name}" for name in TRAINER_OPTIONS},
 }
 
 
@@ -197,7 +199,7 @@ def make_trainer(
     elif isinstance(args, ClampConfig):
         trainer = ClampTrainer(model, args, **named)
     else:
-        assert not isinstance(recipe.method, ClampOptions)
+        assert not isinstance(recipe.method, ClampOptions | ConditionedOptions)
         trainer = MultiObjectiveTrainer(model, args, weighting=recipe.method, **named)
     trainer.remove_callback(PrinterCallback)  # prints every log entry
     return trainer

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from paretune.errors import InputError
 
 Basis = Literal["centred", "objectives"]
+Inner = Literal["pwg", "clamp"]
+"""How objectives are weighed at a preference in training: by p itself, or by CLAMP."""
 Array = NDArray[np.float64]
 
 

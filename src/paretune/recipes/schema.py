@@ -6,6 +6,7 @@ The classes check types and ranges of single keys and what can be checked withou
 
 import math
 import re
+from collections import ChainMap
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ from paretune.moo.preference import Preference
 from paretune.moo.weightings import WEIGHTINGS, ClampOptions, Weighting
 from paretune.names import name_fault, shown
 from paretune.recipes.choice import EARLIER, Chosen, OneOf
+from paretune.recipes.dial import ConditionedOptions
 from paretune.recipes.points import resolve_points
 from paretune.recipes.rewards import RewardSource, RewardTraining
 from paretune.recipes.section import FolderName, Location, Positive, Section, Seed
@@ -240,7 +242,8 @@ def _unknown_key(key: str) -> ValidationError:
     )
 
 
-METHOD = Chosen(WEIGHTINGS, "method", "clamp")
+_METHODS: Mapping[str, Any] = ChainMap({"conditioned": ConditionedOptions}, WEIGHTINGS)
+METHOD = Chosen(_METHODS, "method", "clamp")
 LOSS = Chosen(LOSSES, "loss", "dpo", is_single_loss)
 
 
@@ -296,9 +299,10 @@ class Recipe(Written):
     lora: Lora | None = Lora()
     """null trains all weights."""
     data: Data
-    method: Annotated[Weighting | ClampOptions, METHOD] = ClampOptions()
+    method: Annotated[Weighting | ClampOptions | ConditionedOptions, METHOD] = ClampOptions()
     """How the objectives' gradients are combined: `clamp` (the CLAMP paper's Algorithm 1), `linear`
-    (weighted sum, PWG), `mgda` (ignores p), `raco` (conflict-averse gradients, clipped)."""
+    (weighted sum, PWG), `mgda` (ignores p), `raco` (conflict-averse gradients, clipped); or
+    `conditioned`: one training for all preferences, which `sweep` then only measures."""
     loss: Annotated[PreferenceLoss | dict[str, PreferenceLoss], LOSS] = DPO()
     """The preference loss of every objective (Table 1 of the CLAMP paper), or a mapping that gives
     each objective its own: a name, or a section."""
@@ -328,6 +332,13 @@ class Recipe(Written):
                     f"{key} must have one value for each of {', '.join(self.data.objectives)}"
                 )
         self.losses  # noqa: B018  (raises)
+        if isinstance(self.method, ConditionedOptions):
+            try:
+                self.method.check_recipe(self)
+            except InputError as error:
+                raise ValueError(f"method: {error}") from None
+            if self.sweep.warm_start:
+                raise ValueError("sweep.warm_start is for trainings of single points")
         for name in self.rewards or {}:
             if name not in self.data.objectives:
                 raise ValueError(f"rewards.{name}: there is no objective {name!r}")

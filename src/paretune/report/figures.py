@@ -26,7 +26,9 @@ from matplotlib.ticker import LogFormatter
 
 from paretune.errors import InputError
 from paretune.files import move, sync
+from paretune.moo.calibration import Calibration
 from paretune.report.labels import Array, Label, place_labels
+from paretune.results.dial import dial_grid, dial_rows
 
 # Okabe and Ito's colours, which the common colour-vision deficiencies keep apart; every colour
 # also has its own marker, so that nothing hangs on colour alone.
@@ -69,6 +71,7 @@ def draw_front(
     reference: PlotPoint | None = None,
     quantity: str = "test loss",
     lower_is_better: bool = True,
+    curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
 ) -> None:
     """Draw one or several fronts over the same objectives.
 
@@ -81,6 +84,8 @@ def draw_front(
         series: Points under the name of their front (a method, a seed, a run).
         objectives: Names, in the order of the axes; at least two.
         reference: A point to compare with, such as the base model.
+        curves: Of two objectives: values along lines that are dashed, under their names; a dot at
+            every quarter.
         quantity: What the values are; an axis reads "<quantity> of <objective> (lower is better)".
 
     Raises:
@@ -96,12 +101,29 @@ def draw_front(
     if not any(finite.values()):
         raise InputError("There is no point with finite values to draw.")
     fronts = {names[name]: points for name, points in finite.items()}
-    draw = _draw_plane if len(objectives) == 2 else _draw_many
     with rc_context(STYLE):
-        figure = draw(fronts, objectives, reference, quantity, lower_is_better)
+        if len(objectives) == 2:
+            paths = curves or {}
+            figure = _draw_plane(fronts, objectives, reference, quantity, lower_is_better, paths)
+        else:
+            figure = _draw_many(fronts, objectives, reference, quantity, lower_is_better)
         if title:
             figure.suptitle(title, fontsize=12)
         save_figure(figure, path)
+
+
+def dial_curve(
+    calibration: Calibration, objectives: Sequence[str]
+) -> dict[str, list[dict[str, float]]]:
+    """The validation losses that p gives from end to end, as a curve of `draw_front`."""
+    if len(objectives) != 2:
+        return {}
+    rows = dial_rows(calibration, dial_grid(2, 101))
+    return {
+        "validation, p = 0, ¼, ½, ¾, 1": [
+            dict(zip(objectives, row.losses, strict=True)) for row in rows
+        ]
+    }
 
 
 def _draw_plane(
@@ -110,9 +132,14 @@ def _draw_plane(
     reference: PlotPoint | None,
     quantity: str,
     lower_is_better: bool,
+    curves: Mapping[str, Sequence[Mapping[str, float]]],
 ) -> Figure:
     figure = Figure(figsize=(6.4, 5.0), layout="constrained")
     axes = figure.add_subplot()
+    for name, along in curves.items():
+        lines = [[values[o] for values in along] for o in objectives]
+        every = max(1, (len(along) - 1) // 4)
+        axes.plot(*lines, color=_GREY, lw=1.2, ls="--", marker=".", markevery=every, label=name)
     sign = 1 if lower_is_better else -1
     labels = []
     for (name, points), colour, marker in zip(

@@ -18,7 +18,7 @@ from paretune.files import write_text
 from paretune.report import tables
 from paretune.report.comparison import draw_comparison
 from paretune.report.diagnostics import draw_steps, panels
-from paretune.report.figures import PlotPoint, draw_front
+from paretune.report.figures import PlotPoint, dial_curve, draw_front
 from paretune.report.judges import judge_tables, read_judges
 from paretune.report.model_card import write_model_card
 from paretune.report.page_data import embedded_json, page_data, run_names, shown_points
@@ -27,7 +27,7 @@ from paretune.results.text import preference_text
 
 PAGE = "report.html"
 FIGURES = "figures"
-_PARTS = ("common", "front", "details", "steps", "start")
+_PARTS = ("common", "dial", "front", "details", "steps", "start")
 _SUFFIXES = (".png", ".svg")
 
 
@@ -116,6 +116,8 @@ def _draw_sweep(run: Run, paths: Sequence[Path]) -> None:
         title: [PlotPoint(p.losses, preference_text(p.preference, names=False)) for p in points]
         for title, points in run.series.items()
     }
+    calibrations = map(run.calibration, run.series)
+    curves = [dial_curve(each, run.objectives) for each in calibrations if each is not None]
     for path in paths:
         draw_front(
             series,
@@ -123,6 +125,7 @@ def _draw_sweep(run: Run, paths: Sequence[Path]) -> None:
             path,
             title=run.name,
             reference=reference,
+            curves=curves[0] if curves else None,
             quantity=f"{run.split} loss",
         )
 
@@ -175,6 +178,7 @@ def _context(runs: Sequence[Run], data: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "runs": shown_runs,
         "judged": any(run["judged"] for run in shown_runs),
+        "has_dial": data["dial"] is not None,
         "has_answers": bool(data["prompts"]),
         "has_steps": any(entry["steps"] for entry in data["points"]),
         "n_points": sum(not row["base"] for row in rows),
@@ -190,6 +194,7 @@ def _run_context(run: Run, name: str) -> dict[str, Any]:
     if (found := comparison or front) is not None and found.reference_point is not None:
         reference = ", ".join(tables.signed(value) for value in found.reference_point)
     counts = run.manifest.get("data", {})
+    calibrations = {title: run.calibration(title) for title in run.series}
     return {
         "name": name,
         "path": str(run.path),
@@ -199,6 +204,11 @@ def _run_context(run: Run, name: str) -> dict[str, Any]:
         "reference": reference,
         "methods": None if comparison is None else tables.methods(comparison),
         "epsilons": None if comparison is None else tables.epsilons(comparison),
+        "dials": [
+            (title, tables.dial(calibration, run.objectives))
+            for title, calibration in calibrations.items()
+            if calibration is not None
+        ],
         "failures": [] if comparison is None else comparison.failures,
         "judged": [part for judge in read_judges(run.path) for part in judge_tables(judge)],
         "counts": tables.data_counts(counts),

@@ -11,6 +11,7 @@ import numpy as np
 from paretune.moo.indicators import nondominated
 from paretune.report.diagnostics import Panel, panels
 from paretune.report.tables import Fact, facts
+from paretune.results.dial import dial_grid, dial_rows
 from paretune.results.front import FrontPoint
 from paretune.results.run_folder import Run
 from paretune.results.text import preference_text
@@ -19,6 +20,8 @@ ANSWER_BYTES = 2_000_000
 """Room for answers on a page; with plotly.js (4.8 MB) and the rest it stays below 8 MB."""
 STEP_VALUES = 40_000
 """Logged values of all points together that a page shows; beyond it, every n-th step."""
+DIAL_POINTS = 250
+"""At most so many preferences for which a page knows what they give; of two objectives, 101."""
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -61,7 +64,7 @@ def shown_points(runs: Sequence[Run]) -> list[Shown]:
     found = []
     for run, name in zip(runs, names, strict=True):
         for method, point in run.points:
-            series = method if len(runs) == 1 else f"{name}: {method}"
+            series = series_name(method, name, runs)
             seed = f", seed {point.seed}" if len(seeds) > 1 else ""
             title = f"{series} {preference_text(point.preference, names=False)}{seed}"
             found.append(Shown(run, point, series, title, base=False))
@@ -70,6 +73,11 @@ def shown_points(runs: Sequence[Run]) -> list[Shown]:
             title = "base model" if len(runs) == 1 else f"{name}: base model"
             found.append(Shown(run, run.base, title, title, base=True))
     return found
+
+
+def series_name(method: str, run: str, runs: Sequence[Run]) -> str:
+    """What a method's points are called together."""
+    return method if len(runs) == 1 else f"{run}: {method}"
 
 
 def run_names(runs: Sequence[Run]) -> list[str]:
@@ -112,6 +120,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
             "title": shown.title,
             "label": "base" if shown.base else preference_text(shown.point.preference, names=False),
             "base": shown.base,
+            "weights": list(shown.point.preference.values()),
             "preference": "" if shown.base else preference_text(shown.point.preference),
             "values": {m.key: _clean(_values(shown.point, m)) for m in found},
             "errors": _clean([s.standard_error for s in shown.point.scores.values()]),
@@ -130,10 +139,36 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         ],
         "series": series,
         "points": entries,
+        "dial": _dial(runs, series),
         "prompts": prompts,
         "promptsInAll": total,
         "stride": stride,
     }
+
+
+def _dial(runs: Sequence[Run], series: Sequence[str]) -> dict[str, Any] | None:
+    """What any p gives, of the methods with one adapter for all; None where there is none.
+
+    One grid of preferences, and for each such method the gates and losses there.
+    """
+    objectives = len(runs[0].objectives)
+    if objectives < 2:
+        return None
+    grid = dial_grid(objectives, 101 if objectives == 2 else DIAL_POINTS)
+    curves = []
+    for run, name in zip(runs, run_names(runs), strict=True):
+        for method in run.series:
+            calibration = run.calibration(method)
+            if calibration is not None:
+                rows = dial_rows(calibration, grid)
+                curves.append(
+                    {
+                        "series": series.index(series_name(method, name, runs)),
+                        "gate": [[round(q, 4) for q in row.position] for row in rows],
+                        "losses": [[float(f"{x:.5g}") for x in row.losses] for row in rows],
+                    }
+                )
+    return {"grid": grid, "curves": curves} if curves else None
 
 
 def embedded_json(value: Any) -> str:

@@ -4,7 +4,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from paretune.moo.calibration import Calibration
 from paretune.results.comparison import Comparison
+from paretune.results.dial import dial_grid, dial_rows
 from paretune.results.front import FrontPoint, Score
 from paretune.results.spread import Spread
 from paretune.results.table import Cell, Column, Table, left, numbers
@@ -24,6 +26,7 @@ _COUNTS = {
     "cut": "pairs with a response cut off",
     "unmatched": "pairs without a counterpart in joint rows",
 }
+_DIAL_ROWS = 5  # at most; for two objectives p = 0, 1/4, 1/2, 3/4, 1
 _TIE_RULES = {"drop": "left out", "first": "won by the first response"}
 
 
@@ -156,6 +159,21 @@ def epsilons(comparison: Comparison) -> Table | None:
     return Table([left(""), *numbers(titles, "+.4f")], rows, "Epsilon between fronts")
 
 
+def dial(calibration: Calibration, objectives: Sequence[str]) -> Table:
+    """What preferences from end to end give: a row each, with the validation losses expected."""
+    columns = [left(f"p = ({', '.join(objectives)})"), left("gate")]
+    columns += numbers([f"loss {name}" for name in objectives], ".3f")
+    rows: list[list[Cell]] = [
+        [_weights(row.preference, ".4g"), _weights(row.position, ".3g"), *row.losses]
+        for row in dial_rows(calibration, dial_grid(len(objectives), _DIAL_ROWS))
+    ]
+    return Table(columns, rows, f"What p gives (calibration: {calibration.meaning})")
+
+
+def _weights(values: Sequence[float], spec: str) -> str:
+    return ", ".join(signed(value, spec) for value in values)
+
+
 def sessions(manifest: Mapping[str, Any]) -> Table:
     """When the run was started or resumed, and with which versions."""
     found = manifest.get("sessions", [])
@@ -166,11 +184,13 @@ def sessions(manifest: Mapping[str, Any]) -> Table:
 
 def _training(training: Mapping[str, Any]) -> list[Fact]:
     found = {}
-    if "steps" in training:
+    if "position" in training:  # folded, not trained
+        found["gate"] = _weights(list(training["position"].values()), ".3g")
+    elif "steps" in training:
         found["steps"] = f"{training['steps']:,}"
     if skipped := training.get("skipped_steps"):
         found["skipped steps"] = f"{skipped:,}"
-    if "seconds" in training:
+    if "seconds" in training and "position" not in training:
         found["minutes"] = signed(training["seconds"] / 60, ".1f")
     if "vertex_share" in training:
         found["λ* at a corner"] = signed(training["vertex_share"], ".0%")

@@ -1,7 +1,7 @@
 """What was measured along the gate of an adapter that serves every preference."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from paretune.files import write_json
+from paretune.moo.calibration import Calibration
 from paretune.moo.indicators import hypervolume, in_order, unevenness
+from paretune.moo.preference import das_dennis
 from paretune.results.front import FrontPoint, read_as
-from paretune.results.gates import GATES
+from paretune.results.gates import read_calibration
+from paretune.results.weights import GATES
 
 DIAL = "dial.json"
 
@@ -78,6 +81,53 @@ def dial_folder(run: Path, trainings: Sequence[Mapping[str, Any]]) -> Path | Non
                 if (run / "shared" / key / GATES).is_file():
                     return run / "shared" / str(key)
     return None
+
+
+def points_calibration(
+    run: Path, points: Sequence[FrontPoint], objectives: Sequence[str]
+) -> Calibration | None:
+    """What p means on the adapter of which a run's points were folded (the first seed's).
+
+    Raises:
+        InputError: its gate is damaged, or is of other objectives.
+    """
+    folder = dial_folder(run, [point.training for point in points])
+    if folder is None:
+        return None
+    return read_calibration(folder, objectives)
+
+
+@dataclass(frozen=True)
+class DialRow:
+    """What a preference gives: where the gate is put, and the losses that are expected there."""
+
+    preference: tuple[float, ...]
+    position: tuple[float, ...]
+    losses: tuple[float, ...]
+
+
+def dial_rows(
+    calibration: Calibration, preferences: Iterable[Sequence[float]]
+) -> tuple[DialRow, ...]:
+    """What these preferences give, by the calibration: losses are of the validation split."""
+    rows = []
+    for preference in preferences:
+        position = calibration.position(preference)
+        losses = calibration.losses_at(position).tolist()
+        rows.append(DialRow(tuple(preference), position, tuple(losses)))
+    return tuple(rows)
+
+
+def dial_grid(n_objectives: int, most: int = 9) -> list[tuple[float, ...]]:
+    """The finest Das-Dennis grid of no more than `most` preferences, but ends and middles of edges.
+
+    >>> dial_grid(2, 5)
+    [(0.0, 1.0), (0.25, 0.75), (0.5, 0.5), (0.75, 0.25), (1.0, 0.0)]
+    """
+    divisions = 2
+    while math.comb(divisions + n_objectives, n_objectives - 1) <= most:
+        divisions += 1
+    return das_dennis(n_objectives, divisions)
 
 
 @dataclass(frozen=True)

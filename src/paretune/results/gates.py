@@ -7,8 +7,7 @@ from paretune.errors import InputError
 from paretune.files import read_json, write_json
 from paretune.moo.calibration import Calibration
 from paretune.moo.gates import Gate
-
-GATES = "gates.json"
+from paretune.results.weights import GATES
 
 
 def write_gates(
@@ -25,11 +24,31 @@ def write_gates(
     )
 
 
-def read_gates(folder: Path) -> tuple[Gate, tuple[str, ...], Calibration | None]:
-    """The gate of the adapter in a folder, its objectives, and its calibration if it has one.
+def read_calibration(folder: Path, objectives: Sequence[str]) -> Calibration:
+    """What a preference for these objectives means on the gated adapter in a folder.
 
     Raises:
-        InputError: there is none, or the file or the adapter's rank does not fit.
+        InputError: see `read_gates`, or it was not calibrated.
+    """
+    calibration = read_gates(folder, objectives)[2]
+    if calibration is None:
+        raise InputError(
+            f"The gate of '{folder}' has no calibration: delete that folder, and run the sweep or "
+            "comparison again, which calibrates it on the validation data."
+        )
+    return calibration
+
+
+def read_gates(
+    folder: Path, wanted: Sequence[str] | None = None
+) -> tuple[Gate, tuple[str, ...], Calibration | None]:
+    """The gate of the adapter in a folder, its objectives, and its calibration if it has one.
+
+    Args:
+        wanted: The objectives that it must have.
+
+    Raises:
+        InputError: there is none, or the file, its objectives or the adapter's rank do not fit.
     """
     path = folder / GATES
     if not path.is_file():
@@ -49,6 +68,11 @@ def read_gates(folder: Path) -> tuple[Gate, tuple[str, ...], Calibration | None]
         raise InputError(
             f"'{path}' is damaged: its calibration is of {calibration.n_objectives} objectives, "
             f"not {gate.n_objectives}."
+        )
+    if wanted is not None and objectives != tuple(wanted):
+        raise InputError(
+            f"'{path}' is damaged: its objectives are {', '.join(objectives)}, not "
+            f"{', '.join(wanted)}."
         )
     if rank % gate.n_objectives:
         raise InputError(

@@ -52,7 +52,7 @@ class PlannedPoint:
 def measured_sweep(run: Path, recipe: Mapping[str, Any]) -> Front | None:
     """The front of the points measured so far, in the recipe's order; None without any."""
     order = [tuple(weights) for weights in recipe["sweep"]["preferences"]]
-    points = _measured(run, run / "points")
+    points = measured_points(run)
     if not points:
         return None
     points.sort(key=lambda p: (p.seed, order.index(tuple(p.preference.values()))))
@@ -62,6 +62,11 @@ def measured_sweep(run: Path, recipe: Mapping[str, Any]) -> Front | None:
         method=recipe["method"]["name"],
         reference_point=_reference(recipe),
     )
+
+
+def measured_points(run: Path) -> list[FrontPoint]:
+    """The finished points of a run, in the order of their folders' names."""
+    return _measured(run, run / "points")
 
 
 def measured_comparison(run: Path, recipe: Mapping[str, Any]) -> Comparison | None:

@@ -8,8 +8,9 @@ from typing import Any, Self
 from paretune import yaml_syntax
 from paretune.errors import InputError
 from paretune.files import read_object, read_objects
+from paretune.moo.calibration import Calibration
 from paretune.results.comparison import Cell, Comparison
-from paretune.results.dial import DialPoints
+from paretune.results.dial import DialPoints, points_calibration
 from paretune.results.front import Front, FrontPoint, read_front, read_point
 from paretune.results.points import measured_comparison, measured_sweep
 from paretune.spend import Spend
@@ -94,9 +95,19 @@ class Run:
         """Every trained point with its method."""
         return ((title, point) for title, points in self.series.items() for point in points)
 
+    def calibration(self, title: str) -> Calibration | None:
+        """What p means on the one adapter of a method's points; None where each has its own."""
+        return points_calibration(self.path, self.series[title], self.objectives)
+
     def log(self, point: FrontPoint) -> list[dict[str, Any]]:
-        """The training log of a point, one row a logged step; empty if there is none."""
-        return _rows(self.path / point.folder / "log.jsonl")
+        """The training log of a point, one row a logged step; empty if there is none.
+
+        Of a point that was folded from an adapter for all p it is that of the adapter.
+        """
+        folders = [self.path / point.folder]
+        if "position" in point.training:
+            folders += [self.path / "shared" / key for key in point.training.get("shared", ())]
+        return next((rows for folder in folders if (rows := _rows(folder / "log.jsonl"))), [])
 
     def answers(self, point: FrontPoint) -> list[dict[str, Any]]:
         """A point's answers: prompt, response, finished, scores; empty if there are none."""

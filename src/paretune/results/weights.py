@@ -19,6 +19,10 @@ CHECKSUMS = "sha256"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
+GATES = "gates.json"
+"""The gate of an adapter that serves every preference (`paretune.results.gates`)."""
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files of an adapter, or of a whole model."""
     if (folder / ADAPTER[0]).exists() or (folder / ADAPTER[1]).exists():
@@ -27,8 +31,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of the weights in a folder, by the names of their files."""
-    return {path.name: file_digest(path) for path in weight_files(folder)}
+    """SHA-256 of the weights in a folder, and of their gate, by the names of their files."""
+    gate = [path for path in [folder / GATES] if path.exists()]
+    return {path.name: file_digest(path) for path in [*weight_files(folder), *gate]}
 
 
 def check_weights(folder: Path, record: str = TRAINING, contents: bool = True) -> None:

@@ -8,7 +8,7 @@ from paretune.files import main_process
 from paretune.moo.preference import Preference, das_dennis
 from paretune.progress import Report
 from paretune.results.dial import DialPoint, DialPoints
-from paretune.results.gates import read_gates
+from paretune.results.gates import read_calibration
 
 if TYPE_CHECKING:
     from paretune.data import PreferenceData
@@ -36,8 +36,8 @@ def measure_dial(
     report("prepare", 0.0)
     data = [splits["validation"], splits["test"]]
     trainer, (validation, test) = load_dial(recipe, dial, data, recipe.sweep.seeds[0])
-    _, names, calibration = read_gates(dial)
-    assert calibration is not None
+    names = recipe.data.objectives
+    calibration = read_calibration(dial, names)
     grid = das_dennis(len(names), _DIVISIONS)
     wanted = [(p.weights, p.weights, False) for p in preferences]
     wanted += [(p, calibration.position(p), True) for p in grid]

@@ -11,14 +11,16 @@ if TYPE_CHECKING:
 
 def plan(recipe: "Recipe") -> list[PlannedPoint]:
     """The points of a recipe in its order, once with each seed."""
-    seeds = recipe.sweep.seeds
     return [
-        PlannedPoint(
-            preference, seed, preference.slug() + (f"-seed{seed}" if len(seeds) > 1 else "")
-        )
-        for seed in seeds
+        PlannedPoint(preference, seed, preference.slug() + seed_suffix(recipe, seed))
+        for seed in recipe.sweep.seeds
         for preference in recipe.points
     ]
+
+
+def seed_suffix(recipe: "Recipe", seed: int) -> str:
+    """What the folders of points with a seed end in, where there are several."""
+    return f"-seed{seed}" if len(recipe.sweep.seeds) > 1 else ""
 
 
 def warm_start(point: PlannedPoint, planned: Sequence[PlannedPoint]) -> PlannedPoint | None:

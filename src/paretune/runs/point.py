@@ -16,6 +16,7 @@ from paretune.experiment.setup import build_trainer
 from paretune.experiment.train_point import StepReport, train_point, wait_for_all
 from paretune.experiment.weights import load_weights
 from paretune.files import main_process, read_object, write_json
+from paretune.moo.weightings import Linear
 from paretune.progress import Phase, Report
 from paretune.results.answers import Answer, Prompt, write_answers
 from paretune.results.front import FrontPoint, ObjectiveMetrics, Score
@@ -90,9 +91,9 @@ def measure_point(
     report("prepare", 0.0)
     recipe = _with_adapter(recipe, source)
     # The trainer wants training data; what is measured will do, and is prepared once. Nothing is
-    # trained, so its rows need no counterparts.
+    # trained, so its rows need no counterparts and the method does not matter.
     train = recipe.train | {"sampling": "independent"}
-    recipe = recipe.model_copy(update={"train": train})
+    recipe = recipe.model_copy(update={"train": train, "method": Linear()})
     splits = {"train": data, "validation": data}
     scoring = _Scoring(report, (0.0, 1.0))
     trainer = build_trainer(

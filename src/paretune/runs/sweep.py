@@ -1,7 +1,8 @@
 """Running a recipe: every point trained, measured and kept, in a folder that can be resumed.
 
 A run folder holds ``recipe.yaml`` (every key), ``manifest.json`` (versions, data counts, digests),
-the points below ``points/``, ``front.json`` and ``front.png``. A point is finished when its
+the points below ``points/``, what several of them come of below ``shared/`` (see
+`paretune.runs.steerable`), ``front.json`` and ``front.png``. A point is finished when its
 ``metrics.json`` is there, which is written last; a finished point is never done again, and one
 that was cut short resumes from its newest complete checkpoint. Nothing here imports torch until
 there is something to train or to measure.
@@ -17,14 +18,19 @@ from paretune.data.splitting import Split, split_by_prompt
 from paretune.errors import InputError, TrainingStoppedError, UntrainedError
 from paretune.files import main_process
 from paretune.losses import plain_loss
+from paretune.moo.preference import Preference
 from paretune.progress import Progress, Silent
+from paretune.recipes.dial import ConditionedOptions
 from paretune.recipes.load import dated
+from paretune.results.dial import points_calibration
 from paretune.results.front import Front, FrontPoint, read_front, read_point
-from paretune.results.points import PlannedPoint
+from paretune.results.points import PlannedPoint, measured_points
 from paretune.results.run_folder import begun, read_manifest
 from paretune.results.text import preference_text
+from paretune.results.weights import TRAINING
 from paretune.runs.folder import Content, RecipeIdentity, RunFolder, check_ground
-from paretune.runs.plan import plan, warm_start
+from paretune.runs.plan import plan, seed_suffix, warm_start
+from paretune.runs.steerable import conditioned, fold_at, fold_points, trainings
 
 if TYPE_CHECKING:
     from paretune.data import PreferenceData
@@ -33,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FILES = ("front.json", "front.png", "report.html", "manifest.json", "recipe.yaml")
-_CONTENTS = ("points", "base", "judge", "figures", "evaluation-*", *_FILES)
+_CONTENTS = ("points", "shared", "base", "judge", "figures", "evaluation-*", *_FILES)
 
 
 def run_folder(recipe: "Recipe", run: Path) -> RunFolder:
@@ -98,13 +104,20 @@ def _run_points(
     from paretune.experiment.train_point import free_memory
     from paretune.runs.point import run_point
 
-    run = folder.path
-    training_arguments(recipe, pending[0].preference, pending[0].seed, run)  # may complain
+    run, method = folder.path, conditioned(recipe)
+    if method is not None:
+        method.training_arguments(recipe, pending[0].seed, run)  # may complain
+    else:
+        training_arguments(recipe, pending[0].preference, pending[0].seed, run)
     check_sources(recipe)
     splits = load_splits(recipe, folder)
     recipe = dated(recipe, folder.started())
-    progress.begin([point.name for point in planned], len(planned) - len(pending))
+    names = trainings(recipe, run) + [point.name for point in planned]
+    progress.begin(names, len(planned) - len(pending))
     untrained: dict[str, str] = {}
+    if method is not None:
+        untrained = fold_points(method, recipe, run, splits, progress)
+        pending = [point for point in pending if point.name not in untrained]
     for point in pending:
         progress.point(point.name)
         start = warm_start(point, planned) if recipe.sweep.warm_start else None
@@ -132,6 +145,7 @@ def evaluate_run(
     run: Path,
     split: Split = "test",
     *,
+    preference: Preference | None = None,
     target: Path | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -141,38 +155,76 @@ def evaluate_run(
     Args:
         recipe: The run's own, or that with other settings of what is measured.
         run: The run folder, from which the adapters are.
+        preference: Measure this one alone; of a run with one training for all, any will do.
         target: Where the results go, a folder like a run folder without adapters; by default the
             run folder itself, which is for its own recipe and the test split only.
         fresh: Delete earlier results in `target`.
         progress: Is told how it gets on.
 
+    Returns:
+        The front of the points; if there is a `preference`, of all that `target` has.
+
     Raises:
-        InputError: the run has no trained point, `target` is of another recipe or in use, or data
-            or model changed since the run was begun.
+        InputError: the run has no trained point, or none at `preference`; `target` is of another
+            recipe or in use; or data or model changed since the run was begun.
     """
     target, progress = target or run, progress or Silent()
-    planned = [p for p in plan(recipe) if (p.folder(run) / "training.json").exists()]
-    if not planned:
-        raise InputError(f"'{run}' has no trained point yet: run `paretune sweep` first.")
     folder = RunFolder(run, identity=None) if target == run else run_folder(recipe, target)
     _join(recipe, target)
+    sources = _sources(recipe, run, preference)
     with folder.session(fresh=fresh):
-        pending = [point for point in planned if not folder.finished(point.path)]
+        if preference is not None and not sources:
+            sources = _folded(recipe, run, preference, target)
+        pending = [point for point in sources if not folder.finished(point.path)]
         if pending:
             from paretune.experiment.train_point import free_memory
             from paretune.runs.point import measure_point
 
             data = load_splits(recipe, folder, run)[split]
             recipe = dated(recipe, begun(read_manifest(run)) or folder.started())
-            progress.begin([point.name for point in planned], len(planned) - len(pending))
+            progress.begin([point.name for point in sources], len(sources) - len(pending))
             for point in pending:
                 progress.point(point.name)
-                measure_point(
-                    recipe, point, point.folder(run), point.folder(target), data, progress.phase
-                )
+                source = sources[point]
+                measure_point(recipe, point, source, point.folder(target), data, progress.phase)
                 free_memory()
             progress.end()
-        return _publish(_collect(recipe, target, planned, split), folder)
+        others = () if preference is None else measured_points(target)
+        return _publish(_collect(recipe, target, list(sources), split, others), folder)
+
+
+def _sources(
+    recipe: "Recipe", run: Path, preference: Preference | None
+) -> dict[PlannedPoint, Path]:
+    """The run's trained points, or that at a preference, and their folders."""
+    trained = [p for p in plan(recipe) if (p.folder(run) / TRAINING).exists()]
+    if not trained:
+        raise InputError(f"'{run}' has no trained point yet: run `paretune sweep` first.")
+    wanted = [p for p in trained if preference in (None, p.preference)]
+    if not wanted and not isinstance(recipe.method, ConditionedOptions):
+        points = "; ".join(preference_text(p.preference) for p in trained)
+        raise InputError(
+            f"'{run}' has no point at {preference_text(preference or {})}, and a training for each "
+            f"of its points, {points}: give one of these, or none to measure all."
+        )
+    return {point: point.folder(run) for point in wanted}
+
+
+def _folded(
+    recipe: "Recipe", run: Path, preference: Preference, target: Path
+) -> dict[PlannedPoint, Path]:
+    """The points at any preference of a run with one training for all, folded into `target`."""
+    from paretune.experiment.train_point import wait_for_all
+
+    found = {}
+    for seed in recipe.sweep.seeds:
+        point = PlannedPoint(preference, seed, preference.slug() + seed_suffix(recipe, seed))
+        if main_process():
+            fold_at(preference, run, recipe, seed, point.folder(target))
+        wait_for_all()
+        if (point.folder(target) / TRAINING).exists():
+            found[point] = point.folder(target)
+    return found
 
 
 def load_splits(
@@ -217,8 +269,11 @@ def _join(recipe: "Recipe", run: Path) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from paretune.experiment.setup import training_arguments
 
-        first = plan(recipe)[0]
-        training_arguments(recipe, first.preference, first.seed, run)
+        first, method = plan(recipe)[0], conditioned(recipe)
+        if method is not None:
+            method.training_arguments(recipe, first.seed, run)
+        else:
+            training_arguments(recipe, first.preference, first.seed, run)
 
 
 def _note_left_out(front: Front, folder: RunFolder) -> None:
@@ -245,8 +300,17 @@ def note_skipped(points: Iterable[FrontPoint], folder: RunFolder) -> None:
         folder.note(skipped_steps=found)
 
 
-def _collect(recipe: "Recipe", run: Path, planned: Sequence[PlannedPoint], split: str) -> Front:
+def _collect(
+    recipe: "Recipe",
+    run: Path,
+    planned: Sequence[PlannedPoint],
+    split: str,
+    others: Sequence[FrontPoint] = (),
+) -> Front:
     points = [read_point(point.folder(run)) for point in planned]
+    if others:
+        found = {point.folder: point for point in [*others, *points]}
+        points = sorted(found.values(), key=lambda p: (p.seed, *p.preference.values()))
     reference = recipe.evaluation.reference_point
     return Front.of(
         points,
@@ -263,7 +327,7 @@ def _publish(front: Front, folder: RunFolder) -> Front:
         return front
     files: dict[str, Content] = {"front.json": front.to_json()}
     if len(front.objectives) > 1:
-        from paretune.report.figures import PlotPoint, draw_front
+        from paretune.report.figures import PlotPoint, dial_curve, draw_front
 
         series: dict[str, list[PlotPoint]] = {}
         many = len({point.seed for point in front.points}) > 1
@@ -271,8 +335,15 @@ def _publish(front: Front, folder: RunFolder) -> Front:
             name = f"{front.method}, seed {point.seed}" if many else front.method
             label = preference_text(point.preference, names=False)
             series.setdefault(name, []).append(PlotPoint(point.losses, label))
+        calibration = points_calibration(folder.path, front.points, front.objectives)
+        curves = {} if calibration is None else dial_curve(calibration, front.objectives)
         files["front.png"] = lambda path: draw_front(
-            series, front.objectives, path, title=front.name, quantity=f"{front.split} loss"
+            series,
+            front.objectives,
+            path,
+            title=front.name,
+            quantity=f"{front.split} loss",
+            curves=curves,
         )
     folder.publish(files)
     return front

@@ -19,7 +19,7 @@ from paretune.recipes import Recipe, dated, load_recipe
 from paretune.recipes.points import as_preference
 from paretune.results.dial import dial_folder
 from paretune.results.front import Front, FrontPoint, ObjectiveMetrics
-from paretune.results.gates import read_gates
+from paretune.results.gates import read_calibration
 from paretune.results.run_folder import Run, begun
 from paretune.results.text import preference_text
 from paretune.results.weights import check_weights, weight_files
@@ -137,8 +137,8 @@ class Choices:
         return Choice(preference, self.split, tuple(sorted(self.candidates, key=value)))
 
     def _dialled(self, folder: Path, preference: Preference) -> Candidate:
-        _, objectives, calibration = read_gates(folder)
-        assert calibration is not None
+        objectives = self.recipe.data.objectives
+        calibration = read_calibration(folder, objectives)
         position = calibration.position([preference[name] for name in objectives])
         losses = calibration.losses_at(position).tolist()
         metrics = {
@@ -188,7 +188,10 @@ def open_run(folder: Path, overrides: Sequence[str] = (), method: str | None = N
     if not candidates:
         raise InputError(f"'{folder}' has no weights any more: its points hold no adapter.")
     trainings = [point.training for point in points]
-    return Choices(folder, recipe, title, split, candidates, dial_folder(folder, trainings))
+    dial = dial_folder(folder, trainings)
+    if dial is not None:
+        check_weights(dial)
+    return Choices(folder, recipe, title, split, candidates, dial)
 
 
 def _has_weights(folder: Path) -> bool:

@@ -13,7 +13,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,10 +26,11 @@ from paretune.data.tokenization import TokenizedPairs
 from paretune.errors import InputError
 from paretune.gradients import ObjectiveGradients
 from paretune.moo.calibration import Calibration, Meaning, measure_path
-from paretune.moo.gates import Basis, Gate, spread_preferences
+from paretune.moo.gates import Basis, Gate, Inner, spread_preferences
 from paretune.moo.preference import das_dennis
 from paretune.moo.weightings import ClampState, Linear, Weights
-from paretune.results.gates import GATES, write_gates
+from paretune.results.gates import write_gates
+from paretune.results.weights import GATES
 from paretune.training.config import MultiObjectiveConfig
 from paretune.training.gated_adapter import (
     GatedAdapter,
@@ -39,8 +40,6 @@ from paretune.training.gated_adapter import (
 )
 from paretune.training.groups import divide, join, of_group, present
 from paretune.training.trainer import MultiObjectiveTrainer, Pairs
-
-Inner = Literal["pwg", "clamp"]
 
 
 @dataclass

@@ -31,6 +31,7 @@ const planeTraces = (m, a, b) => {
       });
     }
   }
+  traces.push(...dialTraces(m, a, b));
   const few = ids.length <= FEW;
   const bars = (k) =>
     m.key === "scores" && few
@@ -70,6 +71,7 @@ const labelRange = (m, a) => {
     const error = m.key === "scores" ? points[i].errors[a] ?? 0 : 0;
     return [points[i].values[m.key][a] - error, points[i].values[m.key][a] + error];
   });
+  ends.push(...dialEnds(m, a));
   const [low, high] = [Math.min(...ends), Math.max(...ends)];
   const span = high - low || Math.abs(low) * 0.1 || 1;
   const room = narrow() || m.axes.length > 2 ? 0.3 : 0.11;
@@ -189,7 +191,9 @@ const drawFront = () => {
     else drawPlane(plot, m, ...panel);
     if (kind !== `${n}`) plot.on("plotly_click", (event) => {
       const id = event.points.map((p) => p.customdata).find((value) => Number.isInteger(value));
+      const turned = event.points.map((p) => /^dial (\d+)$/.exec(p.customdata)).find(Boolean);
       if (id !== undefined) choose(id);
+      else if (turned) setDial(Number(turned[1]));
     });
   });
   kind = `${n}`;
@@ -201,7 +205,7 @@ const drawFront = () => {
       ? "With one objective there is no front to draw: see the table of points."
       : n > 3
         ? `${title}Each objective has its own scale, from the worst value (below; in the radar the inner ring) to the best (above; the rim). Click a line, or choose a point in the list.`
-        : `${title}${marks}${m.key === "scores" && visible().length <= FEW ? "Bars: standard errors. " : ""}Click a point, or choose it in the list.`;
+        : `${title}${marks}${m.key === "scores" && visible().length <= FEW ? "Bars: standard errors. " : ""}${dialOf(m).length ? "Dashed: the validation losses that any p gives, by the calibration; the diamond is the p set below. " : ""}Click a point, or choose it in the list.`;
 };
 
 const drawLegend = () => {

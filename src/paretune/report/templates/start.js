@@ -82,6 +82,7 @@ const start = () => {
   });
   name();
   state.point = trained.find(has) ?? trained[0] ?? 0;
+  startDial();
   redraw();
 };
 start();
