@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paretune import InputError
-from paretune.data.encoding import Encoder
+from paretune.data.encoding import Encoder, Wanted
 from paretune.data.tokenization import tokenize_pairs, tokenize_responses
 from paretune.evaluation.generation import encode_prompt
 
@@ -409,3 +409,37 @@ def test_words_that_go_over_the_border_with_a_space_before_texts() -> None:
     before, after = Encoder(tok).response("Answer: ", "Yes it is.", "it")
     assert before == encode_prompt(tok, "Answer: ")
     assert tok.decode([*before, *after]) == "Answer: Yes it is.<|im_end|>"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=15, deadline=None)
+@given(rows=st.lists(conversations(), min_size=1, max_size=6), plain=st.booleans())
+def test_many_at_once_are_as_each_alone(
+    name: str, rows: list[tuple[list[dict[str, str]], str]], plain: bool
+) -> None:
+    tok = tokenizer(name)
+    wanted: list[Wanted] = []
+    alone: list[tuple[list[int], list[int]]] = []
+    complaint = None
+    for number, (prompt, response) in enumerate([*rows, *rows]):
+        asked, answer = (
+            (prompt[-1]["content"], response) if plain else (prompt, [say("assistant", response)])
+        )
+        wanted.append(Wanted(asked, answer, f"row {number}"))
+        one_text = Encoder(tok)
+        one_text._batch = lambda texts: [tok(t, add_special_tokens=False).input_ids for t in texts]
+        try:
+            alone.append(one_text.response(*wanted[-1]))
+        except InputError as error:
+            complaint = str(error)
+            break
+    found = Encoder(tok).responses(
+        [*wanted, Wanted("never", [], "reached")] if complaint else wanted
+    )
+    assert [next(found) for _ in alone] == alone
+    if complaint is None:
+        assert next(found, None) is None
+        return
+    with pytest.raises(InputError) as caught:
+        next(found)
+    assert str(caught.value) == complaint

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from paretune import InputError
 from paretune.data.tokenization import pad_sequences, tokenize_pairs
@@ -163,3 +164,36 @@ def test_conversation_without_chat_template(tokenizer: Any) -> None:
     bare.chat_template = None
     with pytest.raises(InputError, match="no chat template"):
         tokenize_pairs({"one": [chat("the", "a", "red")]}, bare)
+
+
+def test_tokenised_in_parts_as_row_by_row(
+    tokenizer: Any, random_pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the batches, and where texts repeat: the same ids, positions and messages."""
+    pairs = random_pairs(n=9, weights=True)
+    pairs["two"] += [pairs["one"][3], {**pairs["one"][3], "weight": 2.0}]
+    whole = tokenize_pairs(pairs, tokenizer, max_length=24, overlong="truncate")
+    monkeypatch.setattr("paretune.data.tokenization._BATCH", 2)
+    parts = tokenize_pairs(
+        {name: Dataset.from_list(rows) for name, rows in pairs.items()},
+        tokenizer,
+        max_length=24,
+        overlong="truncate",
+    )
+    assert list(parts.sequences) == list(whole.sequences)
+    assert (parts.pairs, parts.counts) == (whole.pairs, whole.counts)
+    assert parts.sequences[-1] == parts.sequences[len(parts.sequences) - 1]
+    assert parts.sequences[1:3] == list(parts.sequences)[1:3]
+    with pytest.raises(IndexError):
+        parts.sequences[len(parts.sequences)]
+    rows = [chat("the cat", "a", "dog"), {**chat("the cat", "a", "b"), "rejected": []}, {}]
+    with pytest.raises(InputError, match="row 2 of the 'one' pairs, 'rejected' is missing"):
+        tokenize_pairs({"one": rows}, tokenizer)
+
+
+def test_what_no_pair_uses_is_left_out(tokenizer: Any) -> None:
+    rows = [chat("the cat", "a dog", "red " * 30), chat("the cat", "a", "red"), chat("x", "a", "b")]
+    data = tokenize_pairs({"one": rows}, tokenizer, max_length=20)
+    used = {*data.pairs["one"].chosen, *data.pairs["one"].rejected}
+    assert used == set(range(len(data.sequences)))
+    assert data.counts["one"].too_long == 1

@@ -6,7 +6,8 @@ from typing import Any
 
 from paretune.baselines.context import Context
 from paretune.data.sampling import PairRows
-from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
+from paretune.data.token_cache import cached_pairs
+from paretune.data.tokenization import TokenizedPairs
 from paretune.experiment.setup import training_arguments
 from paretune.moo.preference import Preference
 from paretune.training import MultiObjectiveConfig
@@ -20,9 +21,8 @@ def policy_tokens(context: Context, preference: Preference, tokenizer: Any) -> i
     """
     args = training_arguments(context.recipe, preference, context.seed, context.folder)
     pairs = context.splits["train"].pairs
-    data = tokenize_pairs(
-        {name: pairs[name] for name in preference.names}, tokenizer, args.max_length, args.overlong
-    )
+    named = {name: pairs[name] for name in preference.names}
+    data = cached_pairs(args.token_cache, named, tokenizer, args.max_length, args.overlong)
     rows = PairRows(data, preference.live, args.sampling, args.seed)
     tokens = mean_row_tokens(data, rows, preference.live)
     return round(training_steps(args, len(rows)) * rows_per_step(args) * tokens)

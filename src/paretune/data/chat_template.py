@@ -8,7 +8,7 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -58,7 +58,7 @@ class ChatTemplate:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._told: set[str] = set()
+        self.told: dict[str, str] = {}  # warnings that were logged, each once, by their kind
         added = list(tokenizer.added_tokens_decoder.values())
         special = {str(t.content) for t in added if t.special} | set(tokenizer.all_special_tokens)
         self._ends = special | {str(token.content) for token in added}
@@ -145,7 +145,7 @@ class ChatTemplate:
             return text
         return prompt.text + self.response(prompt, [answer], where)
 
-    @property
+    @cached_property
     def end(self) -> str:
         """The token that the template ends a response with; empty if it has none."""
         turn = self._turn
@@ -262,9 +262,9 @@ class ChatTemplate:
             raise InputError(f"In {where}, {problem}") from error
 
     def _tell(self, sentence: str, *more: str) -> None:
-        if sentence not in self._told:
-            self._told.add(sentence)
-            logger.warning(sentence, self.name, *more)
+        if sentence not in self.told:
+            self.told[sentence] = sentence % (self.name, *more)
+            logger.warning("%s", self.told[sentence])
 
 
 def check_text(text: str, where: str) -> None:
@@ -317,9 +317,11 @@ def _missing(messages: Sequence[Message], text: str, *, response: bool) -> str |
     return None
 
 
-def _spellings(text: str) -> tuple[str, ...]:
+def _spellings(text: str) -> Iterator[str]:
     """As it is, and as it stands inside of JSON."""
-    return text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]
+    yield text
+    yield json.dumps(text)[1:-1]
+    yield json.dumps(text, ensure_ascii=False)[1:-1]
 
 
 def _bare(text: str) -> str:

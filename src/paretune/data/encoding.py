@@ -6,9 +6,9 @@ Text of messages that reads like a special token is tokenised as plain text, so 
 template writes special tokens; a plain prompt may be templated by hand, so there they are special.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from paretune.data.chat_template import MARK, ChatPrompt, ChatTemplate, check_text
 from paretune.data.messages import Text, user
@@ -22,13 +22,31 @@ def _letters(text: str) -> str:
     return "".join(text.split())
 
 
+class Wanted(NamedTuple):
+    """A prompt and a response to encode, and what to call them in messages."""
+
+    prompt: Text
+    response: Text
+    where: str
+
+
+class _Written(NamedTuple):
+    """A prompt and the response to it as marked text; `plain` without a chat template."""
+
+    prompt: str
+    response: str
+    plain: bool
+    where: str
+
+
 class Encoder:
     """Makes tokens of texts and conversations with one tokenizer."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.template = ChatTemplate(tokenizer)
         self._tokenizer = tokenizer
-        self._last: tuple[Any, ChatPrompt, list[int]] | None = None  # both sides of a pair share it
+        self._last: tuple[Any, ChatPrompt] | None = None  # both sides of a pair share it
+        self._known: dict[str, list[int]] = {}  # tokens of the batch that is being encoded
 
     def prompt(self, prompt: Text, where: str) -> list[int]:
         """Token ids up to where the response starts.
@@ -40,9 +58,9 @@ class Encoder:
             InputError: see `ChatTemplate.prompt`.
         """
         if not isinstance(prompt, str):
-            return self._chat(prompt, where)[1]
-        start, ids = self._plain(prompt, where)
-        return start + ids
+            return self._pieces(self._chat(prompt, where).text, where)
+        check_text(prompt, where)
+        return self._from_start(self._ids(prompt))
 
     def response(self, prompt: Text, response: Text, where: str) -> tuple[list[int], list[int]]:
         """Token ids of the prompt and of the response, which ends with one end of turn.
@@ -50,29 +68,61 @@ class Encoder:
         Raises:
             InputError: see `ChatTemplate.prompt` and `ChatTemplate.response`.
         """
+        [ids] = self.responses([Wanted(prompt, response, where)])
+        return ids
+
+    def responses(self, wanted: Sequence[Wanted]) -> Iterator[tuple[list[int], list[int]]]:
+        """`response` of each of many; the tokenizer is called once, with each distinct text.
+
+        Raises:
+            InputError: as `response` does for the first that cannot be encoded.
+        """
+        written: list[_Written] = []
+        failure: InputError | None = None
+        for each in wanted:
+            try:
+                written.append(self._write(*each))
+            except InputError as error:  # after what may be wrong with those before
+                failure = error
+                break
+        texts = list(dict.fromkeys(text for each in written for text in _texts(each)))
+        try:
+            self._known = dict(zip(texts, self._batch(texts), strict=True))
+            yield from map(self._encode, written)
+        finally:
+            self._known = {}
+        if failure is not None:
+            raise failure
+
+    def _write(self, prompt: Text, response: Text, where: str) -> _Written:
         if isinstance(prompt, str) and isinstance(response, str):
-            start, ids = self._plain(prompt, where)
+            check_text(prompt, where)
             check_text(response, where)
-            after = self._extend(ids, prompt, response, where)[len(ids) :]
-            end = self._tokenizer.eos_token_id
-            whole = end is None or after[-1:] == [end]
-            return start + ids, after if whole else [*after, end]
+            return _Written(prompt, response, True, where)
         if isinstance(prompt, str) or isinstance(response, str):
             raise InputError(
                 f"In {where}, prompt and response must both be strings or both be lists of "
                 "messages."
             )
-        chat, ids = self._chat(prompt, where)
-        text = self.template.response(chat, response, where)
-        after = self._pieces(text, where, ids, chat.text.replace(MARK, ""))[len(ids) :]
-        return ids, after if self.template.end else [*after, self.end_id]
+        chat = self._chat(prompt, where)
+        return _Written(chat.text, self.template.response(chat, response, where), False, where)
+
+    def _encode(self, written: _Written) -> tuple[list[int], list[int]]:
+        prompt, response, plain, where = written
+        ids = self._pieces(prompt, where)
+        after = self._pieces(response, where, ids, prompt.replace(MARK, ""))[len(ids) :]
+        if not plain:
+            return ids, after if self.template.end else [*after, self.end_id]
+        end = self._tokenizer.eos_token_id
+        whole = end is None or after[-1:] == [end]
+        return self._from_start(ids), after if whole else [*after, end]
 
     def conversation(self, prompt: Text, response: str, where: str) -> list[int]:
         """Token ids of a conversation as its template gives it, for models that score it.
 
         A plain prompt counts as one user message.
         """
-        chat, _ = self._chat(user(prompt) if isinstance(prompt, str) else prompt, where)
+        chat = self._chat(user(prompt) if isinstance(prompt, str) else prompt, where)
         return self._pieces(self.template.conversation(chat, response, where), where)
 
     @cached_property
@@ -91,11 +141,12 @@ class Encoder:
             )
         return int(self._tokenizer.eos_token_id)
 
-    def _plain(self, prompt: str, where: str) -> tuple[list[int], list[int]]:
-        check_text(prompt, where)
-        ids = self._ids(prompt)
-        # A prompt that was templated by hand may begin with what the tokenizer would add.
-        return ([] if ids[: len(self._start)] == self._start else self._start), ids
+    def _from_start(self, ids: list[int]) -> list[int]:
+        """A plain text's tokens behind the tokenizer's own beginning.
+
+        A prompt that was templated by hand may begin with what the tokenizer would add.
+        """
+        return ids if ids[: len(self._start)] == self._start else self._start + ids
 
     @cached_property
     def _start(self) -> list[int]:
@@ -104,11 +155,10 @@ class Encoder:
         place = (i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
         return whole[: next(place, 0)]
 
-    def _chat(self, prompt: Sequence[Any], where: str) -> tuple[ChatPrompt, list[int]]:
+    def _chat(self, prompt: Sequence[Any], where: str) -> ChatPrompt:
         if self._last is None or self._last[0] != prompt:
-            chat = self.template.prompt(prompt, where)
-            self._last = (prompt, chat, self._pieces(chat.text, where))
-        return self._last[1:]
+            self._last = (prompt, self.template.prompt(prompt, where))
+        return self._last[1]
 
     def _pieces(
         self, text: str, where: str, ids: Sequence[int] = (), so_far: str = ""
@@ -145,7 +195,25 @@ class Encoder:
         )
 
     def _ids(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        found = self._known.get(text)
+        return self._batch([text])[0] if found is None else found
+
+    def _batch(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        made = self._tokenizer(
+            texts, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        return list(made["input_ids"])
 
     def _read(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(ids, clean_up_tokenization_spaces=False))
+
+
+def _texts(written: _Written) -> Iterable[str]:
+    """What `Encoder._encode` tokenises, unless a token goes over the border of two texts."""
+    so_far = ""
+    for piece in (*written.prompt.split(MARK), *written.response.split(MARK)):
+        if piece:
+            so_far += piece
+            yield so_far

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import xxhash
+
 from paretune.data.messages import Text, prompt_key, response_key
+from paretune.data.rows import records
 from paretune.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_PART = 20_000
 
 
 class Pair(NamedTuple):
@@ -49,6 +54,7 @@ def preference_data(
     Raises:
         InputError: an objective without pairs.
     """
+    import pyarrow as pa  # type: ignore[import-untyped]
     from datasets import Dataset
 
     data = {}
@@ -62,8 +68,29 @@ def preference_data(
         }
         if any(pair.weight is not None for pair in items):
             columns["weight"] = [1.0 if pair.weight is None else pair.weight for pair in items]
-        data[objective] = Dataset.from_dict(columns)
+        # `Dataset.from_dict`, and its own fingerprint, would take several times the data's memory.
+        table = pa.table({name: _column(values) for name, values in columns.items()})
+        data[objective] = Dataset(table, fingerprint=_fingerprint(table))
     return PreferenceData(data, {**counts, **describe_pairs(data)}, ratings)
+
+
+def _column(values: Sequence[Any]) -> Any:
+    """An Arrow column; texts in parts, since Arrow doubles what it builds at every growth."""
+    import pyarrow as pa
+
+    if not isinstance(values[0], str):
+        return pa.array(values)
+    parts = [values[i : i + _PART] for i in range(0, len(values), _PART)]
+    return pa.chunked_array([pa.array(part, pa.string()) for part in parts])
+
+
+def _fingerprint(table: Any) -> str:
+    digest = xxhash.xxh3_128(str(table.schema).encode())
+    for column in table.columns:
+        for chunk in column.chunks:
+            for buffer in filter(None, chunk.buffers()):
+                digest.update(buffer)
+    return digest.hexdigest()
 
 
 def describe_pairs(pairs: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str, Any]:
@@ -75,21 +102,23 @@ def describe_pairs(pairs: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str
         objectives ``"a|b"``, on how many pairs of responses both have an opinion (``common``), and
         the share of these that they order differently (``rate``, None if there are none).
     """
-    prompts: set[str] = set()
+    prompts: set[bytes] = set()
     totals: dict[str, int] = {}
-    orders: dict[str, dict[tuple[str, frozenset[str]], str]] = {}
+    orders: dict[str, dict[bytes, bytes]] = {}  # of two responses to a prompt, the chosen one
     duplicates: dict[str, int] = {}
     for objective, rows in pairs.items():
-        seen = set()
+        seen: set[bytes] = set()
         orders[objective] = {}
         totals[objective] = 0
-        for row in rows:
+        for row in records(rows):
             prompt = prompt_key(row["prompt"])
             chosen, rejected = response_key(row["chosen"]), response_key(row["rejected"])
             totals[objective] += 1
-            prompts.add(prompt)
-            seen.add((prompt, chosen, rejected))
-            orders[objective].setdefault((prompt, frozenset((chosen, rejected))), chosen)
+            prompts.add(_digest(prompt))
+            seen.add(_digest(prompt, chosen, rejected))
+            if len(pairs) > 1:
+                both = _digest(prompt, *sorted((chosen, rejected)))
+                orders[objective].setdefault(both, _digest(chosen))
         duplicates[objective] = totals[objective] - len(seen)
     conflicts = {}
     for first, second in combinations(orders, 2):
@@ -102,6 +131,12 @@ def describe_pairs(pairs: Mapping[str, Iterable[Mapping[str, Any]]]) -> dict[str
         "duplicates": duplicates,
         "conflicts": conflicts,
     }
+
+
+def _digest(*texts: str) -> bytes:
+    """16 bytes in place of texts, of which there may be very many."""
+    whole = "\0".join((*map(str, map(len, texts)), *texts))
+    return xxhash.xxh3_128_digest(whole.encode(errors="surrogatepass"))
 
 
 def conflict(common: int, differ: int) -> dict[str, float | None]:

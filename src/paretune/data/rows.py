@@ -3,13 +3,14 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from paretune.errors import InputError
 
 _NOT_RATED = ("", "N/A")
+_BATCH = 1000
 
 
 class BadRowError(InputError):
@@ -23,6 +24,17 @@ def is_whole(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def records(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The rows one by one; those of a data set are read many at a time, which is much faster."""
+    batches = getattr(rows, "iter", None)
+    if batches is None:
+        yield from rows
+        return
+    for columns in batches(batch_size=_BATCH):
+        for values in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, values, strict=True))
 
 
 @dataclass

@@ -125,16 +125,19 @@ def _open(source: Source) -> tuple[str, Iterable[tuple[int, Any]]]:
     if not isinstance(source, str | os.PathLike):
         return "the given rows", enumerate(source, start=1)
     path = user_path(source)
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
+    if path.suffix.lower() not in _READERS:
         if isinstance(source, str) and not path.exists() and not source.startswith((".", "/", "~")):
             return _open(HubDataset(source))
         formats = ", ".join(_READERS)
         raise InputError(f"{source} is not a data file: give a file that ends in {formats}.")
     if not path.is_file():
         raise InputError(f"The data file {source} does not exist: check the path.")
+    return str(source), _read_file(path, source)
+
+
+def _read_file(path: Path, source: str | os.PathLike[str]) -> Iterator[tuple[int, Any]]:
     try:
-        return str(source), list(read(path))
+        yield from _READERS[path.suffix.lower()](path)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"The data file {source} cannot be read: {error}.") from error
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from paretune.data.messages import prompt_key
 from paretune.data.records import PreferenceData, describe_pairs
+from paretune.data.rows import records
 from paretune.errors import InputError
 
 Split = Literal["train", "validation", "test"]
@@ -46,7 +47,10 @@ def split_by_prompt(
     tables = dict(data.pairs)
     if data.ratings is not None:
         tables[_RATINGS] = data.ratings
-    keys = {name: [prompt_key(prompt) for prompt in t["prompt"]] for name, t in tables.items()}
+    keys = {
+        name: [prompt_key(row["prompt"]) for row in records(table.select_columns("prompt"))]
+        for name, table in tables.items()
+    }
     assignment = _assign({key for column in keys.values() for key in column}, fractions, seed)
     result: dict[Split, PreferenceData] = {}
     for split in SPLITS:

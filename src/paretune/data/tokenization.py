@@ -1,24 +1,30 @@
 """From preference pairs to token ids: each distinct sequence once, and the pairs as positions."""
 
 import logging
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Literal, NamedTuple, overload
 
+import numpy as np
 import torch
+import xxhash
+from numpy.typing import NDArray
 from torch import Tensor
 
-from paretune.data.encoding import Encoder
-from paretune.data.messages import OPTIONS, TOOLS, Text, prompt_key, with_option
+from paretune.data.encoding import Encoder, Wanted
+from paretune.data.messages import prompt_key
+from paretune.data.pair_rows import PairRow, pair_row, prompt, response, unread
+from paretune.data.rows import records
 from paretune.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 Overlong = Literal["drop", "truncate"]
 
-_COLUMNS = ("prompt", "chosen", "rejected", "completion", "weight", TOOLS, OPTIONS)
-_NOT_TEXT = ("image", "images", "audio", "audios", "video", "videos")
+_BATCH = 256  # rows whose texts the tokenizer is given at once
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,46 @@ class TokenSequence:
     @property
     def completion_length(self) -> int:
         return len(self.input_ids) - self.prompt_length
+
+
+@dataclass(frozen=True, eq=False)
+class TokenTable(Sequence[TokenSequence]):
+    """Token sequences end to end, four bytes a token; each is made when it is asked for.
+
+    Attributes:
+        tokens: ``(T,)`` int32, of all sequences.
+        ends: ``(N,)`` int64, where each ends in `tokens`.
+        prompt_lengths: ``(N,)`` int32.
+    """
+
+    tokens: NDArray[np.int32]
+    ends: NDArray[np.int64]
+    prompt_lengths: NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenSequence: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenSequence]: ...
+    def __getitem__(self, index: int | slice) -> TokenSequence | list[TokenSequence]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        start = int(self.ends[index - 1]) if index else 0
+        ids = self.tokens[start : self.ends[index]].tolist()
+        return TokenSequence(tuple(ids), int(self.prompt_lengths[index]))
+
+    def select(self, rows: Sequence[int]) -> "TokenTable":
+        """These sequences, in this order."""
+        ends = self.ends.tolist()
+        parts = [self.tokens[ends[i - 1] if i else 0 : ends[i]] for i in rows]
+        return TokenTable(
+            np.concatenate(parts) if parts else self.tokens[:0],
+            np.cumsum([len(part) for part in parts], dtype=np.int64),
+            self.prompt_lengths[list(rows)],
+        )
 
 
 @dataclass
@@ -103,12 +149,14 @@ class TokenizedPairs:
         reference: ``(len(sequences),)`` float32 log-probabilities of the responses under the
             reference model, summed over response tokens; None until they are computed.
         counts: Per objective, how many pairs were left out or cut, and why.
+        remarks: What was logged about the chat template.
     """
 
-    sequences: list[TokenSequence]
+    sequences: Sequence[TokenSequence]
     pairs: dict[str, PairIndex]
     reference: Tensor | None = None
     counts: dict[str, PairCounts] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
 
 def tokenize_pairs(
@@ -133,42 +181,143 @@ def tokenize_pairs(
         InputError: for a row without a response, two equal responses, a non-positive weight, or
             an objective left without pairs.
     """
-    table: dict[TokenSequence, int] = {}
-    prompts: dict[str, int] = {}
-    encoder = Encoder(tokenizer)
+    prompts: dict[bytes, int] = {}
+    sides = _Sides(tokenizer, max_length, overlong)
+    used: dict[int, int] = {}  # numbers in the table of sides, by first use in a pair
     result = TokenizedPairs(sequences=[], pairs={})
     for objective, rows in datasets.items():
         index, counts = PairIndex(), PairCounts()
-        for row, record in enumerate(rows):
-            where = f"row {row + 1} of the {objective!r} pairs"
-            counts.given += 1
-            counts.unread.update(_unread(record, where))
-            prompt = _prompt(record, where)
-            sides = [_response(record, side, where) for side in ("chosen", "rejected")]
-            if sides[0] == sides[1]:
-                raise InputError(f"In {where}, chosen and rejected are the same: remove the row.")
-            both = [_encode(encoder, prompt, side, where) for side in sides]
-            if (too_long := _exceed(both, max_length)) and overlong == "truncate":
-                both = [_cut(sequence, max_length) for sequence in both]
-                too_long = not all(sequence.completion_length > 0 for sequence in both)
-                counts.cut += not too_long and both[0] != both[1]
-            if too_long or both[0] == both[1]:
+        for pair, (chosen, rejected) in _encoded(rows, objective, sides, counts):
+            too_long = chosen.too_long or rejected.too_long
+            equal = chosen.number == rejected.number
+            counts.cut += bool(chosen.cut or rejected.cut) and not (too_long or equal)
+            if too_long or equal:
                 counts.too_long += too_long
                 counts.equal += not too_long
                 continue
-            chosen, rejected = (table.setdefault(sequence, len(table)) for sequence in both)
-            index.chosen.append(chosen)
-            index.rejected.append(rejected)
-            index.prompt.append(prompts.setdefault(prompt_key(prompt), len(prompts)))
-            index.weight.append(_weight(record, where))
-            index.row.append(row)
+            index.chosen.append(used.setdefault(chosen.number, len(used)))
+            index.rejected.append(used.setdefault(rejected.number, len(used)))
+            key = _digest(prompt_key(pair.prompt))
+            index.prompt.append(prompts.setdefault(key, len(prompts)))
+            index.weight.append(pair.weight)
+            index.row.append(pair.row)
         if not len(index):
             reason = _why_none(counts, max_length)
             raise InputError(f"The data of objective {objective!r} has no usable pairs: {reason}.")
         counts.tell(objective, max_length)
         result.pairs[objective], result.counts[objective] = index, counts
-    result.sequences = list(table)
+    table, order = sides.table(), list(used)
+    result.sequences = table if order == list(range(len(table))) else table.select(order)
+    result.remarks = sides.remarks
     return result
+
+
+def _encoded(
+    rows: Iterable[Mapping[str, Any]], objective: str, sides: "_Sides", counts: PairCounts
+) -> Iterator[tuple[PairRow, tuple["_Side", "_Side"]]]:
+    """Each row with its two sides; counts rows and columns that nobody reads."""
+    numbered = enumerate(records(rows))
+    while True:
+        pairs: list[PairRow] = []
+        failure: InputError | None = None
+        for row, record in islice(numbered, _BATCH):
+            where = f"row {row + 1} of the {objective!r} pairs"
+            counts.given += 1
+            try:
+                counts.unread.update(unread(record, where))
+                pairs.append(pair_row(record, row, where))
+            except InputError as error:  # after what may be wrong with those before
+                failure = error
+                break
+        found = sides.find(pairs)
+        yield from zip(pairs, zip(found[::2], found[1::2], strict=True), strict=True)
+        if failure is not None:
+            raise failure
+        if len(pairs) < _BATCH:
+            return
+
+
+class _Side(NamedTuple):
+    """A prompt with one response: its number among the distinct ones, −1 where it is too long,
+    and whether it was cut."""
+
+    number: int
+    cut: int
+
+    @property
+    def too_long(self) -> bool:
+        return self.number < 0
+
+
+class _Sides:
+    """Prompts with a response as tokens: each distinct text is tokenised once."""
+
+    def __init__(self, tokenizer: Any, max_length: int | None, overlong: Overlong) -> None:
+        self._encoder = Encoder(tokenizer)
+        self._max_length, self._overlong = max_length, overlong
+        self._by_text: dict[bytes, int] = {}  # as integers, of which there may be very many
+        self._by_tokens: dict[bytes, int] = {}
+        self._tokens, self._ends, self._prompt_lengths = array("i"), array("q"), array("i")
+
+    def find(self, pairs: Sequence[PairRow]) -> list[_Side]:
+        """The two sides of each pair, one after the other.
+
+        Raises:
+            InputError: see `Encoder.responses`; or a response has no tokens.
+        """
+        wanted = [
+            Wanted(pair.prompt, answer, pair.where) for pair in pairs for answer in pair.responses
+        ]
+        keys = [_digest(repr(each[:2])) for each in wanted]
+        new: dict[bytes, Wanted] = {}
+        for key, each in zip(keys, wanted, strict=True):
+            if key not in self._by_text:
+                new.setdefault(key, each)
+        encoded = self._encoder.responses(list(new.values()))
+        for (key, each), (before, after) in zip(new.items(), encoded, strict=True):
+            side = self._add(_joined(each, before, after), len(before))
+            self._by_text[key] = 2 * side.number + side.cut
+        return [_Side(*divmod(self._by_text[key], 2)) for key in keys]
+
+    def table(self) -> TokenTable:
+        """The distinct sequences."""
+        return TokenTable(
+            np.asarray(self._tokens, np.int32),
+            np.asarray(self._ends, np.int64),
+            np.asarray(self._prompt_lengths, np.int32),
+        )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return tuple(self._encoder.template.told.values())
+
+    def _add(self, ids: "array[int]", prompt_length: int) -> _Side:
+        limit = len(ids) if self._max_length is None else self._max_length
+        cut = len(ids) > limit
+        if cut and (self._overlong == "drop" or prompt_length >= limit):
+            return _Side(-1, cut)
+        ids = ids[:limit]
+        key = _digest(ids.tobytes() + prompt_length.to_bytes(8))
+        number = self._by_tokens.setdefault(key, len(self._by_tokens))
+        if number == len(self._ends):
+            self._tokens.extend(ids)
+            self._ends.append(len(self._tokens))
+            self._prompt_lengths.append(prompt_length)
+        return _Side(number, cut)
+
+
+def _joined(wanted: Wanted, before: Sequence[int], after: Sequence[int]) -> "array[int]":
+    if not after:
+        raise InputError(
+            f"In {wanted.where}, the response {wanted.response!r} has no tokens of its own."
+        )
+    ids = array("i", before)
+    ids.extend(after)
+    return ids
+
+
+def _digest(content: str | bytes) -> bytes:
+    return xxhash.xxh3_128_digest(content.encode() if isinstance(content, str) else content)
 
 
 def tokenize_responses(
@@ -190,28 +339,24 @@ def tokenize_responses(
     """
     sequences: list[TokenSequence] = []
     encoder = Encoder(tokenizer)
+    numbered = enumerate(records(rows), start=1)
     row = 0
-    for row, record in enumerate(rows, start=1):
-        where = f"row {row} of the {name}"
-        response = _response(record, "completion", where)
-        sequence = _encode(encoder, _prompt(record, where), response, where)
-        if max_length is not None and overlong == "truncate":
-            sequence = _cut(sequence, max_length)
-        fits = max_length is None or len(sequence.input_ids) <= max_length
-        if fits and sequence.completion_length > 0:
-            sequences.append(sequence)
+    while batch := list(islice(numbered, _BATCH)):
+        wanted = []
+        for row, record in batch:
+            where = f"row {row} of the {name}"
+            answer = response(record, "completion", where)
+            wanted.append(Wanted(prompt(record, where), answer, where))
+        for each, (before, after) in zip(wanted, encoder.responses(wanted), strict=True):
+            ids = _joined(each, before, after)
+            if max_length is not None and overlong == "truncate":
+                ids = ids[:max_length]
+            if (max_length is None or len(ids) <= max_length) and len(ids) > len(before):
+                sequences.append(TokenSequence(tuple(ids), len(before)))
     if not sequences:
         reason = f"all {row} rows are longer than max_length={max_length}" if row else "it is empty"
         raise InputError(f"The {name} has no usable rows: {reason}.")
     return sequences, row - len(sequences)
-
-
-def _exceed(sequences: Iterable[TokenSequence], max_length: int | None) -> bool:
-    return max_length is not None and any(len(s.input_ids) > max_length for s in sequences)
-
-
-def _cut(sequence: TokenSequence, max_length: int | None) -> TokenSequence:
-    return TokenSequence(sequence.input_ids[:max_length], sequence.prompt_length)
 
 
 def _why_none(counts: PairCounts, max_length: int | None) -> str:
@@ -225,50 +370,6 @@ def _why_none(counts: PairCounts, max_length: int | None) -> str:
         f"{counts.too_long} are longer than max_length={max_length}, and {counts.equal} have two "
         "responses of the same tokens"
     )
-
-
-def _unread(record: Mapping[str, Any], where: str) -> list[str]:
-    unread = [key for key in record if key not in _COLUMNS and record[key] is not None]
-    for key in unread:
-        if key in _NOT_TEXT:
-            raise InputError(f"In {where}, {key!r} cannot be trained on: only text can.")
-    return unread
-
-
-def _prompt(record: Mapping[str, Any], where: str) -> Text:
-    """The prompt with the tools and template's options that stand beside it."""
-    prompt: Any = record.get("prompt")
-    if not prompt:
-        raise InputError(f"In {where}, 'prompt' is missing or empty.")
-    for name in (TOOLS, OPTIONS):
-        if record.get(name):
-            if isinstance(prompt, str):
-                raise InputError(f"In {where}, {name!r} needs prompts that are messages.")
-            prompt = with_option(prompt, name, record[name])
-    return prompt  # type: ignore[no-any-return]
-
-
-def _weight(record: Mapping[str, Any], where: str) -> float:
-    weight = record.get("weight")
-    if weight is None:
-        return 1.0
-    if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-        raise InputError(f"In {where}, weight must be a positive number, not {weight!r}.")
-    return float(weight)
-
-
-def _response(record: Mapping[str, Any], side: str, where: str) -> Text:
-    response: Text | None = record.get(side)
-    if not response:
-        raise InputError(f"In {where}, {side!r} is missing or empty.")
-    return response
-
-
-def _encode(encoder: Encoder, prompt: Text, response: Text, where: str) -> TokenSequence:
-    before, after = encoder.response(prompt, response, where)
-    if not after:
-        raise InputError(f"In {where}, the response {response!r} has no tokens of its own.")
-    return TokenSequence((*before, *after), len(before))
 
 
 def pad_sequences(sequences: Sequence[TokenSequence], pad_token_id: int) -> dict[str, Tensor]:

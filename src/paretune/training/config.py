@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainingArguments
@@ -163,7 +164,7 @@ class MultiObjectiveConfig(CommonConfig):
     )
     reference_cache: str | None = field(
         default=None,
-        metadata={"help": "Folder to keep reference log-probabilities in."},
+        metadata={"help": "Folder to keep reference log-probabilities and tokenised pairs in."},
     )
     early_stopping_patience: int = field(
         default=0,
@@ -195,6 +196,11 @@ class MultiObjectiveConfig(CommonConfig):
             self.eval_steps = self.eval_steps or 50
             self.save_strategy, self.save_steps = self.eval_strategy, self.eval_steps
         super().__post_init__()
+
+    @property
+    def token_cache(self) -> Path | None:
+        """The folder of tokenised pairs."""
+        return None if self.reference_cache is None else Path(self.reference_cache) / "tokens"
 
     def preference_losses(self, objectives: Iterable[str]) -> dict[str, PreferenceLoss]:
         """The loss of every objective; `beta` and the other constants are those of losses by name.

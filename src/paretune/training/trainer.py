@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from paretune.data.sampling import PairCollator, PairRows
-from paretune.data.tokenization import TokenizedPairs, TokenSequence, tokenize_pairs
+from paretune.data.token_cache import cached_pairs
+from paretune.data.tokenization import TokenizedPairs, TokenSequence
 from paretune.errors import InputError
 from paretune.evaluation.preference_metrics import PreferenceMetrics
 from paretune.gradients import ObjectiveGradients
@@ -141,12 +142,19 @@ class MultiObjectiveTrainer(BaseTrainer):
         self._attach_reference(pairs, "evaluation")
         return pairs
 
+    @property
+    def train_pairs(self) -> TokenizedPairs:
+        """The training data as `prepare` returns others."""
+        return self._train_pairs
+
     def _tokenize(self, dataset: Pairs, args: MultiObjectiveConfig) -> TokenizedPairs:
         missing = [name for name in self.objectives if name not in dataset]
         if missing:
             raise InputError(f"The data set has no pairs for objective {missing[0]!r}.")
         ordered = {name: dataset[name] for name in self.objectives}
-        return tokenize_pairs(ordered, self._tokenizer, args.max_length, args.overlong)
+        return cached_pairs(
+            args.token_cache, ordered, self._tokenizer, args.max_length, args.overlong
+        )
 
     @property
     def data_counts(self) -> dict[str, dict[str, Any]]:
@@ -362,9 +370,19 @@ class MultiObjectiveTrainer(BaseTrainer):
         pairs = given if isinstance(given, TokenizedPairs) else self.prepare(given)
         return self._note(self.measure(pairs, metric_key_prefix))
 
-    def measure(self, pairs: TokenizedPairs, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """What `evaluate` returns, of prepared pairs, without logging it."""
-        logps = self._score(pairs.sequences, "evaluating")
+    def measure(
+        self,
+        pairs: TokenizedPairs,
+        metric_key_prefix: str = "eval",
+        logps: Tensor | None = None,
+    ) -> dict[str, float]:
+        """What `evaluate` returns, of prepared pairs, without logging it.
+
+        Args:
+            logps: The policy's log-probabilities of the sequences, where they are known.
+        """
+        if logps is None:
+            logps = self._score(pairs.sequences, "evaluating")
         lengths = torch.tensor([sequence.completion_length for sequence in pairs.sequences])
         responses = Scored(logps, lengths, pairs.reference)
         metrics = PreferenceMetrics(self.objectives)

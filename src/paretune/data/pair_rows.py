@@ -1,0 +1,83 @@
+"""Rows as trainers take them, checked: a prompt and its responses, with what stands beside them."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from paretune.data.messages import OPTIONS, TOOLS, Text, with_option
+from paretune.errors import InputError
+
+_COLUMNS = ("prompt", "chosen", "rejected", "completion", "weight", TOOLS, OPTIONS)
+_NOT_TEXT = ("image", "images", "audio", "audios", "video", "videos")
+
+
+class PairRow(NamedTuple):
+    """A row of preference data.
+
+    Attributes:
+        responses: The chosen and the rejected one.
+        row: Its number in the data set, from 0.
+        where: What to call it in messages.
+    """
+
+    prompt: Text
+    responses: tuple[Text, Text]
+    weight: float
+    row: int
+    where: str
+
+
+def pair_row(record: Mapping[str, Any], row: int, where: str) -> PairRow:
+    """Read a record as a pair.
+
+    Raises:
+        InputError: for a missing prompt or response, two equal responses, or a weight that is no
+            positive number.
+    """
+    asked = prompt(record, where)
+    chosen, rejected = (response(record, side, where) for side in ("chosen", "rejected"))
+    if chosen == rejected:
+        raise InputError(f"In {where}, chosen and rejected are the same: remove the row.")
+    return PairRow(asked, (chosen, rejected), _weight(record, where), row, where)
+
+
+def prompt(record: Mapping[str, Any], where: str) -> Text:
+    """The prompt with the tools and template's options that stand beside it."""
+    found: Any = record.get("prompt")
+    if not found:
+        raise InputError(f"In {where}, 'prompt' is missing or empty.")
+    for name in (TOOLS, OPTIONS):
+        if record.get(name):
+            if isinstance(found, str):
+                raise InputError(f"In {where}, {name!r} needs prompts that are messages.")
+            found = with_option(found, name, record[name])
+    return found  # type: ignore[no-any-return]
+
+
+def response(record: Mapping[str, Any], side: str, where: str) -> Text:
+    """The response in a column, which must be there."""
+    found: Text | None = record.get(side)
+    if not found:
+        raise InputError(f"In {where}, {side!r} is missing or empty.")
+    return found
+
+
+def unread(record: Mapping[str, Any], where: str) -> list[str]:
+    """The columns that hold something which nobody reads.
+
+    Raises:
+        InputError: what they hold is no text, and would be missed.
+    """
+    found = [key for key in record if key not in _COLUMNS and record[key] is not None]
+    for key in found:
+        if key in _NOT_TEXT:
+            raise InputError(f"In {where}, {key!r} cannot be trained on: only text can.")
+    return found
+
+
+def _weight(record: Mapping[str, Any], where: str) -> float:
+    weight = record.get("weight")
+    if weight is None:
+        return 1.0
+    if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise InputError(f"In {where}, weight must be a positive number, not {weight!r}.")
+    return float(weight)
