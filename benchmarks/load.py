@@ -1,6 +1,6 @@
-"""Time and memory at the sizes that people have: pairs, fronts, reports and judges.
+"""Time and memory at the sizes that people have: pairs, fronts, reports, judges, preferences.
 
-    python benchmarks/load.py [pairs front report judge] [--most 200000]
+    python benchmarks/load.py [pairs front report judge explore] [--most 200000]
 
 Each size is a process of its own, so that the peak is that of the size alone. The tokenizer is made
 here from a handful of words; nothing is trained or downloaded, and the judge answers at once.
@@ -27,13 +27,13 @@ def sentence(source: random.Random, words: int) -> str:
 
 
 def pairs(size: int, folder: Path) -> dict[str, Callable[[], Any]]:
-    """Load `size` pairs, split them by prompt, tokenise them."""
+    """Load `size` pairs, split them by prompt, tokenise them, and read their tokens again."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     from paretune.data.local import load_pairs
     from paretune.data.splitting import split_by_prompt
-    from paretune.data.tokenization import tokenize_pairs
+    from paretune.data.token_cache import cached_pairs
 
     source = random.Random(0)
     with (folder / "pairs.jsonl").open("w") as file:
@@ -64,9 +64,9 @@ def pairs(size: int, folder: Path) -> dict[str, Callable[[], Any]]:
         found["parts"] = split_by_prompt(found["data"], (0.9, 0.05, 0.05), 0)
 
     def tokenise() -> None:
-        tokenize_pairs(found["parts"]["train"].pairs, tokenizer, max_length=256)
+        cached_pairs(folder, found["parts"]["train"].pairs, tokenizer, max_length=256)
 
-    return {"load": load, "split": split, "tokenise": tokenise}
+    return {"load": load, "split": split, "tokenise": tokenise, "tokens again": tokenise}
 
 
 def points(size: int) -> list[Any]:
@@ -173,11 +173,21 @@ def judge(size: int, folder: Path) -> dict[str, Callable[[], Any]]:
     return {"ask": ask, "again": ask}
 
 
+def explore(size: int, folder: Path) -> dict[str, Callable[[], Any]]:
+    """The toy problem's front at `size` preferences."""
+    from paretune.moo import explore, test_problems
+
+    known = test_problems.toy()
+    weights = [0.02 + 0.96 * n / (size - 1) for n in range(size)]
+    return {"solve": lambda: explore(known.problem, [(w, 1 - w) for w in weights], x0=known.x0)}
+
+
 KINDS = {
     "pairs": (pairs, (10_000, 50_000, 200_000)),
     "front": (front, (100, 300, 1000)),
     "report": (report, (20, 60, 200)),
     "judge": (judge, (2_000, 6_000, 20_000)),
+    "explore": (explore, (100, 300, 1000)),
 }
 
 

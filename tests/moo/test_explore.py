@@ -1,21 +1,29 @@
 """`explore` against exact fronts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from paretune.errors import InputError
 from paretune.moo import (
     MGDA,
     Clamp,
     Descent,
+    Linear,
+    Preference,
     Problem,
+    WCAugmented,
     das_dennis,
     explore,
     minimize,
     test_problems,
 )
 from paretune.moo.indicators import hypervolume
+from paretune.moo.ranking import Ranking
 
 GRID = [(k / 22, 1 - k / 22) for k in range(1, 22)]
 
@@ -172,3 +180,41 @@ def test_normalising_needs_the_method_that_can():
     for method in ("wc_penalty", None):
         with pytest.raises(InputError, match="needs method 'wc_augmented', without a shift"):
             explore(known.problem, GRID, method, x0=known.x0, shift=1.0, normalise=True)
+
+
+@pytest.mark.parametrize("method", [WCAugmented(shift=(0.5, 0.0, 1.0)), Descent(Linear()), None])
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=25, deadline=None)
+def test_the_best_of_many_runs_is_that_of_pairs_one_by_one(method, seed):
+    """Also where values differ by less than the margin, and with weights of zero."""
+    rng = np.random.default_rng(seed)
+    known = test_problems.sphere_arc(3)
+    start = minimize(known.problem, (0.5, 0.5), x0=known.x0, steps=0)
+    points = rng.choice([1.0, 1 + 4.13e-7, 1 + 8.37e-7, 1 + 2.71e-6, 2.0], (12, 3)) * rng.choice(
+        [1, -1]
+    )
+    runs = [
+        replace(start, objectives=torch.tensor(f), converged=bool(rng.random() < 0.8))
+        for f in points
+    ]
+    weights = rng.choice([0.0, 0.2, 0.3], (12, 3)) + np.array([0.1, 0.0, 0.0])
+    weights /= weights.sum(1, keepdims=True)
+    shift = [0.5, 0.0, 1.0] if isinstance(method, WCAugmented) else [0.0] * 3
+    linear = isinstance(method, Descent)
+
+    def value(p, f):
+        terms = [w * (x + s) for w, x, s in zip(p, f, shift, strict=True) if linear or w > 0]
+        return sum(terms) if linear else max(terms)
+
+    expected = []
+    for n, p in enumerate(weights):
+        best = n
+        for k, run in enumerate(runs):
+            level = value(p, points[best])
+            if run.converged and value(p, points[k]) < level - 1e-6 * abs(level):
+                best = k
+        expected.append(best)
+    ranking = Ranking(WCAugmented() if method is None else method)
+    preferences = [Preference.of(p) for p in weights]
+    assert ranking.lowest(preferences, runs).tolist() == expected
+    assert Ranking(Descent(MGDA())).lowest(preferences, runs).tolist() == list(range(12))

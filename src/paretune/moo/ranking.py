@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from paretune.moo.preference import Preference
 from paretune.moo.shift import read_shift
@@ -49,18 +52,41 @@ class Ranking:
 
     def below(self, preference: Preference, found: Result, kept: Result) -> bool:
         """Whether the point of `found` is the better one for this preference."""
-        if not self.by_preference:
-            return False
-        level = self._value(preference, kept.objectives)
-        return self._value(preference, found.objectives) < level - _MARGIN * abs(level)
+        own, other = self.values([preference], [kept, found])[0].tolist()
+        return bool(self._lower(other, own))
 
-    def _value(self, preference: Preference, objectives: Tensor) -> float:
+    def lowest(self, preferences: Sequence[Preference], runs: Sequence[Result]) -> NDArray[np.intp]:
+        """For each preference, of which there are as many as runs, the run whose point to take.
+
+        One after the other the runs that converged are compared with what is best so far, which is
+        at first the preference's own run.
+        """
+        table = self.values(preferences, runs)
+        best, level = np.arange(len(runs)), table.diagonal().copy()
+        for k, run in enumerate(runs):
+            if run.converged:
+                below = self._lower(table[:, k], level)
+                best[below], level[below] = k, table[below, k]
+        return best
+
+    def values(
+        self, preferences: Sequence[Preference], runs: Sequence[Result]
+    ) -> NDArray[np.float64]:
+        """What the method minimises for each preference, at the point of each run: ``(n, k)``."""
         method = self.method
-        weights = torch.tensor(preference.weights, dtype=torch.float64)
+        weights = np.array([preference.weights for preference in preferences])
+        points = torch.stack([run.objectives for run in runs]).numpy()
         if isinstance(method, LinearScalarization) or (
             isinstance(method, Descent) and isinstance(method.weighting, Linear)
         ):
-            return float(weights @ objectives)
+            return weights @ points.T
         shift = method.shift if isinstance(method, WCPenalty | WCAugmented) else None
-        raised = objectives + torch.tensor(read_shift(shift, len(weights)), dtype=torch.float64)
-        return float((weights * raised)[weights > 0].max())
+        raised = points + np.array(read_shift(shift, weights.shape[1]))
+        table = np.full((len(weights), len(raised)), -np.inf)
+        for p, f in zip(weights.T, raised.T, strict=True):
+            used = p > 0
+            table[used] = np.maximum(table[used], np.multiply.outer(p[used], f))
+        return table
+
+    def _lower(self, found: Any, level: Any) -> Any:
+        return (found < level - _MARGIN * np.abs(level)) & self.by_preference

@@ -242,14 +242,9 @@ class _Search:
 
     def improvable(self) -> list[tuple[int, int]]:
         """The (n, k) where the point of preference k, the best there is for n, beats n's own."""
-        pairs = []
-        for n, own in self.kept.items():
-            better = own
-            for other in self.kept.values():
-                if other.converged and self.ranking.below(self.preferences[n], other, better):
-                    better = other
-            pairs += [(n, k) for k, other in self.kept.items() if other is better is not own]
-        return pairs
+        numbers, runs = list(self.kept), list(self.kept.values())
+        best = self.ranking.lowest([self.preferences[n] for n in numbers], runs)
+        return [(n, numbers[k]) for n, k in zip(numbers, best, strict=True) if numbers[k] != n]
 
 
 def _tour(preferences: Sequence[Preference]) -> list[tuple[int, int | None]]:
