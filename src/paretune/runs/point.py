@@ -99,7 +99,7 @@ def measure_point(
     trainer = build_trainer(
         recipe, point.preference, point.seed, splits, target / "checkpoints", on_scored=scoring
     )
-    pairs = trainer.prepare(data.pairs)
+    pairs = trainer.train_pairs
     if rewrite is not None:
         pairs = _rewritten(trainer, data, pairs, rewrite)
     if source is not None:
@@ -163,7 +163,10 @@ def _measure(
     rewrite: Rewrite | None = None,
 ) -> None:
     report("evaluate", 0.0)
-    values = trainer.evaluate(pairs)
+    if source is None and rewrite is None:  # the base model is its own reference, scored already
+        values = trainer.measure(pairs, logps=pairs.reference)
+    else:
+        values = trainer.evaluate(pairs)
     metrics = {
         name: ObjectiveMetrics(
             **{
