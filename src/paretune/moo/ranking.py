@@ -79,7 +79,8 @@ class Ranking:
         if isinstance(method, LinearScalarization) or (
             isinstance(method, Descent) and isinstance(method.weighting, Linear)
         ):
-            return weights @ points.T
+            sums: NDArray[np.float64] = weights @ points.T
+            return sums
         shift = method.shift if isinstance(method, WCPenalty | WCAugmented) else None
         raised = points + np.array(read_shift(shift, weights.shape[1]))
         table = np.full((len(weights), len(raised)), -np.inf)
