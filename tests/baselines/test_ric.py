@@ -61,7 +61,7 @@ def make_context(
     tokenizer.save_pretrained(model)
 
     def make(name: str = "run", *overrides: str) -> Context:
-        recipe = load_recipe("demo", [f"model.name={model}", *overrides])
+        recipe = load_recipe("demo_sweep", [f"model.name={model}", *overrides])
         splits = split_by_prompt(load_data(recipe.data), recipe.data.split)
         return Context(recipe, splits, 0, tmp_path / name, tmp_path / name / "shared")
 
