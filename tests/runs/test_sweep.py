@@ -106,7 +106,7 @@ def digests(run: Path) -> dict[str, str]:
 def test_the_run_folder(finished: Path, tiny: Path) -> None:
     names = sorted(path.name for path in finished.iterdir())
     assert names == ["front.json", "front.png", "manifest.json", "points", "recipe.yaml"]
-    for point in plan(load_recipe(tiny / "tiny.yaml")):
+    for point in plan(load_recipe(tiny / "tiny.yaml"), finished):
         assert sorted(path.name for path in point.folder(finished).iterdir()) == [
             "adapter_config.json",
             "adapter_model.safetensors",
@@ -207,7 +207,7 @@ def test_a_killed_sweep_goes_on_bit_for_bit(
 ) -> None:
     run = Path(recipe().output_dir)
     command = [sys.executable, "-m", "paretune", "sweep", str(tiny / "tiny.yaml")]
-    points = [point.folder(run) for point in plan(recipe())]
+    points = [point.folder(run) for point in plan(recipe(), run)]
     moments = [
         lambda: (points[0] / "checkpoints/checkpoint-2/paretune_state.json").exists(),
         lambda: (points[1] / "checkpoints/checkpoint-4").exists(),
@@ -355,10 +355,11 @@ def test_full_fine_tuning_with_warm_start_and_seeds(recipe: Callable[..., Recipe
     assert all(torch.isfinite(torch.tensor(list(p.losses.values()))).all() for p in front.points)
 
 
-def test_warm_start_is_the_nearest_earlier_point(recipe: Callable[..., Recipe]) -> None:
-    planned = plan(
-        recipe("sweep.preferences=[[0.5, 0.5], [1, 0], [0, 1], [0.9, 0.1]]", "sweep.seeds=[0, 1]")
-    )
+def test_warm_start_is_the_nearest_earlier_point(
+    recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    asked = "sweep.preferences=[[0.5, 0.5], [1, 0], [0, 1], [0.9, 0.1]]"
+    planned = plan(recipe(asked, "sweep.seeds=[0, 1]"), tmp_path)
     starts = [warm_start(point, planned) for point in planned]
     names = [start and planned.index(start) for start in starts]
     assert names == [None, 0, 0, 1, None, 4, 4, 5]

@@ -127,6 +127,10 @@ class CompareRecipe(Recipe):
     def _no_single_method(self) -> "CompareRecipe":
         if self.method != type(self).model_fields["method"].default:
             raise ValueError("method is for a sweep; a comparison has its options in methods")
+        if self.sweep.placement != "grid":
+            raise ValueError(
+                "sweep.placement is for a sweep: here all methods have the same points"
+            )
         if self.sweep.warm_start:
             raise ValueError("sweep.warm_start is for a sweep: here points are independent")
         for entry in self.methods:

@@ -2,7 +2,7 @@
 
 import gc
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,17 @@ from paretune.training.totals import Totals
 
 
 def train_point(
-    trainer: MultiObjectiveTrainer, folder: Path, report: Report, shared: Sequence[str] = ()
+    trainer: MultiObjectiveTrainer,
+    folder: Path,
+    report: Report,
+    shared: Sequence[str] = (),
+    measured: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
     """Train, or resume it, and keep weights, log and ``training.json``.
 
     Args:
         shared: What else the point needed, for ``training.json`` (see `baselines.context`).
+        measured: What else of the trained model is to be kept there; called when it is trained.
 
     Raises:
         UntrainedError: no weight changed.
@@ -40,7 +45,8 @@ def train_point(
             "each. Objectives that oppose each other exactly have none at this preference: leave "
             "it out, or see that the pairs do not contradict each other."
         )
-    _save(trainer, folder, {"shared": sorted(shared)}, watch.spend().peak_memory_bytes)
+    more = {"shared": sorted(shared), **measured()}
+    _save(trainer, folder, more, watch.spend().peak_memory_bytes)
 
 
 def wait_for_all() -> None:

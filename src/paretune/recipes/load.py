@@ -37,9 +37,10 @@ def recipe_from_text(
 
 def resolve(recipe: R) -> R:
     """The recipe with preferences as lists of weights, and paths of existing files absolute."""
-    sweep = recipe.sweep.model_copy(
-        update={"preferences": [list(p.weights) for p in recipe.points]}
-    )
+    sweep = recipe.sweep
+    if sweep.placement == "grid":
+        points = [list(p.weights) for p in recipe.points]
+        sweep = sweep.model_copy(update={"preferences": points})
     data = recipe.data.model_copy(update={"path": _absolute(recipe.data.path)})
     model = recipe.model
     if model.name != EMBEDDED:
@@ -54,7 +55,8 @@ def with_preference(recipe: Recipe, weights: Mapping[str, float]) -> Recipe:
         InputError: an unknown objective, or weights that do not sum to one.
     """
     point = as_preference(weights, recipe.data.objectives, "the preference")
-    sweep = recipe.sweep.model_copy(update={"preferences": [list(point.weights)]})
+    update = {"preferences": [list(point.weights)], "placement": "grid", "points": None}
+    sweep = recipe.sweep.model_copy(update=update)
     return recipe.model_copy(update={"sweep": sweep})
 
 

@@ -1,15 +1,52 @@
-"""The points of a front as a recipe gives them: lists of weights, a named set, or a grid."""
+"""Which points of a front a recipe asks for: lists of weights, a named set, a grid, or by gaps."""
 
 import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
 
 from paretune.errors import InputError
 from paretune.moo.preference import Preference, das_dennis, named_preferences
 from paretune.names import shown
+from paretune.recipes.section import Section, Seed
 
 MAX_POINTS = 10_000
+
+
+class Sweep(Section):
+    """Which points of the front to train."""
+
+    preferences: Any = None
+    """A list of points, each the objectives' weights; or a set by name (`clamp_task1`,
+    `clamp_task2`, ...); or `{das_dennis: n}`, all multiples of 1/n. Needed by `placement: grid`."""
+    placement: Literal["grid", "gap"] = "grid"
+    """`grid`: at `preferences`. `gap`, of two objectives with `clamp` or `linear`: the ends first,
+    then one point after the other in the middle of the largest gap, by validation losses."""
+    points: Annotated[int, Field(ge=3, le=MAX_POINTS)] | None = None
+    """How many points `placement: gap` has with each seed."""
+    seeds: list[Seed] = Field(default=[0], min_length=1)
+    """Each point is trained once with each seed."""
+    warm_start: bool = False
+    """Start each point from the nearest one before it in the list, not from a fresh adapter."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[Seed]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is given twice")
+        return seeds
+
+    @model_validator(mode="after")
+    def _placed(self) -> "Sweep":
+        if self.placement == "grid" and self.points is not None:
+            raise ValueError("points is for placement: gap; a grid has its points in preferences")
+        if self.placement == "grid" and self.preferences is None:
+            raise ValueError("preferences is missing: give it a value")
+        if self.placement == "gap" and (self.points is None or self.preferences is not None):
+            raise ValueError("placement: gap needs points, how many, and no preferences")
+        return self
 
 
 def resolve_points(given: Any, objectives: Sequence[str]) -> list[Preference]:

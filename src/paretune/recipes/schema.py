@@ -27,12 +27,13 @@ from paretune.data.loading import RATING_OPTIONS, LoaderOptions
 from paretune.errors import InputError
 from paretune.losses import DPO, LOSSES, PreferenceLoss, is_single_loss, losses_by_objective
 from paretune.models import EMBEDDED
+from paretune.moo.placement import ENDS
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import WEIGHTINGS, ClampOptions, Weighting
 from paretune.names import name_fault, shown
 from paretune.recipes.choice import EARLIER, Chosen, OneOf
 from paretune.recipes.dial import ConditionedOptions
-from paretune.recipes.points import resolve_points
+from paretune.recipes.points import Sweep, resolve_points
 from paretune.recipes.rewards import RewardSource, RewardTraining
 from paretune.recipes.section import FolderName, Location, Positive, Section, Seed
 
@@ -247,25 +248,6 @@ METHOD = Chosen(_METHODS, "method", "clamp")
 LOSS = Chosen(LOSSES, "loss", "dpo", is_single_loss)
 
 
-class Sweep(Section):
-    """Which points of the front to train."""
-
-    preferences: Any
-    """A list of points, each the objectives' weights; or a set by name (`clamp_task1`,
-    `clamp_task2`, ...); or `{das_dennis: n}`, all multiples of 1/n."""
-    seeds: list[Seed] = Field(default=[0], min_length=1)
-    """Each point is trained once with each seed."""
-    warm_start: bool = False
-    """Start each point from the nearest one before it in the list, not from a fresh adapter."""
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: list[Seed]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is given twice")
-        return seeds
-
-
 class Evaluation(Section):
     """What is measured beside loss, accuracy and margin on the test split."""
 
@@ -342,6 +324,8 @@ class Recipe(Written):
         for name in self.rewards or {}:
             if name not in self.data.objectives:
                 raise ValueError(f"rewards.{name}: there is no objective {name!r}")
+        if self.sweep.placement == "gap":
+            self._check_gap()
         try:
             longest = max(len(point.slug()) for point in self.points)
         except InputError as error:
@@ -352,6 +336,19 @@ class Recipe(Written):
                 f"than {MAX_SLUG}: give shorter names"
             )
         return self
+
+    def _check_gap(self) -> None:
+        if len(self.data.objectives) != 2:
+            raise ValueError("sweep.placement: gap is for two objectives")
+        if self.method_name not in ("clamp", "linear"):
+            raise ValueError(
+                f"sweep.placement: gap is for clamp and linear, which follow p, not for "
+                f"{self.method_name}"
+            )
+        if getattr(self.method, "ideal", None) or getattr(self.method, "nadir", None):
+            raise ValueError(
+                "sweep.placement: gap takes ideal and nadir from the ends: leave them out of method"
+            )
 
     @property
     def method_name(self) -> str:
@@ -364,7 +361,9 @@ class Recipe(Written):
 
     @property
     def points(self) -> list[Preference]:
-        """The preferences to train, in order."""
+        """The preferences to train, in order; of `placement: gap`, the ends, which are known."""
+        if self.sweep.placement == "gap":
+            return resolve_points([list(end) for end in ENDS], self.data.objectives)
         return resolve_points(self.sweep.preferences, self.data.objectives)
 
 

@@ -51,11 +51,17 @@ class PlannedPoint:
 
 def measured_sweep(run: Path, recipe: Mapping[str, Any]) -> Front | None:
     """The front of the points measured so far, in the recipe's order; None without any."""
-    order = [tuple(weights) for weights in recipe["sweep"]["preferences"]]
+    given = recipe["sweep"]["preferences"]  # none where points are placed one after the other
+    order = None if given is None else [tuple(weights) for weights in given]
     points = measured_points(run)
     if not points:
         return None
-    points.sort(key=lambda p: (p.seed, order.index(tuple(p.preference.values()))))
+
+    def place(point: FrontPoint) -> tuple[int, Any]:
+        weights = tuple(point.preference.values())
+        return point.seed, weights if order is None else order.index(weights)
+
+    points.sort(key=place)
     return Front.of(
         points,
         name=recipe["name"],

@@ -121,7 +121,7 @@ def common_prompts(candidates: Sequence[Candidate], base: Mapping[str, Answered]
 def _points(recipe: Recipe, run: Path) -> list[tuple[str, int, PlannedPoint, Path]]:
     if not _compares(run):
         title = recipe.method_name
-        return [(title, point.seed, point, point.folder(run)) for point in plan(recipe)]
+        return [(title, point.seed, point, point.folder(run)) for point in plan(recipe, run)]
     from paretune.baselines.recipe import CompareRecipe
 
     assert isinstance(recipe, CompareRecipe)
@@ -130,7 +130,7 @@ def _points(recipe: Recipe, run: Path) -> list[tuple[str, int, PlannedPoint, Pat
         for seed in entry.seeds or recipe.sweep.seeds:
             cell = run / "cells" / f"{entry.slug}-seed{seed}"
             one = recipe.sweep.model_copy(update={"seeds": [seed]})
-            planned = plan(recipe.model_copy(update={"sweep": one}))
+            planned = plan(recipe.model_copy(update={"sweep": one}), cell)
             rows += [(entry.title, seed, point, point.folder(cell)) for point in planned]
     return rows
 

@@ -56,7 +56,7 @@ class _Task:
 
     @property
     def points(self) -> list[PlannedPoint]:
-        return plan(self.recipe)
+        return plan(self.recipe, self.folder)
 
     @property
     def own_training(self) -> bool:

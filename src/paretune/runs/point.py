@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from paretune.results.front import FrontPoint, ObjectiveMetrics, Score
 from paretune.results.points import PlannedPoint
 from paretune.results.text_statistics import text_statistics
 from paretune.results.weights import ADAPTER, CHECKSUMS, TRAINING, check_weights, damaged
+from paretune.runs.plan import VALIDATION
 from paretune.training import MultiObjectiveTrainer
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ def run_point(
     start_from: Path | None = None,
     report: Report = lambda phase, done: None,
     shared: Sequence[str] = (),
+    validate: bool = False,
 ) -> None:
     """Train a point, unless it is trained already, and measure it on the test split.
 
@@ -49,6 +52,7 @@ def run_point(
     Args:
         start_from: Folder of the point whose adapter to start from.
         shared: As in `train_point`.
+        validate: Keep the losses on the validation split in ``training.json``, too.
     """
     if (folder / TRAINING).exists():
         measure_point(recipe, point, folder, folder, splits["test"], report)
@@ -66,11 +70,23 @@ def run_point(
     )
     scoring.share = (_TRAINING_SHARE, 1.0)
     test = trainer.prepare(splits["test"].pairs)  # after full fine-tuning there is no reference
+    checked = {VALIDATION: trainer.prepare(splits["validation"].pairs)} if validate else {}
     if start_from is not None:
         load_weights(trainer.model, start_from)
-    train_point(trainer, folder, report, shared)
+    train_point(trainer, folder, report, shared, partial(_losses, trainer, checked))
     scoring.phase, scoring.share = "evaluate", (0.0, 1.0)
     _measure(recipe, point, trainer, test, splits["test"], folder, folder, report)
+
+
+def _losses(
+    trainer: MultiObjectiveTrainer, data: Mapping[str, TokenizedPairs]
+) -> dict[str, dict[str, float]]:
+    """Losses of each objective on each of the data."""
+    found = {key: trainer.measure(pairs, "at") for key, pairs in data.items()}
+    return {
+        key: {name: values[f"at_{name}_loss"] for name in trainer.objectives}
+        for key, values in found.items()
+    }
 
 
 def measure_point(

@@ -106,10 +106,10 @@ def _title(recipe: "Recipe", seed: int) -> str:
 
 
 def _missing(recipe: "Recipe", run: Path, seed: int) -> list[PlannedPoint]:
-    planned = [point for point in plan(recipe) if point.seed == seed]
+    planned = [point for point in plan(recipe, run) if point.seed == seed]
     return [point for point in planned if not (point.folder(run) / TRAINING).exists()]
 
 
 def _trainings(recipe: "Recipe", run: Path, seed: int) -> Sequence[Mapping[str, Any]]:
-    paths = [point.folder(run) / TRAINING for point in plan(recipe) if point.seed == seed]
+    paths = [point.folder(run) / TRAINING for point in plan(recipe, run) if point.seed == seed]
     return [read_object(path) for path in paths if path.exists()]

@@ -10,15 +10,16 @@ there is something to train or to measure.
 
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paretune.data.splitting import Split, split_by_prompt
 from paretune.errors import InputError, TrainingStoppedError, UntrainedError
 from paretune.files import main_process
 from paretune.losses import plain_loss
 from paretune.moo.preference import Preference
+from paretune.moo.weightings import ClampOptions
 from paretune.progress import Progress, Silent
 from paretune.recipes.dial import ConditionedOptions
 from paretune.recipes.load import dated
@@ -29,7 +30,7 @@ from paretune.results.run_folder import begun, read_manifest
 from paretune.results.text import preference_text
 from paretune.results.weights import TRAINING
 from paretune.runs.folder import Content, RecipeIdentity, RunFolder, check_ground
-from paretune.runs.plan import plan, seed_suffix, warm_start
+from paretune.runs.plan import count_points, plan, scaled_recipe, seed_suffix, warm_start
 from paretune.runs.steerable import conditioned, fold_at, fold_points, trainings
 
 if TYPE_CHECKING:
@@ -64,18 +65,25 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
             that was done.
     """
     run, progress = Path(recipe.output_dir), progress or Silent()
-    folder, planned = run_folder(recipe, run), plan(recipe)
+    folder, planned = run_folder(recipe, run), plan(recipe, run)
     _join(recipe, run)
     with folder.session(fresh=fresh):
         pending = [point for point in planned if not folder.finished(point.path)]
         untrained = {}
         if pending:
-            untrained = _run_points(recipe, folder, planned, pending, progress)
+            untrained = _run_points(recipe, folder, pending, progress)
+            planned = plan(recipe, run)
         elif (run / "front.json").exists() and (run / "front.png").exists():
             front = read_front(run)
             if len(front.points) == len(planned):  # else `evaluate` wrote it half-way
                 return front
         measured = [point for point in planned if point.name not in untrained]
+        if len(planned) < count_points(recipe) and not untrained:
+            logger.warning(
+                "%d of %d points: between the others no gap is left, or the ends are no front.",
+                len(planned),
+                count_points(recipe),
+            )
         if measured:
             front = _collect(recipe, run, measured, "test")
             if pending:
@@ -94,7 +102,6 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
 def _run_points(
     recipe: "Recipe",
     folder: RunFolder,
-    planned: Sequence[PlannedPoint],
     pending: Sequence[PlannedPoint],
     progress: Progress,
 ) -> dict[str, str]:
@@ -112,25 +119,27 @@ def _run_points(
     check_sources(recipe)
     splits = load_splits(recipe, folder)
     recipe = dated(recipe, folder.started())
+    planned = plan(recipe, run)
     names = trainings(recipe, run) + [point.name for point in planned]
+    names += ["to be placed"] * (count_points(recipe) - len(planned))
     progress.begin(names, len(planned) - len(pending))
     untrained: dict[str, str] = {}
     if method is not None:
-        untrained = fold_points(method, recipe, run, splits, progress)
-        pending = [point for point in pending if point.name not in untrained]
-    for point in pending:
+        untrained |= fold_points(method, recipe, run, splits, progress)
+    for point, planned in _pending(recipe, folder, untrained):
         progress.point(point.name)
         start = warm_start(point, planned) if recipe.sweep.warm_start else None
         try:
             if start is not None and start.name in untrained:
                 raise UntrainedError(f"the point it starts from, {start.name}, did not train.")
             run_point(
-                recipe,
+                scaled_recipe(recipe, run, point),
                 point,
                 point.folder(run),
                 splits,
                 start_from=start.folder(run) if start else None,
                 report=progress.phase,
+                validate=recipe.sweep.placement == "gap",
             )
         except UntrainedError as error:
             logger.warning("%s did not train: %s", point.name, error)
@@ -138,6 +147,18 @@ def _run_points(
         free_memory()
     progress.end()
     return untrained
+
+
+def _pending(
+    recipe: "Recipe", folder: RunFolder, untrained: Mapping[str, str]
+) -> Iterator[tuple[PlannedPoint, list[PlannedPoint]]]:
+    """The points to do, each with the plan as it is then: the next may rest on those before."""
+    while True:
+        planned = plan(recipe, folder.path)
+        left = [p for p in planned if not folder.finished(p.path) and p.name not in untrained]
+        if not left:
+            return
+        yield left[0], planned
 
 
 def evaluate_run(
@@ -197,7 +218,7 @@ def _sources(
     recipe: "Recipe", run: Path, preference: Preference | None
 ) -> dict[PlannedPoint, Path]:
     """The run's trained points, or that at a preference, and their folders."""
-    trained = [p for p in plan(recipe) if (p.folder(run) / TRAINING).exists()]
+    trained = [p for p in plan(recipe, run) if (p.folder(run) / TRAINING).exists()]
     if not trained:
         raise InputError(f"'{run}' has no trained point yet: run `paretune sweep` first.")
     wanted = [p for p in trained if preference in (None, p.preference)]
@@ -258,10 +279,16 @@ def load_splits(
             recipe=recipe.name,
             seeds=recipe.sweep.seeds,
             data={"all": data.counts, **{k: v.counts for k, v in splits.items()}},
-            normalisation={key: getattr(recipe.method, key, None) for key in ("ideal", "nadir")},
+            normalisation=_normalisation(recipe),
             losses={name: plain_loss(loss) for name, loss in recipe.losses.items()},
         )
     return splits
+
+
+def _normalisation(recipe: "Recipe") -> dict[str, Any]:
+    if recipe.sweep.placement == "gap" and isinstance(recipe.method, ClampOptions):
+        return dict.fromkeys(("ideal", "nadir"), "from the ends' validation losses")
+    return {key: getattr(recipe.method, key, None) for key in ("ideal", "nadir")}
 
 
 def _join(recipe: "Recipe", run: Path) -> None:
@@ -269,7 +296,7 @@ def _join(recipe: "Recipe", run: Path) -> None:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         from paretune.experiment.setup import training_arguments
 
-        first, method = plan(recipe)[0], conditioned(recipe)
+        first, method = plan(recipe, run)[0], conditioned(recipe)
         if method is not None:
             method.training_arguments(recipe, first.seed, run)
         else:
