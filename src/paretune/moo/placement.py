@@ -60,14 +60,18 @@ def next_preference(losses: Sequence[Sequence[float]], aim: Aim = "chebyshev") -
         gap = _largest(line, scaled, closed)
         if gap is None:
             return None
-        wanted = _aimed(*(losses[i] for i in gap), *(scaled[i] for i in gap), aim)
+        left, right = gap
+        if aim == "linear":
+            wanted = _normal(losses[left], losses[right])
+        else:
+            wanted = _ray(scaled[left], scaled[right])
         if wanted in asked:
             closed.add(gap)
             continue
         if new == len(losses):
             return wanted
         asked.add(wanted)
-        if not _divides(scaled[new], *(scaled[i] for i in gap)):
+        if not _divides(scaled[new], scaled[left], scaled[right]):
             closed.add(gap)
         line = _front([*line, new], scaled)
         new += 1
@@ -80,19 +84,20 @@ def _largest(
     return max(gaps, key=lambda gap: math.dist(scaled[gap[0]], scaled[gap[1]]), default=None)
 
 
-def _aimed(
-    left: Sequence[float],
-    right: Sequence[float],
-    scaled_left: Sequence[float],
-    scaled_right: Sequence[float],
-    aim: Aim,
-) -> Point:
-    if aim == "linear":
-        first, second = abs(left[1] - right[1]), abs(left[0] - right[0])
-    else:
-        middle = [(a + b) / 2 for a, b in zip(scaled_left, scaled_right, strict=True)]
-        first, second = (1 / max(u, 1e-9) for u in middle)
-    share = round(first / (first + second), _DECIMALS)
+def _normal(left: Sequence[float], right: Sequence[float]) -> Point:
+    """The p of which both are as good: Σ_m p_m f_m is the same."""
+    return _weights(abs(left[1] - right[1]), abs(left[0] - right[0]))
+
+
+def _ray(left: Sequence[float], right: Sequence[float]) -> Point:
+    """The p of which max_m p_m u_m is least on the ray from 0 through the middle of these."""
+    first, second = ((a + b) / 2 for a, b in zip(left, right, strict=True))
+    return _weights(max(second, 0.0), max(first, 0.0))
+
+
+def _weights(first: float, second: float) -> Point:
+    total = first + second
+    share = round(first / total if total > 0 else 0.5, _DECIMALS)
     share = min(max(share, 10**-_DECIMALS), 1 - 10**-_DECIMALS)
     return share, round(1 - share, _DECIMALS)
 
