@@ -101,6 +101,10 @@ def test_one_adapter_for_all_p_is_a_curve(steerable: Make, tmp_path: Path) -> No
     for text in ("<h2>Any preference</h2>", "conditioned is one adapter for all p", "0.75, 0.25"):
         assert text in page
     assert all(f.exists() for f in write_figures(read_runs([run])[0]))
+    shown = read_runs([run])[0]
+    card = model_card(shown, "conditioned", shown.front.points[1])
+    assert "one adapter with a gate was trained for every preference" in card
+    assert "| gate | 0.25, 0.75 |" in card
     plain = page_data(read_runs([make_plain(run)]))
     assert plain["dial"] is None
 

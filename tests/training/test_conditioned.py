@@ -300,6 +300,13 @@ def test_calibration_is_kept_with_the_gate(conditioned: Any, tmp_path: Path) -> 
     )
 
 
+def test_a_calibration_needs_validation_data(conditioned: Any) -> None:
+    made = conditioned()
+    made.eval_dataset = None
+    with pytest.raises(InputError, match="Calibration needs validation data"):
+        made.calibrate()
+
+
 def test_early_stopping_is_on_the_mean_over_preferences(conditioned: Any, tmp_path: Path) -> None:
     made = conditioned(
         max_steps=6,

@@ -173,6 +173,11 @@ def _notes(run: Run, point: FrontPoint, base: str) -> list[str]:
         notes.append(
             f"Prompts went through the base's chat template with {markdown_code(variables)}."
         )
+    if "position" in point.training:
+        notes.append(
+            "It was not trained by itself: one adapter with a gate was trained for every "
+            "preference, and its gate is fixed here where the run's calibration has this one."
+        )
     if (run.path / point.folder / "prompt.json").is_file():
         notes.append(
             "The adapter is told in its prompt which scores to reach: those in `prompt.json` of "
