@@ -110,12 +110,12 @@ def check(words: list[str]) -> None:
     if preference:  # weights follow it: objectives are not known here
         overrides = [word for word in overrides if "." in word.split("=")[0]]
     takes_recipe = any(each.metavar == "RECIPE" for each in COMMANDS[name].params)
-    recipe = positional[0] if positional else USUAL.get(name, "demo")
+    recipe = positional[0] if positional else USUAL.get(name, "demo_sweep")
     if takes_recipe and not recipe.isupper() and not recipe.endswith(".yaml"):
         kind: Any = name if name in USUAL else "sweep"
         assert recipe in shipped_recipes(kind), f"no recipe {recipe!r} of {name}"
     else:
-        recipe = USUAL.get(name, "demo")
+        recipe = USUAL.get(name, "demo_sweep")
     if overrides and overrides != ["key=value"]:
         read: Any = READERS.get(name, load_recipe)(recipe, overrides)
         for kind, train in (
