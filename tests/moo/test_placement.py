@@ -121,11 +121,16 @@ def test_a_gap_of_a_front_in_pieces_is_left_alone() -> None:
 
 def test_dominated_points_and_those_that_are_not_finite_divide_no_gap() -> None:
     ends = [[0.0, 1.0], [1.0, 0.0]]
-    assert next_preference([*ends, [0.9, 0.9]]) is None
+    assert next_preference([*ends, [1.2, 1.2]]) is None
     assert next_preference([*ends, [float("nan"), 0.5]]) is None
-    below = next_preference([*ends, [0.1, 0.1]])
-    assert below is not None
-    assert next_preference([*ends, [0.1, 0.1], [0.1, 0.1]]) is not None
+    below, *others = [0.1, 0.1], [0.5, 0.5], [0.1, 0.1]
+    first = next_preference([*ends, below])
+    assert first is not None
+    for other in others:  # the second gap is next, and then there is none
+        second = next_preference([*ends, below, other])
+        assert second is not None
+        assert second != first
+        assert next_preference([*ends, below, other, other]) is None
 
 
 def test_ends_without_a_front_between_them() -> None:

@@ -148,7 +148,7 @@ def test_damaged_losses_are_one_sentence(stub: Stub, tmp_path: Path) -> None:
         (["method=mgda"], "for clamp and linear, which follow p, not for mgda"),
         (["method=conditioned"], "not for conditioned"),
         (["method.ideal={harmless: 0.1, helpful: 0.1}"], "leave them out of method"),
-        (["data.objectives=[helpful]"], "gap is for two objectives"),
+        (["data.objectives=[helpful]", "rewards=null"], "gap is for two objectives"),
     ],
 )
 def test_recipes_that_do_not_fit(tmp_path: Path, overrides: list[str], message: str) -> None:

@@ -109,14 +109,16 @@ def _divides(new: Sequence[float], left: Sequence[float], right: Sequence[float]
 
 
 def _front(line: Sequence[int], scaled: Sequence[Sequence[float]]) -> list[int]:
-    """The points that no other dominates, along the first objective; the ends stay."""
+    """The points that no other dominates or was at before, along f_1; the ends stay."""
     finite = [i for i in line if all(map(math.isfinite, scaled[i]))]
     kept: list[int] = []
     for i in sorted(finite, key=lambda i: (scaled[i][0], scaled[i][1])):
-        if i in (0, 1) or not any(_dominates(scaled[j], scaled[i]) for j in finite):
+        better = (
+            all(a <= b for a, b in zip(scaled[j], scaled[i], strict=True))
+            and (j < i or scaled[j] != scaled[i])
+            for j in finite
+            if j != i
+        )
+        if i in (0, 1) or not any(better):
             kept.append(i)
     return kept
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
