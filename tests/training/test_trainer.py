@@ -58,6 +58,30 @@ def test_training_lowers_the_chebyshev_value(clamp: Any, random_pairs: Any) -> N
     assert after["eval_one_margin"] > 0
 
 
+def test_packed_training_is_padded_training_but_for_rounding(
+    clamp: Any, random_pairs: Any, tiny_lora: Any
+) -> None:
+    pairs = random_pairs()
+    for rows in pairs.values():  # answers that follow a prompt twice in a batch
+        rows.append({**rows[0], "chosen": rows[1]["chosen"]})
+    adapters, losses = [], []
+    for packing in ("on", "off"):
+        trainer = clamp(
+            train=pairs,
+            evaluation=pairs,
+            model=tiny_lora(),
+            folder=packing,
+            packing=packing,
+            optim="sgd",
+        )
+        trainer.train()
+        adapters.append(adapter(trainer))
+        losses.append(trainer.evaluate())
+    assert adapters[0].equal(adapters[1]) is False  # another order of sums
+    torch.testing.assert_close(*adapters, rtol=1e-4, atol=2e-5)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-5)
+
+
 def test_zero_weight_equals_single_objective_training(clamp: Any, random_pairs: Any) -> None:
     pairs = random_pairs()
     both = clamp({"one": 0.0, "two": 1.0}, train=pairs, folder="both")

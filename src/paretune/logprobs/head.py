@@ -72,8 +72,25 @@ def token_logps(
         if not _readable[head]:
             logger.info("The logits of %s are computed at once.", type(base_model(model)).__name__)
             return token_logps(model, run, select, targets)
+    return chunked_logps(hidden, head.weight, head.bias, targets, scale, cap)
+
+
+def chunked_logps(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    scale: float = 1.0,
+    cap: float | None = None,
+) -> Tensor:
+    """Log-probabilities of K tokens from hidden states ``(K, d)`` and a frozen head ``(V, d)``.
+
+    Args:
+        scale: Of the logits.
+        cap: They are soft-capped at, after that: ``cap tanh(logits / cap)``.
+    """
     apply: Callable[..., Tensor] = _ChunkedLogps.apply
-    return apply(hidden, head.weight, head.bias, targets, scale, cap)
+    return apply(hidden, weight, bias, targets, scale, cap)
 
 
 def without_logits(model: nn.Module, run: Callable[[], Any]) -> None:
@@ -165,13 +182,10 @@ class _ChunkedLogps(torch.autograd.Function):
             gradient = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
             for start in range(0, len(targets), _CHUNK):
                 part = slice(start, start + _CHUNK)
-                logits = _logits(states[part], weight, bias, scale, cap)
-                total = logits.logsumexp(-1, keepdim=True)
-                goal = targets[part, None]
-                result[part] = (logits.gather(1, goal) - total)[:, 0]
-                if gradient is not None:
-                    slope = _slope(logits, total, goal, scale, cap)
-                    gradient[part] = _product(slope, weight)
+                into = None if gradient is None else gradient[part]
+                result[part] = _one_chunk(
+                    states[part], weight, bias, targets[part, None], scale, cap, into
+                )
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return result
@@ -181,6 +195,24 @@ class _ChunkedLogps(torch.autograd.Function):
     def backward(ctx: Any, *signals: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return (gradient * signals[0][:, None]).to(gradient.dtype), None, None, None, None, None
+
+
+def _one_chunk(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    goal: Tensor,
+    scale: float,
+    cap: float | None,
+    gradient: Tensor | None,
+) -> Tensor:
+    """Log-probabilities of a chunk, whose logits are gone on return; writes their gradient."""
+    logits = _logits(states, weight, bias, scale, cap)
+    total = logits.logsumexp(-1, keepdim=True)
+    result = (logits.gather(1, goal) - total)[:, 0]
+    if gradient is not None:
+        gradient.copy_(_product(_slope(logits, total, goal, scale, cap), weight))
+    return result
 
 
 def _slope(logits: Tensor, total: Tensor, goal: Tensor, scale: float, cap: float | None) -> Tensor:
