@@ -58,6 +58,7 @@ def load_model_and_tokenizer(
     trust_remote_code: bool = False,
     template_variables: Mapping[str, Any] | None = None,
     date: str | None = None,
+    shard: bool = False,
     head: Head = "language",
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its tokenizer, ready for training and generation.
@@ -81,6 +82,8 @@ def load_model_and_tokenizer(
             Qwen3; they hold for training and for generation alike.
         date: the day, as ISO 8601, that a chat template is told which asks for it
             (``strftime_now``); by default each day's own.
+        shard: of several processes (``WORLD_SIZE``) each holds its part of the weights, by
+            transformers' FSDP2; to be trained through an adapter that is added afterwards.
         head: what the model puts out.
 
     Raises:
@@ -113,6 +116,14 @@ def load_model_and_tokenizer(
         options |= _quantization_options(quantization, torch_dtype, device)
     if head == "new_score":
         options["num_labels"] = 1
+    if shard and (processes := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        if not language or quantization is not None:
+            what = "reward models" if not language else "quantised models"
+            raise InputError(f"model.shard is for language models, not for {what}: set it to false")
+        from transformers.distributed.configuration_utils import DistributedConfig
+
+        options["distributed_config"] = DistributedConfig(fsdp_size=processes)
+        device = None  # transformers places the parts
     embedded = str(name) == EMBEDDED
     source = str(embedded_folder()) if embedded else os.path.expanduser(name)
     if not embedded and _looks_like_path(source) and not os.path.isdir(source):
@@ -291,6 +302,16 @@ def _quantization_options(
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
     return {"quantization_config": config, "device_map": {"": device}}
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether each process holds a part of the model, so that all take part in each pass."""
+    return bool(getattr(model, "is_distributed_loading_by_transformers", False))
+
+
+def whole(tensor: "torch.Tensor") -> "torch.Tensor":
+    """All of a tensor, gathered from the processes that hold parts of it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def gpu() -> str | None:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from paretune.errors import UntrainedError
 from paretune.files import main_process, move, read_json, sync, sync_files, write_json, write_jsonl
+from paretune.models import is_sharded
 from paretune.progress import Report
 from paretune.results.weights import CHECKSUMS, TRAINING, checksums
 from paretune.spend import Watch
@@ -81,8 +82,9 @@ def _save(
 
     Several processes hold the same weights: one writes.
     """
-    if main_process():
+    if main_process() or is_sharded(trainer.model):
         save_weights(trainer.model, trainer.processing_class, folder)
+    if main_process():
         history = trainer.state.log_history
         write_jsonl(folder / "log.jsonl", history)
         summary = _summary(trainer.totals, trainer.state.global_step, peak_memory)
@@ -103,10 +105,16 @@ def drop_checkpoints(folder: Path) -> None:
 
 
 def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Keep the adapter or, of a model without one, all weights and the tokenizer."""
+    """Keep the adapter or, of a model without one, all weights and the tokenizer.
+
+    Of a sharded model all processes come here together.
+    """
     partial = folder / "weights.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
+    if main_process():
+        shutil.rmtree(partial, ignore_errors=True)
+    model.save_pretrained(partial, is_main_process=main_process())
+    if not main_process():
+        return
     if not hasattr(model, "peft_config"):
         tokenizer.save_pretrained(partial)
     (partial / "README.md").unlink(missing_ok=True)  # PEFT's empty form

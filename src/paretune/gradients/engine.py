@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from paretune.gradients.one_pass import NotPerSampleError, OnePass, unsupported_
 from paretune.logprobs import Packing, sequence_logps
 from paretune.logprobs.packing import failure, fingerprint
 from paretune.losses import PreferenceLoss
+from paretune.models import is_sharded
 
 Method = Literal["auto", "one_pass", "per_objective"]
 
@@ -122,6 +123,8 @@ class ObjectiveGradients:
                 _without_dropout(self.model),
             ):
                 found = self._difference(rows, scale)
+                if is_sharded(self.model):
+                    found = _worst(found)
             self.bank.restore(held)
             self.passes = passes
             if isinstance(found, float):
@@ -184,6 +187,14 @@ class ObjectiveGradients:
             )
         logger.warning("Using one backward pass per objective, since in one pass %s.", reason)
         self._one_pass = None
+
+
+def _worst(found: float | str) -> float | str:
+    """Of what the processes found: those of a sharded model must go the same way."""
+    every: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(every, found)
+    reasons = [each for each in every if isinstance(each, str)]
+    return reasons[0] if reasons else max(every, key=lambda error: (math.isnan(error), error))
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from paretune.gradients.bank import GradientBank
 from paretune.gradients.objectives import Batch, cotangents, prompt_factors
 from paretune.logprobs import PackedPass, current_stage, output_embeddings, sequence_logps
 from paretune.losses import PreferenceLoss
+from paretune.models import is_sharded
 
 
 class NotPerSampleError(RuntimeError):
@@ -91,6 +92,8 @@ class OnePass:
         self._weigh(weights[:, packed.responses.sequence])
         run.backward_responses(scale)
         factors = prompt_factors(weights, packed.members) if packed.prompts.tokens else []
+        if is_sharded(self._model):
+            factors = _as_many_everywhere(factors, weights)
         for left, (combination, shares) in zip(
             range(len(factors) - 1, -1, -1), factors, strict=True
         ):
@@ -113,6 +116,19 @@ class OnePass:
             for layer in self._layers:
                 del layer.module.forward
                 layer.cotangents = None
+
+
+def _as_many_everywhere(
+    factors: list[tuple[Tensor, Tensor]], weights: Tensor
+) -> list[tuple[Tensor, Tensor]]:
+    """With factors that change nothing, to as many as the process has that has most.
+
+    Each takes the processes of a sharded model through the prompts together.
+    """
+    most = torch.tensor(len(factors), device=weights.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    nothing = weights.new_zeros(weights.shape[1]), torch.zeros_like(weights)
+    return factors + [nothing] * (int(most) - len(factors))
 
 
 class _Layer:

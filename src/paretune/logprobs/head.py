@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy, linear
 
 from paretune.errors import InputError
+from paretune.models import whole
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,14 @@ def token_logps(
     hidden = select(hidden)
     scale, cap = _after_head(model)
     if head not in _readable and len(targets):
-        _readable[head] = _agree(logits, _logits(hidden[:1], head.weight, head.bias, scale, cap))
+        bias = None if head.bias is None else whole(head.bias)
+        own = _logits(hidden[:1], whole(head.weight), bias, scale, cap)
+        _readable[head] = _agree(logits, own)
         if not _readable[head]:
             logger.info("The logits of %s are computed at once.", type(base_model(model)).__name__)
             return token_logps(model, run, select, targets)
-    return chunked_logps(hidden, head.weight, head.bias, targets, scale, cap)
+    bias = None if head.bias is None else whole(head.bias)
+    return chunked_logps(hidden, whole(head.weight), bias, targets, scale, cap)
 
 
 def chunked_logps(
@@ -93,9 +97,9 @@ def chunked_logps(
     return apply(hidden, weight, bias, targets, scale, cap)
 
 
-def without_logits(model: nn.Module, run: Callable[[], Any]) -> None:
-    """Run the model's forward for its inner layers alone."""
-    _run(model, run, lambda hidden: hidden[0, :0], 0)
+def without_logits(model: nn.Module, run: Callable[[], Any]) -> Tensor:
+    """Run the model's forward for its inner layers alone; returns the logits of no token."""
+    return _run(model, run, lambda hidden: hidden[0, :0], 0)[0]
 
 
 def _run(

@@ -16,6 +16,7 @@ from paretune.errors import InputError
 from paretune.logprobs.attention import UnpackableError
 from paretune.logprobs.head import base_model
 from paretune.logprobs.passes import PackedPass, sequence_logps
+from paretune.models import is_sharded
 
 PackingMode = Literal["auto", "on", "off"]
 
@@ -52,6 +53,9 @@ class Packing:
             self.reason = "packing='off'"
         elif (obstacle := known_obstacle(model)) is not None:
             self.give_up(obstacle, logging.INFO)
+        elif is_sharded(model) and self._limit is not None:
+            # All processes must run the same passes, whatever their batches are.
+            self.give_up(f"the model is sharded and has {self._limit_is}", logging.INFO)
         else:
             self.planned = True
 

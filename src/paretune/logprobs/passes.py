@@ -15,6 +15,7 @@ from paretune.logprobs.attention import (
     running,
 )
 from paretune.logprobs.head import token_logps, without_logits
+from paretune.models import is_sharded
 
 
 def sequence_logps(model: nn.Module, batch: Mapping[str, Any], chunked: bool = True) -> Tensor:
@@ -60,9 +61,13 @@ class PackedPass:
         self._model, self.batch = model, batch
         self._prompts = PromptStage(batch)
         self._responses = ResponseStage(batch, self._prompts)
+        self._end: Tensor | None = None
         if batch.prompts.tokens:
             with running(model, self._prompts):
-                without_logits(model, lambda: self._run(self._prompts))
+                end = without_logits(model, lambda: self._run(self._prompts))
+            # FSDP gathers weights when a signal reaches a module's output, and none reaches that of
+            # the last layer and of the model.
+            self._end = end if is_sharded(model) and end.requires_grad else None
             if not self._prompts.kept:
                 raise UnpackableError("its attention does not go through transformers' interface")
         with running(model, self._responses):
@@ -130,6 +135,9 @@ class PackedPass:
             added = (signal * factors).to(root.dtype)  # in float32 at least: factors are
             roots.append(root)
             cotangents.append(torch.zeros_like(root).index_add_(2, batch.source, added))
+        if self._end is not None:
+            roots.append(self._end)
+            cotangents.append(torch.zeros_like(self._end))
         if not roots:
             return [None] * len(parameters or ())
         with running(self._model, self._prompts):

@@ -1,6 +1,7 @@
 """Response log-probabilities of whole data sets."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from paretune.data.packing import pack
 from paretune.data.tokenization import TokenSequence, pad_sequences
 from paretune.logprobs.packing import Packing
+from paretune.models import is_sharded
 
 
 @torch.no_grad()
@@ -39,16 +41,26 @@ def score_sequences(
     model.eval()
     try:
         packing.prove(sequences, pad_token_id)
-        batches = _batches(sequences, batch_size, packing)[rank::world_size]
+        every = _batches(sequences, batch_size, packing)
+        batches = every[rank::world_size]
         for number, batch in enumerate(batches, start=1):
-            some = [sequences[i] for i in batch]
-            inputs = {k: v.to(device) for k, v in pad_sequences(some, pad_token_id).items()}
-            result[batch] = packing.logps({**inputs, "packed": pack(some)}).float().cpu()
+            inputs = _tensors(sequences, batch, pad_token_id, device)
+            result[batch] = packing.logps(inputs).float().cpu()
             if progress is not None:
                 progress(number, len(batches))
+        if is_sharded(model) and len(every) > len(batches) * world_size:
+            packing.logps(_tensors(sequences, every[0], pad_token_id, device))  # others have one
     finally:
         model.train(training)
     return result
+
+
+def _tensors(
+    sequences: Sequence[TokenSequence], batch: Sequence[int], pad_token_id: int, device: Any
+) -> dict[str, Any]:
+    some = [sequences[i] for i in batch]
+    inputs = {k: v.to(device) for k, v in pad_sequences(some, pad_token_id).items()}
+    return {**inputs, "packed": pack(some)}
 
 
 def by_prompt(sequences: Sequence[TokenSequence]) -> list[int]:

@@ -103,6 +103,9 @@ class Model(Section):
     date: str | None = None
     """The day, as 2026-01-31, that a chat template is told which asks for it (Llama 3); null is the
     day on which the run was begun, in all its sessions."""
+    shard: bool = False
+    """Of several processes each holds its part of the base (FSDP2) and all of the adapter, which
+    `lora` adds."""
 
     @field_validator("date")
     @classmethod
@@ -303,6 +306,8 @@ class Recipe(Written):
     def _agree(self) -> "Recipe":
         if self.model.quantization and self.lora is None:
             raise ValueError("model.quantization needs lora: a quantised base cannot be trained")
+        if self.model.shard and self.lora is None:
+            raise ValueError("model.shard needs lora: a base in parts is trained by an adapter")
         for key, named in (
             ("method.ideal", getattr(self.method, "ideal", None)),
             ("method.nadir", getattr(self.method, "nadir", None)),

@@ -17,6 +17,7 @@ from paretune.experiment.setup import build_trainer
 from paretune.experiment.train_point import StepReport, train_point, wait_for_all
 from paretune.experiment.weights import load_weights
 from paretune.files import main_process, read_object, write_json
+from paretune.models import is_sharded
 from paretune.moo.weightings import Linear
 from paretune.progress import Phase, Report
 from paretune.results.answers import Answer, Prompt, write_answers
@@ -193,9 +194,10 @@ def _measure(
         for name in recipe.data.objectives
     }
     report("generate", 0.0)
+    answers: list[Answer] = []
+    if recipe.evaluation.generate and (main_process() or is_sharded(trainer.model)):
+        answers = _answers(recipe, trainer, data, report, rewrite)
     if main_process():
-        asked = recipe.evaluation.generate
-        answers = _answers(recipe, trainer, data, report, rewrite) if asked else []
         if answers:
             write_answers(target / "answers.jsonl", answers)
         names = answers[0].scores if answers else ()

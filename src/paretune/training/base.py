@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState, set_seed
@@ -16,7 +17,7 @@ from transformers.trainer_utils import TrainOutput
 from paretune.data.tokenization import TokenSequence
 from paretune.errors import InputError, TrainingStoppedError, UntrainedError
 from paretune.logprobs import Packing, score_sequences
-from paretune.models import load_model_and_tokenizer
+from paretune.models import is_sharded, load_model_and_tokenizer
 from paretune.moo.preference import Preference
 from paretune.spend import Spend
 from paretune.training.arguments import lasting
@@ -72,6 +73,9 @@ class BaseTrainer(Trainer):
     ) -> None:
         self._tokenizer = tokenizer
         shared = SharedEpoch(rows)
+        save_only_model = args.save_only_model
+        # transformers keeps no optimiser of sharded weights; here it is one of adapters, whole.
+        args.save_only_model = save_only_model or is_sharded(model)
         super().__init__(
             model=model,
             args=args,
@@ -87,6 +91,7 @@ class BaseTrainer(Trainer):
             ],
             optimizers=optimizers,
         )
+        args.save_only_model = save_only_model
         # `accelerate launch` sets these where the arguments say nothing of them.
         if owner := (
             (self.is_fsdp_enabled and "FSDP") or (self.is_deepspeed_enabled and "DeepSpeed")
@@ -119,6 +124,12 @@ class BaseTrainer(Trainer):
     def progress(self) -> float:
         """How much of the training is done, in [0, 1]."""
         return self.state.global_step / max(self.state.max_steps, 1)
+
+    def _sync_replicated_trainable_parameters(self, model: nn.Module) -> None:
+        # transformers' hook would average gradients that are reduced here.
+        for parameter in model.parameters():
+            if parameter.requires_grad and torch.distributed.is_initialized():
+                torch.distributed.broadcast(parameter.data, src=0)
 
     def _reduce_sum(self, value: Tensor) -> Tensor:
         reduced: Tensor = self.accelerator.reduce(value, "sum")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from paretune.data.tokenization import PairIndex, TokenSequence
 from paretune.files import move, sync
+from paretune.models import whole
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def model_digest(model: nn.Module) -> str:
         adapters |= "lora_" in name
         # PEFT renames what it wraps, so names would tell the same weights apart.
         digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(_bytes(tensor))
+        digest.update(_bytes(whole(tensor)))
         for scales in _quantization_scales(tensor):
             digest.update(_bytes(scales))
     configs = getattr(model, "peft_config", {})
