@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from paretune.cli.arguments import Method, TrustRemoteCode
+from paretune.cli.arguments import Method, TrustRemoteCode, weights_and_overrides
 from paretune.cli.output import echo
 
 
@@ -19,18 +19,43 @@ def export(
         bool | None,
         typer.Option(help="Also write the base model; by default if it has no name on the hub."),
     ] = None,
+    prefer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=WEIGHT,...",
+            help="Export what serves this preference, e.g. --prefer harmless=7,helpful=3; may be "
+            "given several times. By default all points.",
+        ),
+    ] = None,
+    points: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            min=2,
+            help="Of one adapter for all preferences: export an even grid, K along an edge.",
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(metavar="R", min=1, help="Lower adapters to this rank, by their SVD."),
+    ] = None,
+    gguf: Annotated[
+        bool, typer.Option("--gguf", help="Also write the adapters as llama.cpp reads them.")
+    ] = False,
     method: Method = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Lay a run's adapters out for vLLM and PEFT, with a manifest and the commands.
+    """Lay a run's adapters out for vLLM, PEFT and llama.cpp, with a manifest and the commands.
 
     The folder can be used where paretune is not installed.
     """
     from paretune.cli.progress import quiet_libraries
     from paretune.serving.choose import open_run
     from paretune.serving.export import export_run
+    from paretune.serving.fold import at_preferences
 
-    choices = open_run(run, method=method)
+    wanted = [weights_and_overrides([each], None)[0] for each in prefer or ()]
+    choices = at_preferences(open_run(run, method=method), wanted, points)
     quiet_libraries(choices.recipe.model.name)
     target = run / "export" if to is None else to
     layout = export_run(
@@ -38,7 +63,9 @@ def export(
         target,
         merge=merge,
         base=base,
+        rank=rank,
+        gguf=gguf,
         report=lambda what: echo(f"writing {what}", err=True),
     )
-    echo(f"In {target}: manifest.json, README.md, {len(choices.candidates)} points.")
+    echo(f"In {target}: manifest.json, README.md, {len(layout.choices.candidates)} points.")
     echo(f"\ncd {target}\n{layout.serve_line()}")

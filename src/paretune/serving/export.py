@@ -5,11 +5,10 @@ manifest with the checksum of every file, and a README with the commands.
 """
 
 import hashlib
-import shlex
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,48 +19,16 @@ from paretune.errors import InputError
 from paretune.experiment.weights import read_adapter, with_adapter
 from paretune.files import move, read_json, sync_files, user_path, write_json, write_text
 from paretune.models import EMBEDDED, load_model_and_tokenizer
-from paretune.results.table import Table, left, numbers
-from paretune.results.text import markdown_code, markdown_text
 from paretune.results.weights import ADAPTER, check_weights
 from paretune.serving.choose import Candidate, Choices
+from paretune.serving.fold import folded, gated_logits
+from paretune.serving.gguf_lora import family_of, write_lora
+from paretune.serving.layout import ADAPTERS, BASE, GGUF, MODELS, Layout, readme
 from paretune.serving.verify import check_same, logits, untie
 
 _FORMAT = "paretune-export-1"
 _TEXT = "The quick brown fox jumps over the lazy dog, and 1 + 1 = 2."
 _CONFIG, _WEIGHTS = ADAPTER
-_BASE, _ADAPTERS, _MODELS = "base", "adapters", "models"
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # of those that vLLM's --max-lora-rank takes
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What an export holds.
-
-    Attributes:
-        choices: the run and its points.
-        model: name of the base model; of a folder, its last part.
-        base: where the base model is found: a path in the export, or an id on the hub.
-        adapters: configuration of each adapter, by name; empty if the points are whole models.
-        models: names of the points that are there as models by themselves.
-    """
-
-    choices: Choices
-    model: str
-    base: str
-    adapters: Mapping[str, Mapping[str, Any]]
-    models: tuple[str, ...]
-
-    def serve_line(self) -> str:
-        """The command that serves it with vLLM, to be given in the folder."""
-        if not self.adapters:
-            return f"vllm serve {_MODELS}/{self.models[0]}"
-        rank = max(int(config["r"]) for config in self.adapters.values())
-        fitting = [each for each in _VLLM_RANKS if each >= rank]
-        return shlex.join(
-            ["vllm", "serve", self.base, "--enable-lora"]
-            + ["--max-lora-rank", str(fitting[0] if fitting else rank), "--lora-modules"]
-            + [f"{name}={_ADAPTERS}/{name}" for name in self.adapters]
-        )
 
 
 def export_run(
@@ -70,14 +37,20 @@ def export_run(
     *,
     merge: bool = False,
     base: bool | None = None,
+    rank: int | None = None,
+    gguf: bool = False,
     report: Callable[[str], None] = lambda what: None,
 ) -> Layout:
     """Write the points of a run to a folder of their own, whole or not at all.
+
+    Points at positions of a gate are folded into adapters of their own.
 
     Args:
         target: a folder that is not there yet, or one of an earlier export, which is replaced.
         merge: also write each point as a model by itself, with the tokenizer.
         base: also write the base model and its tokenizer; None does if it has no name on the hub.
+        rank: largest rank of an adapter; by default its own.
+        gguf: also write the adapters as llama.cpp reads them.
         report: is told what is being written.
 
     Raises:
@@ -91,20 +64,31 @@ def export_run(
     on_hub = name != EMBEDDED and not user_path(name).is_dir()
     adapters = [candidate for candidate in choices.candidates if not candidate.whole]
     with_base = bool(adapters) and (not on_hub if base is None else base)
-    layout = Layout(
-        choices=choices,
-        model=name if on_hub else Path(name).name,
-        base=_BASE if with_base or not on_hub else name,
-        adapters={each.name: read_json(each.folder / _CONFIG) for each in adapters},
-        models=tuple(each.name for each in choices.candidates if each.whole or merge),
-    )
+    if (gguf or rank is not None) and not adapters:
+        raise InputError(f"'{choices.run}' has whole models, no adapters: leave --gguf and --rank.")
     _check(choices)
+    sources = {each.name: each for each in choices.candidates}
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _write_models(layout, partial, with_base, report)
-        write_text(partial / "README.md", _readme(layout))
+        with tempfile.TemporaryDirectory() as scratch:
+            choices = folded(choices, Path(scratch), rank, report)
+            layout = Layout(
+                choices=choices,
+                model=name if on_hub else Path(name).name,
+                base=BASE if with_base or not on_hub else name,
+                adapters={
+                    each.name: read_json(each.folder / _CONFIG)
+                    for each in choices.candidates
+                    if not each.whole
+                },
+                models=tuple(each.name for each in choices.candidates if each.whole or merge),
+                gguf=gguf,
+            )
+            exact = sources if rank is None else {}
+            _write_models(layout, partial, with_base, exact, report)
+        write_text(partial / "README.md", readme(layout))
         for folder in (path for path in partial.rglob("*") if path.is_dir()):
             sync_files(folder)
         write_json(partial / "manifest.json", _manifest(layout, partial))
@@ -117,30 +101,45 @@ def export_run(
 
 
 def _write_models(
-    layout: Layout, folder: Path, with_base: bool, report: Callable[[str], None]
+    layout: Layout,
+    folder: Path,
+    with_base: bool,
+    sources: Mapping[str, Candidate],
+    report: Callable[[str], None],
 ) -> None:
-    """Write base, adapters and models; each is read back, and must compute what the run's does."""
+    """Write base, adapters and models; each is read back, and must compute what the run's does.
+
+    Args:
+        sources: candidates by name, of which those of `layout` were folded exactly.
+    """
     choices = layout.choices
     base: Any = None
     if layout.adapters:
         base, tokenizer = _load(choices)
         ids = _probe(tokenizer)
         dtype = base.dtype
+        if layout.gguf:
+            family_of(base.config)  # raises before anything is written
         if with_base:
             report("the base model")
             wanted = logits(base, ids)
-            _save(base, tokenizer, folder / _BASE)
-            base, _ = _load(choices, folder / _BASE)
+            _save(base, tokenizer, folder / BASE)
+            base, _ = _load(choices, folder / BASE)
             check_same(logits(base, ids), wanted, dtype, "the base model")
     for candidate in choices.candidates:
         report(candidate.name)
         if candidate.whole:
-            _write_whole(choices, candidate, folder / _MODELS / candidate.name)
+            _write_whole(choices, candidate, folder / MODELS / candidate.name)
             continue
         model = with_adapter(base, candidate.folder)
         wanted = logits(model, ids)
         base = model.unload()
-        exported = folder / _ADAPTERS / candidate.name
+        source = sources.get(candidate.name)
+        if source is not None and source.position is not None:
+            model = with_adapter(base, source.folder)
+            check_same(wanted, gated_logits(model, source, ids), dtype, candidate.name)
+            base = model.unload()
+        exported = folder / ADAPTERS / candidate.name
         exported.mkdir(parents=True)
         config = layout.adapters[candidate.name]
         write_json(exported / _CONFIG, {**config, "base_model_name_or_path": layout.base})
@@ -148,8 +147,10 @@ def _write_models(
         model = with_adapter(base, exported)
         check_same(logits(model, ids), wanted, dtype, candidate.name)
         base = model.unload()
+        if layout.gguf:
+            write_lora(exported, folder / GGUF / f"{candidate.name}.gguf", base.config)
         if candidate.name in layout.models:
-            merged = folder / _MODELS / candidate.name
+            merged = folder / MODELS / candidate.name
             _write_merged(choices, candidate, merged)
             check_same(logits(_load(choices, merged)[0], ids), wanted, dtype, candidate.name)
 
@@ -222,12 +223,13 @@ def _manifest(layout: Layout, folder: Path) -> dict[str, Any]:
     recipe = choices.recipe
     points = []
     for candidate in choices.candidates:
-        path = _MODELS if candidate.whole else _ADAPTERS
+        path = MODELS if candidate.whole else ADAPTERS
         point = candidate.point
         points.append(
             {
                 "name": candidate.name,
                 "path": f"{path}/{candidate.name}",
+                "position": candidate.position,
                 "preference": point.preference,
                 "seed": point.seed,
                 "split": choices.split,
@@ -258,72 +260,3 @@ def _manifest(layout: Layout, folder: Path) -> dict[str, Any]:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _readme(layout: Layout) -> str:
-    choices = layout.choices
-    names = choices.recipe.data.objectives
-    columns = [left("point"), *numbers(names, ".3g")]
-    columns += numbers([f"loss {name}" for name in names], ".4f")
-    rows = [
-        [candidate.name, *(candidate.point.preference[name] for name in names)]
-        + [candidate.point.losses[name] for name in names]
-        for candidate in choices.candidates
-    ]
-    parts = [
-        f"# {markdown_text(f'{choices.recipe.name}: {choices.method}')}",
-        f"Weight of each objective in training, and losses on the {choices.split} split; "
-        "`manifest.json` has all figures and the checksum of every file.",
-        Table(columns, rows).to_markdown(),
-        "All paths are relative to this folder: give the commands here.",
-    ]
-    if layout.adapters:
-        first = next(iter(layout.adapters))
-        parts += [
-            "## vLLM",
-            _code(layout.serve_line(), "sh"),
-            "A request chooses the point by its name, as `model`.",
-            "## PEFT",
-            _code(
-                "from peft import PeftModel\n"
-                "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-                f'tokenizer = AutoTokenizer.from_pretrained("{layout.base}")\n'
-                f'base = AutoModelForCausalLM.from_pretrained("{layout.base}")\n'
-                f'model = PeftModel.from_pretrained(base, "{_ADAPTERS}/{first}")',
-                "python",
-            ),
-        ]
-    if layout.models:
-        parts += [
-            "## Models by themselves",
-            f"Each folder of `{_MODELS}/` is a whole model with its tokenizer:",
-            _code(f"vllm serve {_MODELS}/{layout.models[0]}", "sh"),
-        ]
-    return "\n\n".join([*parts, *_warnings(layout)]) + "\n"
-
-
-def _warnings(layout: Layout) -> list[str]:
-    """What a user of the export has to know besides."""
-    model, found = layout.choices.recipe.model, []
-    if layout.base == _BASE and layout.adapters:
-        found.append(f"`{_BASE}/` is the base model, {markdown_code(layout.model)}.")
-    if model.quantization and layout.adapters:
-        found.append(
-            f"The adapters were trained over the base model in {model.quantization}; over the "
-            "model in full precision, answers differ slightly."
-        )
-    if model.template_variables and layout.base != _BASE:
-        found.append(
-            f"The chat template was used with {model.template_variables}: pass them to it "
-            "(`chat_template_kwargs`)."
-        )
-    if any(candidate.scores for candidate in layout.choices.candidates):
-        found.append(
-            "The points differ in what their prompts ask for, not in their weights: end the "
-            "user's words with `<NAME_score> VALUE` for each of `prompt_scores` in the manifest."
-        )
-    return ["## Note", *found] if found else []
-
-
-def _code(text: str, language: str) -> str:
-    return f"```{language}\n{text}\n```"
