@@ -151,6 +151,9 @@ def test_a_grid_of_points_with_a_lower_rank_for_llama_cpp(run: Path, tmp_path: P
     assert sorted(path.stem for path in (out / "gguf").iterdir()) == names
     assert f"{names[1]} at rank 2: its change of weights is off by" in result.output
     assert read_json(out / "adapters" / names[0] / "adapter_config.json")["r"] == 2
+    point = json.loads((out / "manifest.json").read_text(), parse_constant=pytest.fail)["points"][1]
+    assert point["position"] == pytest.approx(CALIBRATION.position([0.5, 0.5]))
+    assert point["metrics"]["helpful"]["accuracy"] is None  # not measured at this position
     readme = (out / "README.md").read_text()
     for words in ("--lora-scaled gguf/", '"lora": [{"id": 2, "scale": ', "vllm serve base"):
         assert words in readme
@@ -210,3 +213,5 @@ def test_ends_mix_to_every_position(run: Path, tmp_path: Path) -> None:
         assert torch.allclose(change, mixed, atol=1e-6)
     assert sum(scales) == pytest.approx(1)
     assert ends(open_run(run)) is None  # trained points have no positions
+    same = (replace(choices.candidates[0], name="again"), choices.candidates[0])
+    assert ends(replace(choices, candidates=same)) is None

@@ -5,6 +5,7 @@ manifest with the checksum of every file, and a README with the commands.
 """
 
 import hashlib
+import math
 import shutil
 import tempfile
 import warnings
@@ -19,6 +20,7 @@ from paretune.errors import InputError
 from paretune.experiment.weights import read_adapter, with_adapter
 from paretune.files import move, read_json, sync_files, user_path, write_json, write_text
 from paretune.models import EMBEDDED, load_model_and_tokenizer
+from paretune.results.front import ObjectiveMetrics
 from paretune.results.weights import ADAPTER, check_weights
 from paretune.serving.choose import Candidate, Choices
 from paretune.serving.fold import folded, gated_logits
@@ -233,7 +235,7 @@ def _manifest(layout: Layout, folder: Path) -> dict[str, Any]:
                 "preference": point.preference,
                 "seed": point.seed,
                 "split": choices.split,
-                "metrics": {name: vars(values) for name, values in point.metrics.items()},
+                "metrics": {name: _measured(values) for name, values in point.metrics.items()},
                 "chebyshev": point.chebyshev,
                 "nondominated": point.nondominated,
                 "prompt_scores": candidate.scores,
@@ -254,6 +256,14 @@ def _manifest(layout: Layout, folder: Path) -> dict[str, Any]:
         "points": points,
         "models": list(layout.models),
         "sha256": {path.relative_to(folder).as_posix(): _digest(path) for path in files},
+    }
+
+
+def _measured(metrics: ObjectiveMetrics) -> dict[str, float | None]:
+    """The metrics; null where there is none, as of a position that was not measured itself."""
+    return {
+        key: value if value is not None and math.isfinite(value) else None
+        for key, value in vars(metrics).items()
     }
 
 

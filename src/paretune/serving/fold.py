@@ -145,8 +145,9 @@ def ends(choices: Choices) -> list[Candidate] | None:
     for name in choices.recipe.data.objectives:
         shares = [candidate.point.preference[name] for candidate in candidates]
         chosen.append(candidates[shares.index(max(shares))])
-    distinct = len({candidate.name for candidate in chosen}) == len(chosen)
-    return chosen if distinct else None
+    # Where the calibration has several preferences at one position, they make no line.
+    spread = np.linalg.det(np.array([candidate.position for candidate in chosen]))
+    return chosen if abs(spread) > 1e-3 else None
 
 
 def mixture(position: Sequence[float], corners: Sequence[Candidate]) -> list[float]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paretune.results.gates import read_gates
+from paretune.results.gates import read_calibration
 from paretune.results.table import Table, left, numbers
 from paretune.results.text import markdown_code, markdown_text
 from paretune.serving.choose import Choices
@@ -63,8 +63,7 @@ def readme(layout: Layout) -> str:
     parts = [
         f"# {markdown_text(f'{choices.recipe.name}: {choices.method}')}",
         f"Weight of each objective{_what_weights_are(choices)}, and losses on the {choices.split} "
-        f"split; "
-        "`manifest.json` has all figures and the checksum of every file.",
+        "split; `manifest.json` has all figures and the checksum of every file.",
         Table(columns, rows).to_markdown(),
         "All paths are relative to this folder: give the commands here.",
     ]
@@ -135,27 +134,25 @@ def _mixing(layout: Layout, corners: list[Any]) -> list[str]:
     choices = layout.choices
     names, numbers_of = choices.recipe.data.objectives, list(layout.adapters)
     assert choices.dial is not None
-    _, _, calibration = read_gates(choices.dial)
-    assert calibration is not None
+    calibration = read_calibration(choices.dial, names)
+    preferences = [[corner.point.preference[name] for name in names] for corner in corners]
+    ids = [numbers_of.index(corner.name) for corner in corners]
+    middle = [sum(weights) / len(corners) for weights in zip(*preferences, strict=True)]
+    scales = mixture(calibration.position(middle), corners)
+    columns = numbers([f"p {name}" for name in names], ".3g")
+    columns += numbers([f"scale of {corner.name}" for corner in corners], ".4f")
     rows: list[list[object]] = []
     for k in range(_STEPS + 1) if len(names) == 2 else ():
-        p = (1 - k / _STEPS, k / _STEPS)
+        share = k / _STEPS
+        p = [(1 - share) * a + share * b for a, b in zip(*preferences, strict=True)]
         rows.append([*p, *mixture(calibration.position(p), corners)])
-    scales = mixture(calibration.position([1 / len(names)] * len(names)), corners)
-    ids = [numbers_of.index(corner.name) for corner in corners]
-    parts = [
-        "Two ends are enough for every preference between them: the change of the weights is "
-        "linear in the scales, which add up to one. The middle of the dial, in a request:"
-        if len(names) == 2
-        else "The ends are enough for every preference between them: the change of the weights is "
-        "linear in the scales, which add up to one. Equal weights, in a request:",
+    return [
+        "The ends are enough for every preference between them: the change of the weights is "
+        "linear in the scales, which add up to one (exactly, unless ranks were lowered). Half-way "
+        "between them, in a request:",
         _code(json.dumps(_request(list(zip(ids, scales, strict=True)))), "json"),
+        *([Table(columns, rows).to_markdown()] if rows else []),
     ]
-    if rows:
-        columns = numbers([f"p {name}" for name in names], ".2f")
-        columns += numbers([f"scale of {corner.name}" for corner in corners], ".4f")
-        parts.append(Table(columns, rows).to_markdown())
-    return parts
 
 
 def _request(scales: list[tuple[int, float]]) -> dict[str, Any]:
