@@ -46,6 +46,7 @@ def trainers(folder: str, steps: int) -> dict[str, Any]:
         "max_steps": steps,
         "per_device_train_batch_size": 4,
         "learning_rate": 4e-4,
+        "loss": "simpo",  # which needs no reference to be scored before
         "max_length": 128,
         "save_strategy": "no",
         "disable_tqdm": True,
