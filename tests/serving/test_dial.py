@@ -149,7 +149,7 @@ def test_a_grid_of_points_with_a_lower_rank_for_llama_cpp(run: Path, tmp_path: P
     names = [f"harmless{p:.2f}-helpful{1 - p:.2f}" for p in (0, 0.5, 1)]
     assert sorted(path.name for path in (out / "adapters").iterdir()) == names
     assert sorted(path.stem for path in (out / "gguf").iterdir()) == names
-    assert f"{names[1]} at rank 2: its change of weights is off by" in result.output
+    assert f"{names[1]} at rank 2: its change of the weights is off by" in result.output
     assert read_json(out / "adapters" / names[0] / "adapter_config.json")["r"] == 2
     point = json.loads((out / "manifest.json").read_text(), parse_constant=pytest.fail)["points"][1]
     assert point["position"] == pytest.approx(CALIBRATION.position([0.5, 0.5]))
