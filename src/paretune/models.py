@@ -95,12 +95,8 @@ def load_model_and_tokenizer(
         raise InputError(
             f"dtype {dtype!r} is unknown; use 'auto', 'float32', 'bfloat16' or 'float16'"
         )
-    if trust_remote_code and not remote_code_is_allowed():
-        raise InputError(
-            f"the code that comes with model '{name}' would run with your rights, as its recipe "
-            f"asks with trust_remote_code: read it, then give --trust-remote-code (or set "
-            f"{TRUST_VARIABLE}=1)"
-        )
+    _check_remote_code(name, trust_remote_code)
+    source = _source(name)
     import torch
     from transformers import (
         AutoModelForCausalLM,
@@ -125,12 +121,6 @@ def load_model_and_tokenizer(
         options["distributed_config"] = DistributedConfig(fsdp_size=processes)
         device = None  # transformers places the parts
     embedded = str(name) == EMBEDDED
-    source = str(embedded_folder()) if embedded else os.path.expanduser(name)
-    if not embedded and _looks_like_path(source) and not os.path.isdir(source):
-        raise InputError(
-            f"model folder '{name}' does not exist; give an existing folder, a hub id, "
-            f"or '{EMBEDDED}' for the embedded model"
-        )
     try:
         with _quiet() if embedded else contextlib.nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -138,10 +128,7 @@ def load_model_and_tokenizer(
                 source, trust_remote_code=trust_remote_code, output_loading_info=True, **options
             )
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"model '{name}' could not be loaded ({_first_line(error)}); give an existing folder, "
-            f"a hub id you can reach, or '{EMBEDDED}' for the embedded model"
-        ) from error
+        raise _not_loaded(name, error) from error
     if head == "score" and found["missing_keys"]:
         raise InputError(
             f"model '{name}' has no score head in its checkpoint ({min(found['missing_keys'])} is "
@@ -161,6 +148,54 @@ def load_model_and_tokenizer(
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model, tokenizer
+
+
+def check_model(name: str | os.PathLike[str], trust_remote_code: bool = False) -> None:
+    """See, without loading its weights, that there is a model of this name.
+
+    Raises:
+        InputError: there is none, or code of a checkpoint that nobody allowed to run.
+    """
+    _check_remote_code(name, trust_remote_code)
+    if str(name) == EMBEDDED:
+        _embedded_gguf()
+        return
+    source = _source(name)
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(name, error) from error
+
+
+def _check_remote_code(name: str | os.PathLike[str], wanted: bool) -> None:
+    if wanted and not remote_code_is_allowed():
+        raise InputError(
+            f"the code that comes with model '{name}' would run with your rights, as its recipe "
+            f"asks with trust_remote_code: read it, then give --trust-remote-code (or set "
+            f"{TRUST_VARIABLE}=1)"
+        )
+
+
+def _source(name: str | os.PathLike[str]) -> str:
+    """The folder or hub id from which transformers loads a model."""
+    if str(name) == EMBEDDED:
+        return str(embedded_folder())
+    source = os.path.expanduser(name)
+    if _looks_like_path(source) and not os.path.isdir(source):
+        raise InputError(
+            f"model folder '{name}' does not exist; give an existing folder, a hub id, "
+            f"or '{EMBEDDED}' for the embedded model"
+        )
+    return source
+
+
+def _not_loaded(name: str | os.PathLike[str], error: Exception) -> InputError:
+    return InputError(
+        f"model '{name}' could not be loaded ({_first_line(error)}); give an existing folder, "
+        f"a hub id you can reach, or '{EMBEDDED}' for the embedded model"
+    )
 
 
 def _with_variables(template: Any, variables: Mapping[str, Any]) -> str:

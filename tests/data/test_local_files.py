@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -206,6 +207,18 @@ def test_rating_must_be_a_number(rating):
 def test_missing_rating_column_lists_the_columns():
     with pytest.raises(InputError, match=r"'tone': is missing \(the row has prompt, response, cl"):
         local.load_ratings(RATINGS, objectives=["tone"])
+
+
+def test_a_table_with_two_columns_of_one_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,chosen,rejected,chosen\na,b,c,d\n")
+    with pytest.raises(InputError, match="has 2 columns named 'chosen'"):
+        local.load_pairs({"kind": path})
+    names = ["prompt", "chosen", "rejected", "chosen"]
+    path = tmp_path / "pairs.parquet"
+    pyarrow.parquet.write_table(pa.table([["a"], ["b"], ["c"], ["d"]], names=names), path)
+    with pytest.raises(InputError, match="has 2 columns named 'chosen'"):
+        local.load_pairs({"kind": path})
 
 
 def test_bad_rows_can_be_skipped_and_are_counted(caplog):

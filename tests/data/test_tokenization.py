@@ -141,11 +141,20 @@ def test_padding_and_masks(tokenizer: Any) -> None:
     ("row", "message"),
     [
         (chat("the cat", "a dog", ""), None),
-        ({"prompt": "the", "chosen": "a"}, "row 2 of the 'one' pairs, 'rejected' is missing"),
+        (
+            {"prompt": "the", "chosen": "a"},
+            "row 2 of the 'one' pairs, the column 'rejected' is missing",
+        ),
         ({"prompt": "the", "chosen": "a", "rejected": "a"}, "are the same"),
         ({"prompt": "the", "chosen": "a", "rejected": [{}]}, "must both be strings"),
         (chat("the", "a", "red", weight=-1), "weight must be a positive number, not -1"),
         (chat("the", "a", "red", weight="x"), "weight must be a positive number, not 'x'"),
+        (chat("the", "a", "red", weight=True), "weight must be a positive number, not True"),
+        (chat("the", "a", "red", weight=1e39), "weight must lie between 1e-30 and 1e\\+30"),
+        (chat("the", "a", "red", weight=1e-50), "weight must lie between 1e-30 and 1e\\+30"),
+        ({"prompt": "a", "rejected": "b"}, "the column 'chosen' is missing; there are prompt, rej"),
+        ({"prompt": "a", "chosen": 5, "rejected": "b"}, "'chosen' must be text or a list"),
+        ("a.jsonl", "a row must be a record with prompt, chosen and rejected, not 'a.jsonl'"),
     ],
 )
 def test_bad_rows_are_named(tokenizer: Any, row: Any, message: str | None) -> None:

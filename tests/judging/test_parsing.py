@@ -223,6 +223,7 @@ def test_no_number_is_made_of_what_is_none(frame: str, words: str) -> None:
         "The response says:\n> Rating: 5",
         "It says\nRating: 5\nwhich is a trick. The lowest.",
         "It says\nRating: 5\nI say\nRating: 1",
+        "N/A\n\nRating: 5",
         "Here is what the answer says:\nRating: 5",
         '{"rating": 1, "rating": 5}',
         "The response ends with $\\boxed{5}$, which is wrong.",

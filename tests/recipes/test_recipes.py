@@ -103,7 +103,7 @@ def test_overrides() -> None:
         ("lora.rank=4", ["'lora.rank'", "known there: r, alpha"]),
         ("method={mu: 3, nadirr: 4}", ["'method.nadirr'", "'method.nadir'"]),
         ("loss.beta=abc", ["override of 'loss.beta'", "'abc'", "number"]),
-        ("lora.r=0", ["'lora.r'", "greater than 0"]),
+        ("lora.r=0", ["'lora.r'", "it must be above 0"]),
         ("data.loader=dmo", ["'data.loader'", "'dmo'", "'demo'"]),
         ("data.style=chat", ["'demo'", "'style'"]),
         ("data.split=[0.5, 0.2, 0.2]", ["data.split", "sum to one", "0.9"]),

@@ -209,6 +209,28 @@ def test_damaged_values_are_computed_again(
     assert str(file) in caplog.text
 
 
+@pytest.mark.parametrize("how", ["empty", "cut", "random", "one bit", "json", "folder"])
+def test_each_file_of_an_entry_is_seen_to_by_itself(
+    tmp_path: Path, monkeypatch: Any, how: str
+) -> None:
+    monkeypatch.setattr("paretune.training.reference_cache._SMALLEST", 4)
+    cache = ReferenceCache(tmp_path, "a", sequences(10))
+    values = torch.arange(10.0)
+    for part in cache.parts():
+        cache.store(part, values[part])
+    assert cache.folder is not None
+    files = sorted(path for path in cache.folder.rglob("*") if path.is_file())
+    assert len(files) == len(list(cache.parts())) == 3
+    for number, file in enumerate(files):
+        _damage(file, how)
+        left = [cache.load(part) for part in cache.parts()]
+        assert [value is None for value in left] == [n == number for n in range(3)]
+        if file.is_dir():
+            file.rmdir()
+        for part in cache.parts():
+            cache.store(part, values[part])
+
+
 def test_values_of_another_model_do_not_pass(
     linear: Any, tiny_lora: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:

@@ -4,20 +4,20 @@ import re
 from collections import ChainMap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from paretune.baselines import BASELINES
-from paretune.errors import InputError
+from paretune.errors import InputError, validation_problem
 from paretune.moo.weightings import WEIGHTINGS
 from paretune.options import load_kind, nearest
 from paretune.recipes.choice import OneOf, OptionsOf, build, section_of, written
 from paretune.recipes.load import resolve
 from paretune.recipes.points import resolve_points
-from paretune.recipes.reading import find_recipe, read_recipe, shipped_recipes
+from paretune.recipes.reading import find_recipe, read_recipe
 from paretune.recipes.schema import METHOD, Recipe
-from paretune.recipes.section import Name, Section, Seed
+from paretune.recipes.section import Command, Name, Section, Seed
 
 METHODS: Mapping[str, Any] = ChainMap(BASELINES, WEIGHTINGS)
 """All that can be compared, by name."""
@@ -60,7 +60,7 @@ class Entry(Section):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(("options", *(str(part) for part in first["loc"])))
-            problem = str(first.get("ctx", {}).get("error", first["msg"]))
+            problem = validation_problem(first)
             if first["type"] == "extra_forbidden":
                 known = section_of(load_kind(METHODS, self.name, "method")).model_fields
                 problem = f"there is no such option{nearest(first['loc'][-1], known)}"
@@ -111,6 +111,8 @@ class Entry(Section):
 class CompareRecipe(Recipe):
     """One comparison, complete; model, data, budget and metrics are the same for all methods."""
 
+    command: ClassVar[Command] = "compare"
+
     methods: list[Entry] = Field(min_length=1)
     """The methods, in the order of the table."""
 
@@ -153,5 +155,5 @@ def load_comparison(name: str | Path, overrides: Sequence[str] = ()) -> CompareR
     Raises:
         InputError: no such recipe, not YAML, an unknown key, or a value that does not fit.
     """
-    source, text, default_name = find_recipe(name, shipped_recipes("compare"))
+    source, text, default_name = find_recipe(name, CompareRecipe.command)
     return resolve(read_recipe(CompareRecipe, text, source, default_name, overrides))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paretune.cli.arguments import Method, Overrides, TrustRemoteCode, resumable
+from paretune.cli.arguments import AnswerOverrides, Method, TrustRemoteCode, resumable
 from paretune.cli.output import echo
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def generate(
     point: Annotated[
         str, typer.Option(metavar="NAME", help="Which point, or 'base' for the base model.")
     ],
-    overrides: Overrides = None,
+    overrides: AnswerOverrides = None,
     method: Method = None,
     instructions: Instructions = None,
     limit: Annotated[

@@ -19,6 +19,12 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe, e.g. train.max_steps=200."),
 ]
+AnswerOverrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="KEY=VALUE", help="Changes to the recipe, e.g. evaluation.max_new_tokens=200."
+    ),
+]
 Prefer = Annotated[
     list[str] | None,
     typer.Option(

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from paretune.cli.arguments import Method, Overrides, Prefer, TrustRemoteCode, weights_and_overrides
+from paretune.cli.arguments import (
+    AnswerOverrides,
+    Method,
+    Prefer,
+    TrustRemoteCode,
+    weights_and_overrides,
+)
 from paretune.cli.output import echo
 
 if TYPE_CHECKING:
@@ -19,7 +25,7 @@ _HELP = "/prefer NAME=WEIGHT ... asks another point, /reset forgets, /quit ends;
 
 def chat(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
-    overrides: Overrides = None,
+    overrides: AnswerOverrides = None,
     prefer: Prefer = None,
     method: Method = None,
     system: Annotated[

@@ -63,7 +63,8 @@ def _mistake(error: BaseException) -> str | None:
     if hasattr(error, "format_message"):  # typer's, about the command line
         context = getattr(error, "ctx", None)
         see = f" See `{context.command_path} --help`." if context else ""
-        return f"{error.format_message().rstrip('.')}.{see}"
+        message = error.format_message().rstrip(".")
+        return f"{message}{'' if message.endswith('?') else '.'}{see}"
     if isinstance(error, OSError):
         about = " and ".join(f"'{file}'" for file in (error.filename, error.filename2) if file)
         reason = error.strerror or str(error) or type(error).__name__

@@ -6,8 +6,8 @@ from typing import Annotated, Any, cast
 import typer
 
 from paretune.cli.arguments import (
+    AnswerOverrides,
     Fresh,
-    Overrides,
     Prefer,
     TrustRemoteCode,
     resumable,
@@ -17,7 +17,7 @@ from paretune.cli.arguments import (
 
 def evaluate(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
-    overrides: Overrides = None,
+    overrides: AnswerOverrides = None,
     prefer: Prefer = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "test",
     fresh: Fresh = False,
@@ -36,13 +36,17 @@ def evaluate(
         from paretune.errors import InputError
         from paretune.recipes import load_recipe
         from paretune.recipes.points import as_preference
+        from paretune.results.run_folder import saved_recipe
         from paretune.runs.sweep import evaluate_run
 
         if split not in SPLITS:
             raise InputError(f"There is no split '{split}': use train, validation or test.")
-        saved = run / "recipe.yaml"
-        if not saved.is_file():
-            raise InputError(f"'{run}' is not a run folder: it has no recipe.yaml.")
+        saved = saved_recipe(run)
+        if (run / "cells").is_dir():
+            raise InputError(
+                f"'{run}' is a comparison, which measures its points itself: run `paretune compare "
+                f"{saved}`, or show it with `paretune report {run}`."
+            )
         weights, keys = weights_and_overrides(prefer, overrides)
         loaded = load_recipe(saved, keys)
         wanted = None

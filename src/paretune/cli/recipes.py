@@ -12,12 +12,14 @@ def recipes(
         str | None, typer.Argument(help="Print this recipe, to be saved and changed.")
     ] = None,
 ) -> None:
-    """List the recipes that ship with paretune, or print one."""
+    """List the recipes that ship with paretune, each after its command, or print one."""
     from paretune import yaml_syntax
     from paretune.errors import InputError
     from paretune.recipes import shipped_recipes
+    from paretune.recipes.reading import COMMANDS
 
-    shipped = shipped_recipes("sweep") | shipped_recipes("compare") | shipped_recipes("weigh")
+    commands = {name: command for command in COMMANDS for name in shipped_recipes(command)}
+    shipped = {name: shipped_recipes(command)[name] for name, command in commands.items()}
     if name is not None:
         if name not in shipped:
             raise InputError(
@@ -28,4 +30,4 @@ def recipes(
     width = max(len(each) for each in shipped)
     for each, text in shipped.items():
         description = yaml_syntax.parse(text, f"recipe '{each}'").get("description", "")
-        echo(f"{each:{width}}  {description}")
+        echo(f"{commands[each]:7}  {each:{width}}  {description}")

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from paretune.cli.arguments import Method, Overrides, TrustRemoteCode
+from paretune.cli.arguments import AnswerOverrides, Method, TrustRemoteCode
 from paretune.cli.output import echo
 
 
 def serve(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.")],
-    overrides: Overrides = None,
+    overrides: AnswerOverrides = None,
     method: Method = None,
     host: Annotated[
         str, typer.Option(help="Where to listen; the default is this machine alone.")

@@ -101,6 +101,9 @@ class ChatTemplate:
                 f"In {where}, {self.name} does not write {lost}: leave it out, or use a model "
                 "whose template does."
             )
+        named = [str(m["name"]) for m in messages if m.get("name") and m["role"] != "tool"]
+        if any(name not in text for name in named):
+            self._tell("%s does not write the names of who speaks, such as in %s", where)
         if options.get(TOOLS):
             fewer = {key: value for key, value in options.items() if key != TOOLS}
             if text == self._render(messages, fewer, where, add_generation_prompt=True):

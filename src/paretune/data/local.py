@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from paretune.data.messages import Style, TextReader
 from paretune.data.ratings import EXTREMES, RatedResponse, RatingRule, load_rated
 from paretune.data.records import Pair, PreferenceData, preference_data, select_objectives
-from paretune.data.rows import Row
+from paretune.data.rows import Row, weight_fault
 from paretune.data.sources import BadRows, Source, read_each, read_rows
 from paretune.errors import InputError
 
@@ -39,6 +39,8 @@ def load_pairs(
         weight = row.number("weight") if row.values.get("weight") not in (None, "") else None
         if weight is not None and weight <= 0:
             raise row.error("weight", f"must be positive, not {weight:g}")
+        if weight is not None and (fault := weight_fault(weight)):
+            raise row.error("weight", fault)
         return Pair(*reader.pair(row, ("chosen", "rejected")), weight)
 
     if isinstance(source, Mapping):

@@ -1,10 +1,12 @@
 """Rows as trainers take them, checked: a prompt and its responses, with what stands beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from paretune.data.messages import OPTIONS, TOOLS, Text, with_option
+from paretune.data.rows import weight_fault
 from paretune.errors import InputError
+from paretune.names import shown
 
 _COLUMNS = ("prompt", "chosen", "rejected", "completion", "weight", TOOLS, OPTIONS)
 _NOT_TEXT = ("image", "images", "audio", "audios", "video", "videos")
@@ -43,8 +45,7 @@ def pair_row(record: Mapping[str, Any], row: int, where: str) -> PairRow:
 def prompt(record: Mapping[str, Any], where: str) -> Text:
     """The prompt with the tools and template's options that stand beside it."""
     found: Any = record.get("prompt")
-    if not found:
-        raise InputError(f"In {where}, 'prompt' is missing or empty.")
+    _check_text(found, "prompt", where, record)
     for name in (TOOLS, OPTIONS):
         if record.get(name):
             if isinstance(found, str):
@@ -55,10 +56,9 @@ def prompt(record: Mapping[str, Any], where: str) -> Text:
 
 def response(record: Mapping[str, Any], side: str, where: str) -> Text:
     """The response in a column, which must be there."""
-    found: Text | None = record.get(side)
-    if not found:
-        raise InputError(f"In {where}, {side!r} is missing or empty.")
-    return found
+    found: Any = record.get(side)
+    _check_text(found, side, where, record)
+    return found  # type: ignore[no-any-return]
 
 
 def unread(record: Mapping[str, Any], where: str) -> list[str]:
@@ -67,6 +67,11 @@ def unread(record: Mapping[str, Any], where: str) -> list[str]:
     Raises:
         InputError: what they hold is no text, and would be missed.
     """
+    if not isinstance(record, Mapping):
+        raise InputError(
+            f"In {where}, a row must be a record with prompt, chosen and rejected, not "
+            f"{shown(record)}."
+        )
     found = [key for key in record if key not in _COLUMNS and record[key] is not None]
     for key in found:
         if key in _NOT_TEXT:
@@ -78,6 +83,21 @@ def _weight(record: Mapping[str, Any], where: str) -> float:
     weight = record.get("weight")
     if weight is None:
         return 1.0
-    if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+    number = isinstance(weight, int | float) and not isinstance(weight, bool)
+    if not number or not weight > 0:
         raise InputError(f"In {where}, weight must be a positive number, not {weight!r}.")
+    if fault := weight_fault(weight):
+        raise InputError(f"In {where}, weight {fault}.")
     return float(weight)
+
+
+def _check_text(value: Any, name: str, where: str, record: Mapping[str, Any]) -> None:
+    if name not in record:
+        there = ", ".join(map(str, record)) or "no columns"
+        raise InputError(f"In {where}, the column {name!r} is missing; there are {there}.")
+    if value is None or (isinstance(value, str | Sequence) and not len(value)):
+        raise InputError(f"In {where}, {name!r} is empty.")
+    if not isinstance(value, str | Sequence):
+        raise InputError(
+            f"In {where}, {name!r} must be text or a list of messages, not {shown(value)}."
+        )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from paretune.errors import InputError
 
+_LEAST_WEIGHT = 1e-30  # of a pair; sums of weights, and their inverses, are finite in float32
 _NOT_RATED = ("", "N/A")
 _BATCH = 1000
 
@@ -35,6 +36,13 @@ def records(rows: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
     for columns in batches(batch_size=_BATCH):
         for values in zip(*columns.values(), strict=True):
             yield dict(zip(columns, values, strict=True))
+
+
+def weight_fault(weight: float) -> str | None:
+    """What is wrong with a positive weight of a pair; None if nothing is."""
+    if _LEAST_WEIGHT <= weight <= 1 / _LEAST_WEIGHT:
+        return None
+    return f"must lie between {_LEAST_WEIGHT:g} and {1 / _LEAST_WEIGHT:g}, not {weight:g}"
 
 
 @dataclass
@@ -127,7 +135,7 @@ class Row:
             raise self.error(field, "must be a list of records")
         return [
             Row(record, self.origin, self.position, f"{self.prefix}{field}[{i}].", self.columns)
-            for i, record in enumerate(value)
+            for i, record in enumerate(value, start=1)
         ]
 
     def inside(self, field: str) -> "Row":

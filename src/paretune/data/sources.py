@@ -66,7 +66,10 @@ def read_rows(
             items.append(parse(_row(values, name, number, columns)))
         except BadRowError as error:
             if bad_rows == "error":
-                raise InputError(f"{error}; mend or remove it, or set bad_rows='skip'.") from None
+                raise InputError(
+                    f"{error}; mend or remove it, or set bad_rows to skip (data.bad_rows "
+                    "in a recipe)."
+                ) from None
             skipped.append(str(error))
     if not items:
         why = f"all {rows} rows are bad, the first being {skipped[0]}" if skipped else "it is empty"
@@ -177,7 +180,9 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
     limit = csv.field_size_limit(2**31 - 1)  # the default of 128 kB is short for dialogues
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            yield from enumerate(csv.DictReader(file, strict=True), start=1)
+            reader = csv.DictReader(file, strict=True)
+            _refuse_twice(path, reader.fieldnames or ())
+            yield from enumerate(reader, start=1)
     finally:
         csv.field_size_limit(limit)
 
@@ -187,9 +192,18 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     from pyarrow import ArrowException
 
     try:
-        return enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
+        table = pyarrow.parquet.read_table(path)
+        _refuse_twice(path, table.column_names)
+        return enumerate(table.to_pylist(), start=1)
     except ArrowException as error:
         raise InputError(f"{path} is not a parquet file ({error}).") from error
+
+
+def _refuse_twice(path: Path, columns: Sequence[str]) -> None:
+    """Raise InputError where two columns of a table have one name: only one would be read."""
+    for name, times in Counter(columns).items():
+        if times > 1:
+            raise InputError(f"{path} has {times} columns named {name!r}: rename or remove one.")
 
 
 _READERS: Mapping[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {

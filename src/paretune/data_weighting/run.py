@@ -7,6 +7,7 @@ work on one folder: a cell that one of them runs is left to it.
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from paretune.progress import Progress, Silent
 from paretune.recipes.data_weighting import WeighRecipe
 from paretune.recipes.language_model import LanguageModelTask
 from paretune.results.front import read_as
+from paretune.results.run_folder import begun
 from paretune.runs.folder import RecipeIdentity, RunFolder
 from paretune.runs.lock import BusyError
 
@@ -56,16 +58,19 @@ def run_weighing(
         contents=("cells", "weigh*", "recipe.yaml", "manifest.json"),
         may_differ=_FREE,
     )
+    folder.check(fresh=fresh)
+    day = (None if fresh else begun(folder.manifest)) or datetime.now(UTC).date().isoformat()
+    make = load_task(_dated(recipe, day))
+    seed = recipe.seeds[0]
+    task = make(seed)
+    for name, options in recipe.methods.items():
+        solver(name, options, task.problem)  # may complain, before anything is written or deleted
     with folder.shared_session(fresh=fresh):
         pending = [cell for cell in chosen if _finished(recipe, cell, run) is None]
         with folder.alone():
-            begun = folder.started()
-        make = load_task(_dated(recipe, begun))
-        seed = recipe.seeds[0]
-        task = make(seed)
-        for name, options in recipe.methods.items():
-            solver(name, options, task.problem)  # may complain
-        with folder.alone():
+            if folder.started() != day:  # another process began the run meanwhile
+                make = load_task(_dated(recipe, folder.started()))
+                task = make(seed)
             _note(recipe, folder, task)
         progress = progress or Silent()
         progress.begin([cell.name for cell in chosen], len(chosen) - len(pending), ("train",))

@@ -18,7 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor
 
 from paretune.data_weighting.tasks.task import Task
-from paretune.errors import InputError
+from paretune.errors import InputError, validation_problem
 from paretune.moo.bilevel.choice import BilevelSolver, choose_bilevel, uses_preference
 from paretune.moo.bilevel.equality import EqualityConstrained
 from paretune.moo.bilevel.polish import polish_lower
@@ -26,6 +26,7 @@ from paretune.moo.bilevel.problem import AnyBilevel, StochasticBilevelProblem
 from paretune.moo.bilevel.result import BilevelResult
 from paretune.moo.preference import Preference
 from paretune.moo.solvers.wc_augmented import WCAugmented
+from paretune.names import shown
 from paretune.options import options_of
 from paretune.recipes.data_weighting import WeighRecipe
 
@@ -285,8 +286,6 @@ def _checked(
         try:
             checked[name] = adapter.validate_python(value)
         except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise InputError(
-                f"'{key}' is {value!r}, but {problem[0].lower()}{problem[1:]}."
-            ) from None
+            problem = validation_problem(error.errors()[0])
+            raise InputError(f"'{key}' is {shown(value)}, but {problem}.") from None
     return checked

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from paretune.data import PreferenceData
 
 Ground = dict[str, dict[str, str]]
-"""Digests by name, of "data", "model" and "tokenizer"."""
+"""Digests by name, of "data", "model", "tokenizer", "generation" and reward models."""
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
 _TOKENIZER = (
@@ -48,7 +48,9 @@ def model_ground(name: str) -> Ground:
         path for path in files if path.name == "config.json" or path.suffix in (*_WEIGHTS, ".py")
     ]
     tokenizer = [path for path in files if path.name in _TOKENIZER]
-    return {"model": file_ground(model), "tokenizer": file_ground(tokenizer)}
+    ground = {"model": file_ground(model), "tokenizer": file_ground(tokenizer)}
+    ends = folder / "generation_config.json"  # which tokens end an answer
+    return {**ground, "generation": file_ground([ends])} if ends.is_file() else ground
 
 
 def file_ground(paths: Iterable[Path]) -> dict[str, str]:

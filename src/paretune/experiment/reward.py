@@ -56,13 +56,15 @@ def reward_arguments(recipe: "Recipe", folder: Path) -> RewardConfig:
         InputError: a key of the recipe's reward.train section that does not exist, belongs
             elsewhere, or has a value of the wrong type.
     """
-    train = checked_arguments(recipe.reward.train, RewardConfig, "reward.train", _ELSEWHERE)
+    train = checked_arguments(
+        recipe.reward.train, RewardConfig, "reward.train", _ELSEWHERE, recipe.source
+    )
     own = {"seed": recipe.reward.seed, "max_length": None, "output_dir": str(folder)}
     try:
         return RewardConfig(**trl_arguments() | train | own)
     except (ValueError, ImportError) as error:
         raise InputError(
-            f"The recipe's reward.train section does not work here: {error}"
+            f"{recipe.source}: the reward.train section does not work here: {error}"
         ) from error
 
 

@@ -1,26 +1,21 @@
 """From a recipe to what it speaks of: the data, and the trainer of one point."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from paretune.data import LOADERS, PreferenceData
 from paretune.data.loading import load
 from paretune.errors import InputError
-from paretune.experiment.train_keys import key_fault
-from paretune.losses import LOSSES
 from paretune.models import cache_folder, gpu, load_model_and_tokenizer
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import ClampOptions
-from paretune.names import shown
-from paretune.options import options_of
-from paretune.recipes.dial import TRAINER_OPTIONS, ConditionedOptions
+from paretune.recipes.dial import ConditionedOptions
+from paretune.recipes.error_messages import joined
+from paretune.recipes.train_keys import ELSEWHERE, checked_section
 from paretune.training import (
     ClampConfig,
     ClampTrainer,
@@ -30,17 +25,6 @@ from paretune.training import (
 
 if TYPE_CHECKING:
     from paretune.recipes.schema import Data, Recipe
-
-# The keys of a recipe that give the trainer's arguments of these names.
-_ELSEWHERE = {
-    "output_dir": "output_dir",
-    "preference": "sweep.preferences",
-    "seed": "sweep.seeds",
-    "loss": "loss",
-    **{o.name: f"loss.{o.key}" for kind in LOSSES.values() for o in options_of(kind) if o.key},
-    **{option.name: f"method.{option.key}" for option in options_of(ClampOptions)},
-    **{name: f"method.{name}" for name in TRAINER_OPTIONS},
-}
 
 
 def load_data(data: "Data") -> PreferenceData:
@@ -88,7 +72,7 @@ def training_arguments(
     clamp = kind is None and isinstance(recipe.method, ClampOptions)
     if kind is None:
         kind = ClampConfig if clamp else MultiObjectiveConfig
-    train = checked_arguments(recipe.train, kind, "train", _ELSEWHERE)
+    train = checked_arguments(recipe.train, kind, "train", ELSEWHERE, recipe.source)
     defaults = {**quiet_arguments(), "reference_cache": str(cache_folder() / "reference")}
     options = vars(recipe.method) if clamp else more
     try:
@@ -106,7 +90,9 @@ def training_arguments(
     except InputError:
         raise
     except (ValueError, ImportError) as error:
-        raise InputError(f"The recipe's train section does not work here: {error}") from error
+        raise InputError(
+            f"{recipe.source}: the train section does not work here: {error}"
+        ) from error
 
 
 def checked_arguments(
@@ -114,6 +100,7 @@ def checked_arguments(
     kind: type[TrainingArguments],
     section: str,
     elsewhere: Mapping[str, str],
+    source: str,
 ) -> dict[str, Any]:
     """The trainer's arguments in a section of a recipe, with values of the right types.
 
@@ -121,32 +108,14 @@ def checked_arguments(
         kind: The dataclass whose fields they are.
         section: Dotted name of the section, for messages.
         elsewhere: Fields that the recipe gives at other keys, and those keys.
+        source: Where the recipe is from, for messages.
 
     Raises:
-        InputError: a field that does not exist or has its own key, or a value of the wrong type.
+        InputError: fields that do not exist or have their own key, or values of the wrong type.
     """
-    known = {field.name for field in fields(kind) if field.init}
-    types = get_type_hints(kind)
-    checked = {}
-    for name, value in given.items():
-        key = f"{section}.{name}"
-        if name in elsewhere:
-            raise InputError(f"'{key}' has its own place in a recipe: '{elsewhere[name]}'.")
-        if name not in known:
-            nearest = get_close_matches(name, known, n=1)
-            page = "see docs/guides/recipes.md."
-            hint = f"did you mean '{section}.{nearest[0]}'?" if nearest else page
-            raise InputError(f"Unknown key '{key}' in the recipe; {hint}")
-        adapter = TypeAdapter(types[name], config=ConfigDict(arbitrary_types_allowed=True))
-        try:
-            checked[name] = adapter.validate_python(value, strict=True)
-        except ValidationError as error:
-            problem = error.errors()[0]["msg"]
-            raise InputError(
-                f"'{key}' is {shown(value)}, but {problem[0].lower()}{problem[1:]}."
-            ) from None
-        if fault := key_fault(name, value):
-            raise InputError(f"'{key}': {fault}.")
+    checked, faults = checked_section(given, kind, section, elsewhere, source)
+    if faults:
+        raise InputError(joined(faults))
     return checked
 
 

@@ -186,9 +186,10 @@ class _Reply:
         found = {line(m["rest"]) for m in told}
         if len(found) != 1:
             return None
-        if self._opens(told[0]) or self._concludes(told[-1]):
-            return found.pop()
-        return None
+        value = found.pop()
+        if _ONLY_NOT_APPLICABLE.match(self.text) and value != Rating("not_applicable"):
+            return None  # "N/A", and a rating below
+        return value if self._opens(told[0]) or self._concludes(told[-1]) else None
 
     def _opens(self, match: re.Match[str]) -> bool:
         """Whether nothing but headings stands before a line."""

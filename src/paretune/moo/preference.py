@@ -69,7 +69,7 @@ class Preference(Mapping[str, float]):
         numbers = []
         for name, weight in weights.items():
             try:
-                numbers.append(float(weight))
+                numbers.append(float(weight) + 0.0)  # no -0.0, which would be another point
             except (TypeError, ValueError):
                 raise InputError(
                     f"The preference weight of {name!r} must be a number, got {weight!r}."

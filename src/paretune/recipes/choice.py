@@ -180,7 +180,7 @@ def one_of(kinds: Kinds, name: Any) -> str:
     if isinstance(name, str) and name in kinds:
         return name
     expected = " or ".join(filter(None, (", ".join(map(repr, [*kinds][:-1])), repr([*kinds][-1]))))
-    raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": expected})
+    raise PydanticCustomError("literal_error", "it must be {expected}", {"expected": expected})
 
 
 @cache

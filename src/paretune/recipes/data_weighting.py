@@ -7,7 +7,7 @@ Another task is another section here, in the union of `WeighRecipe.task`, and an
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -18,9 +18,9 @@ from paretune.moo.preference import Preference, named_preferences
 from paretune.recipes.choice import OneOf, OptionsOf
 from paretune.recipes.language_model import LanguageModelTask
 from paretune.recipes.points import resolve_points
-from paretune.recipes.reading import absolute, find_recipe, read_recipe, shipped_recipes
+from paretune.recipes.reading import absolute, find_recipe, read_recipe
 from paretune.recipes.schema import Written, check_source
-from paretune.recipes.section import FolderName, Location, Name, Positive, Section, Seed
+from paretune.recipes.section import Command, FolderName, Location, Name, Positive, Section, Seed
 
 UNIFORM = "uniform"
 
@@ -130,6 +130,8 @@ class MnistTask(Section):
 class WeighRecipe(Written):
     """One experiment with several methods, preferences and seeds, complete."""
 
+    command: ClassVar[Command] = "weigh"
+
     name: FolderName
     """By default the file's name."""
     description: str = ""
@@ -231,7 +233,7 @@ def load_weigh_recipe(name: str | Path, overrides: Sequence[str] = ()) -> WeighR
     Raises:
         InputError: no such recipe, not YAML, an unknown key, or a value that does not fit.
     """
-    source, text, default_name = find_recipe(name, shipped_recipes("weigh"))
+    source, text, default_name = find_recipe(name, WeighRecipe.command)
     recipe = read_recipe(WeighRecipe, text, source, default_name, overrides)
     task = recipe.task.model_copy(update={"path": absolute(recipe.task.path)})
     points = [list(point.weights) for point in recipe.points]

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from paretune.errors import validation_problem
 from paretune.names import shown
 from paretune.recipes.places import Keys, Place, fields_of, has_own, inside, knows, names_of
 
@@ -30,18 +31,31 @@ def unknown_key(root: type[BaseModel], keys: Keys, source: str) -> str:
 
 
 def complaints(
-    root: type[BaseModel], error: ValidationError, source: str, changed: Sequence[Keys]
+    root: type[BaseModel],
+    error: ValidationError,
+    source: str,
+    changed: Sequence[Keys],
+    more: Sequence[str] = (),
 ) -> str:
-    """All complaints, unknown keys first, missing ones last: a slip of the pen makes both."""
+    """All complaints, unknown keys first, missing ones last: a slip of the pen makes both.
+
+    Args:
+        more: Complaints from elsewhere, to stand before those about missing keys.
+    """
     order = {"extra_forbidden": 0, "missing": 2}
     found = sorted(error.errors(), key=lambda each: order.get(each["type"], 1))
-    complaints: dict[Keys, str] = {}  # the members of a union complain each about the same key
+    told: dict[Keys, str] = {}  # the members of a union complain each about the same key
+    missing: dict[Keys, str] = {}
     for each in found:
-        keys = _location(root, each)
-        complaints.setdefault(keys, _complaint(root, each, source, changed))
-    told = list(complaints.values())
-    more = f" And {len(told) - _TOLD} more." if len(told) > _TOLD else ""
-    return " ".join(told[:_TOLD]) + more
+        place = missing if each["type"] == "missing" else told
+        place.setdefault(_location(root, each), _complaint(root, each, source, changed))
+    return joined([*told.values(), *more, *missing.values()])
+
+
+def joined(sentences: Sequence[str]) -> str:
+    """The first few sentences, and how many more there are."""
+    more = f" And {len(sentences) - _TOLD} more." if len(sentences) > _TOLD else ""
+    return " ".join(sentences[:_TOLD]) + more
 
 
 def _complaint(
@@ -58,16 +72,15 @@ def _complaint(
         return unknown_key(root, keys, source)
     if first["type"] == "missing":
         return f"'{key}' is missing in {source}: give it a value."
+    problem = validation_problem(first)
     if first["type"] == "value_error":
-        problem = str(first["ctx"]["error"]).rstrip(".")
         return f"{source}: {f'{key}: ' if key else ''}{problem}."
-    problem = first["msg"][0].lower() + first["msg"][1:]
     return f"{source}: '{key}' is {shown(first['input'])}, but {problem}."
 
 
 def _location(root: type[BaseModel], error: Mapping[str, Any]) -> Keys:
-    """The keys that an error is about."""
-    keys = tuple(str(key) for key in error["loc"])
+    """The keys that an error is about; items of lists are counted from 1."""
+    keys = tuple(str(key + 1 if isinstance(key, int) else key) for key in error["loc"])
     if error["type"] == "extra_forbidden":
         return (*_known_part(root, keys[:-1]), keys[-1])
     return _known_part(root, keys)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from paretune.models import EMBEDDED
 from paretune.recipes.points import as_preference
-from paretune.recipes.reading import absolute, find_recipe, read_recipe, shipped_recipes
+from paretune.recipes.reading import absolute, find_recipe, read_recipe
 from paretune.recipes.schema import Recipe
 
 R = TypeVar("R", bound=Recipe)
@@ -24,7 +24,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         InputError: no such recipe, not YAML, an unknown key, or a value that does not fit.
     """
-    source, text, default_name = find_recipe(name, shipped_recipes())
+    source, text, default_name = find_recipe(name, Recipe.command)
     return recipe_from_text(text, source, default_name, overrides)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 
@@ -17,9 +17,13 @@ from paretune.files import user_path
 from paretune.names import shown
 from paretune.recipes.error_messages import complaints, unknown_key
 from paretune.recipes.places import Keys, Place, inside, knows
+from paretune.recipes.section import Command
 
-Command = Literal["sweep", "compare", "weigh"]
-R = TypeVar("R", bound=BaseModel)
+if TYPE_CHECKING:
+    from paretune.recipes.schema import Written
+
+COMMANDS: tuple[Command, ...] = get_args(Command)
+R = TypeVar("R", bound="Written")
 
 
 def shipped_recipes(command: Command = "sweep") -> dict[str, str]:
@@ -32,29 +36,46 @@ def shipped_recipes(command: Command = "sweep") -> dict[str, str]:
     }
 
 
-def find_recipe(name: str | Path, shipped: Mapping[str, str]) -> tuple[str, str, str]:
-    """A recipe that ships (by name) or the user's own (by path).
+def find_recipe(name: str | Path, command: Command) -> tuple[str, str, str]:
+    """A recipe of a command that ships (by name) or the user's own (by path).
 
     Returns:
         What to call it in messages, its text, and the name it has by default.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it is another command's.
     """
-    path = user_path(name)
+    path, shipped = user_path(name), shipped_recipes(command)
     if str(name) in shipped:
         return f"recipe '{name}'", shipped[str(name)], str(name)
-    try:
-        there = path.is_file()
-    except OSError:  # too long a name, say
-        there = False
-    if there:
+    if _is_file(path):
         return f"'{name}'", yaml_syntax.read(path, f"'{name}'"), path.stem
+    for other in COMMANDS:
+        if str(name) in shipped_recipes(other):
+            raise _of_another(f"'{name}'", other, name)
     nearest = get_close_matches(path.stem[:100], shipped, n=1)
     hint = f"did you mean '{nearest[0]}'?" if nearest else "`paretune recipes` lists them."
+    for ending in (".yaml", ".yml"):
+        if str(name) and _is_file(user_path(f"{name}{ending}")):
+            hint = f"did you mean {shown(f'{name}{ending}')}?"
+    if _is_file(path / "recipe.yaml"):
+        hint = f"in the folder there is {shown(str(Path(name) / 'recipe.yaml'))}."
     raise InputError(
         f"There is no recipe {shown(str(name))}, neither a file nor one that ships with paretune; "
         f"{hint}"
+    )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long a name, say
+        return False
+
+
+def _of_another(source: str, command: Command, name: str | Path) -> InputError:
+    return InputError(
+        f"{source} is a recipe of `paretune {command}`: run `paretune {command} {name}`."
     )
 
 
@@ -64,18 +85,46 @@ def read_recipe(
     """A recipe of class `root` from YAML text; `source` names where it is from in messages.
 
     Raises:
-        InputError: not YAML, an unknown key, or a value that does not fit.
+        InputError: not YAML, a recipe of another command, an unknown key, or a value that does not
+            fit.
     """
     raw = yaml_syntax.parse(text, source)
     if not isinstance(raw, dict):
         raise InputError(f"{source} must hold the sections of a recipe, not {type(raw).__name__}.")
     changed = [_override(root, raw, item) for item in overrides]
+    command = _command(raw)
+    if command is not None and command != root.command:
+        raise _of_another(source, command, source.removeprefix("recipe ").strip("'"))
     raw.setdefault("name", default_name)
     raw.setdefault("output_dir", f"runs/{raw['name']}")
+    if isinstance(raw["output_dir"], str) and raw["output_dir"].startswith("~"):
+        raw["output_dir"] = str(user_path(raw["output_dir"]))
     try:
-        return root.model_validate(raw)
+        recipe = root.model_validate(raw)
     except ValidationError as error:
-        raise InputError(complaints(root, error, source, changed)) from None
+        more = _train_faults(raw, source)
+        raise InputError(complaints(root, error, source, changed, more)) from None
+    recipe._source = source
+    return recipe
+
+
+def _command(raw: Mapping[str, Any]) -> Command | None:
+    """Of which command a recipe is, by the sections that only this one has; None if it has none."""
+    if isinstance(raw.get("task"), dict):
+        return "weigh"
+    if "data" not in raw:
+        return None
+    return "compare" if "methods" in raw else "sweep"
+
+
+def _train_faults(raw: Mapping[str, Any], source: str) -> list[str]:
+    """What is wrong in the `train` section of a recipe that is wrong elsewhere, too."""
+    train = raw.get("train")
+    if not isinstance(train, dict) or not train:
+        return []
+    from paretune.recipes.train_keys import checked_section  # loads transformers
+
+    return checked_section(train, source=source)[1]
 
 
 def _override(root: type[BaseModel], raw: dict[str, Any], item: str) -> Keys:
@@ -83,7 +132,8 @@ def _override(root: type[BaseModel], raw: dict[str, Any], item: str) -> Keys:
     dotted, equals, text = item.partition("=")
     if not equals or not dotted:
         raise InputError(
-            f"{shown(item)} is not an override: write key=value, for example train.max_steps=200."
+            f"{shown(item)} is not an override: write key=value, for example "
+            "evaluation.max_new_tokens=200."
         )
     keys = tuple(dotted.strip().split("."))
     sections: list[Place] = [root]
@@ -123,8 +173,9 @@ def _item(items: list[Any], keys: Keys, wanted: str, override: str) -> dict[str,
     close = get_close_matches(wanted.casefold(), folded, n=1)
     hint = f"did you mean {folded[close[0]]!r}? There are" if close else "there are"
     problem = f"has several {wanted!r}" if found else f"has no {wanted!r}"
+    listed = ", ".join(map(shown, titles))
     raise InputError(
-        f"The override {shown(override)}: '{'.'.join(keys)}' {problem}; {hint} {', '.join(titles)}."
+        f"The override {shown(override)}: '{'.'.join(keys)}' {problem}; {hint} {listed}."
     )
 
 

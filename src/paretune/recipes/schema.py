@@ -10,11 +10,12 @@ from collections import ChainMap
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     ConfigDict,
     Field,
+    PrivateAttr,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -24,18 +25,19 @@ from pydantic import (
 from paretune import yaml_syntax
 from paretune.data import LOADERS
 from paretune.data.loading import RATING_OPTIONS, LoaderOptions
-from paretune.errors import InputError
+from paretune.errors import InputError, validation_problem
 from paretune.losses import DPO, LOSSES, PreferenceLoss, is_single_loss, losses_by_objective
 from paretune.models import EMBEDDED
 from paretune.moo.placement import ENDS
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import WEIGHTINGS, ClampOptions, Weighting
 from paretune.names import name_fault, shown
+from paretune.options import nearest
 from paretune.recipes.choice import EARLIER, Chosen, OneOf
 from paretune.recipes.dial import ConditionedOptions
 from paretune.recipes.points import Sweep, resolve_points
 from paretune.recipes.rewards import RewardSource, RewardTraining
-from paretune.recipes.section import FolderName, Location, Positive, Section, Seed
+from paretune.recipes.section import Command, FolderName, Location, Positive, Section, Seed
 
 MAX_SLUG = 200
 """Of a point, in letters: what a folder's name may have, with room for a seed and a suffix."""
@@ -47,6 +49,15 @@ _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 class Written(Section):
     """A whole recipe, which can be written, read back and compared."""
+
+    command: ClassVar[Command] = "sweep"
+    """Of which command it is."""
+    _source: str = PrivateAttr("the recipe")
+
+    @property
+    def source(self) -> str:
+        """Where it is from, for messages."""
+        return self._source
 
     def to_yaml(self) -> str:
         """The recipe with every key written out."""
@@ -65,7 +76,7 @@ class Written(Section):
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
             raise InputError(
-                f"{source} is not a recipe of this version ('{key}': {first['msg']})."
+                f"{source} is not a recipe of this version ('{key}': {validation_problem(first)})."
             ) from None
 
     @classmethod
@@ -314,10 +325,8 @@ class Recipe(Written):
             ("evaluation.reference_point", self.evaluation.reference_point),
             ("data.path", self.data.path if isinstance(self.data.path, dict) else None),
         ):
-            if named is not None and set(named) != set(self.data.objectives):
-                raise ValueError(
-                    f"{key} must have one value for each of {', '.join(self.data.objectives)}"
-                )
+            if named is not None and (fault := self._names_fault(named, complete=True)):
+                raise ValueError(f"{key}: {fault}")
         self.losses  # noqa: B018  (raises)
         if isinstance(self.method, ConditionedOptions):
             try:
@@ -326,9 +335,8 @@ class Recipe(Written):
                 raise ValueError(f"method: {error}") from None
             if self.sweep.warm_start:
                 raise ValueError("sweep.warm_start is for trainings of single points")
-        for name in self.rewards or {}:
-            if name not in self.data.objectives:
-                raise ValueError(f"rewards.{name}: there is no objective {name!r}")
+        if fault := self._names_fault(self.rewards or {}):
+            raise ValueError(f"rewards: {fault}")
         if self.sweep.placement == "gap":
             self._check_gap()
         try:
@@ -354,6 +362,17 @@ class Recipe(Written):
             raise ValueError(
                 "sweep.placement: gap takes ideal and nadir from the ends: leave them out of method"
             )
+
+    def _names_fault(self, named: Mapping[str, Any], complete: bool = False) -> str | None:
+        """What is wrong with names that must be those of objectives; `complete`: all of them."""
+        objectives = self.data.objectives
+        for name in named:
+            if name not in objectives:
+                return (
+                    f"there is no objective {shown(name)}{nearest(name, dict.fromkeys(objectives))}"
+                )
+        missing = [name for name in objectives if name not in named]
+        return f"it has no value for {missing[0]!r}" if complete and missing else None
 
     @property
     def method_name(self) -> str:

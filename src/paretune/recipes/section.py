@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from paretune.names import folder_fault, name_fault, shown, text_fault
+
+Command = Literal["sweep", "compare", "weigh"]
+"""The commands that have recipes."""
 
 FLOAT32_MAX = 3.4028234663852886e38
 """Larger numbers are infinite in a model's arithmetic."""

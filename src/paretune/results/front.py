@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from paretune.errors import InputError
+from paretune.errors import InputError, validation_problem
 from paretune.files import read_json, read_objects, write_json
 from paretune.names import shown
 from paretune.results.spread import Spread
@@ -219,7 +219,7 @@ def read_as(kind: type[T], path: Path) -> T:
         key = ".".join(str(part) for part in first["loc"])
         raise InputError(
             f"'{path}' is damaged or of another version ({f'{key}: ' if key else ''}"
-            f"{first['msg']}): delete it and run the command again."
+            f"{validation_problem(first)}): delete it and run the command again."
         ) from error
 
 

@@ -9,6 +9,7 @@ from paretune import yaml_syntax
 from paretune.errors import InputError
 from paretune.files import read_object, read_objects
 from paretune.moo.calibration import Calibration
+from paretune.names import shown
 from paretune.results.comparison import Cell, Comparison
 from paretune.results.dial import DialPoints, points_calibration
 from paretune.results.front import Front, FrontPoint, read_front, read_point
@@ -55,9 +56,7 @@ class Run:
         Raises:
             InputError: it is no such folder, has no results yet, or a file of it is damaged.
         """
-        saved = path / "recipe.yaml"
-        if not saved.is_file():
-            raise InputError(f"'{path}' is not a run folder: it has no recipe.yaml.")
+        saved = saved_recipe(path)
         text = yaml_syntax.read(saved, f"'{saved}'")
         recipe = yaml_syntax.parse(text, f"'{saved}'")
         if not isinstance(recipe, dict):
@@ -122,6 +121,24 @@ class Run:
     def base_answers(self) -> list[dict[str, Any]]:
         """The base model's answers; empty if there are none."""
         return _rows(self.path / BASE_FOLDER / "answers.jsonl")
+
+
+def saved_recipe(run: Path) -> Path:
+    """The recipe in a run folder.
+
+    Raises:
+        InputError: there is no such folder, or it is not one of a run.
+    """
+    saved = run / "recipe.yaml"
+    try:
+        if saved.is_file():
+            return saved
+        there = run.is_dir()
+    except (OSError, ValueError):  # too long a name, say
+        there = False
+    if not there:
+        raise InputError(f"There is no folder {shown(str(run))}: give a run folder.")
+    raise InputError(f"'{run}' is not a run folder: it has no recipe.yaml.")
 
 
 def read_runs(paths: Sequence[Path]) -> list[Run]:

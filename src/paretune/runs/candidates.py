@@ -14,7 +14,7 @@ from paretune.progress import Progress, Silent
 from paretune.recipes.load import dated, load_recipe
 from paretune.recipes.schema import Recipe
 from paretune.results.points import PlannedPoint
-from paretune.results.run_folder import BASE_FOLDER
+from paretune.results.run_folder import BASE_FOLDER, saved_recipe
 from paretune.runs.folder import RunFolder
 from paretune.runs.plan import plan
 from paretune.runs.sweep import load_splits
@@ -29,9 +29,7 @@ def load_run(run: Path) -> Recipe:
     Raises:
         InputError: it is not one.
     """
-    saved = run / "recipe.yaml"
-    if not saved.is_file():
-        raise InputError(f"'{run}' is not a run folder: it has no recipe.yaml.")
+    saved = saved_recipe(run)
     if not _compares(run):
         return load_recipe(saved)
     from paretune.baselines.recipe import load_comparison  # imports torch

@@ -28,7 +28,7 @@ from paretune.results.weights import TRAINING
 from paretune.runs.dial import measure_dial
 from paretune.runs.folder import RecipeIdentity, RunFolder
 from paretune.runs.plan import plan
-from paretune.runs.sweep import load_splits, note_skipped
+from paretune.runs.sweep import check_recipe, load_splits, note_skipped
 
 if TYPE_CHECKING:
     from paretune.baselines.context import Context
@@ -122,10 +122,15 @@ def run_compare(
         raise InputError("A comparison runs in one process: start it with plain `paretune`.")
     folder = RunFolder(run, RecipeIdentity(recipe), contents=_CONTENTS, may_differ=_MAY_DIFFER)
     folder.holds = "a comparison of another recipe"
+    folder.check(fresh=fresh)
+    tasks, failures, data = _tasks(recipe, run), dict[str, str](), None
+    if fresh or not folder.finished("base") or any(task.unfinished for task in tasks):
+        for task in tasks:
+            _check_train(task)
+        data = check_recipe(recipe)  # before anything is written or deleted
     with folder.session(fresh=fresh):
-        tasks, failures = _tasks(recipe, run), {}
         if not folder.finished("base") or any(task.unfinished for task in tasks):
-            splits = load_splits(recipe, folder)
+            splits = load_splits(recipe, folder, data=data)
             recipe = dated(recipe, folder.started())
             tasks = _tasks(recipe, run)
             failures = _run_tasks(recipe, folder, tasks, splits, progress)
@@ -169,8 +174,26 @@ def _tasks(recipe: "CompareRecipe", run: Path) -> list[_Task]:
             fields["train"] = recipe.train | entry.train
             fields["method"] = parsed if entry.is_weighting else Linear()
             folder = run / "cells" / f"{entry.slug}-seed{seed}"
-            tasks.append(_Task(entry, seed, Recipe(**fields), folder))
+            one = Recipe(**fields)
+            one._source = recipe.source
+            tasks.append(_Task(entry, seed, one, folder))
     return tasks
+
+
+def _check_train(task: _Task) -> None:
+    """See that the arguments of a method's training can be made.
+
+    Raises:
+        InputError: naming the method.
+    """
+    from paretune.experiment.setup import training_arguments
+
+    if not task.entry.train:
+        return  # the recipe's own, which are checked with it
+    try:
+        training_arguments(task.recipe, task.points[0].preference, task.seed, task.folder)
+    except InputError as error:
+        raise InputError(f"{task.entry.title}: {error}") from None
 
 
 def _steps(task: _Task) -> list[str]:

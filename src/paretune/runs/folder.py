@@ -29,7 +29,8 @@ from paretune.results.run_folder import MANIFEST, begun, read_manifest
 from paretune.runs.lock import locked
 
 _VERSIONS = ("paretune", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
-_GROUND = {"data": "data of", "model": "base model's", "tokenizer": "tokenizer's"}
+_GROUND = {"data": "data of", "tokenizer": "tokenizer's"}
+_GROUND |= dict.fromkeys(("model", "generation"), "base model's")
 _REWARDS = "reward model's"  # any other part
 
 Content = str | Mapping[str, Any] | Callable[[Path], None]
@@ -136,17 +137,55 @@ class RunFolder:
         """
         with self.storage(), contextlib.ExitStack() as held:
             if main_process():
-                self._refuse_others_files()
+                self.check(fresh=fresh)
+                held.enter_context(self._without_empty_folders())
                 held.enter_context(locked(self.path))
+                held.enter_context(self._undone_if_nothing_begins())
                 self._claim(fresh)
             _wait_for_all()
             yield
+
+    def check(self, *, fresh: bool = False) -> None:
+        """See that the folder is free for this identity, without writing anything.
+
+        Raises:
+            InputError: it belongs to another identity, or to its user.
+        """
+        self._refuse_others_files()
+        if self.identity is not None and not (fresh and self._is_ours()):
+            self._differing()
+
+    @contextlib.contextmanager
+    def _without_empty_folders(self) -> Iterator[None]:
+        """After a failure, remove the folders that were made for this session and are empty."""
+        made = [each for each in (self.path, *self.path.parents) if not each.exists()]
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
+            raise
+
+    @contextlib.contextmanager
+    def _undone_if_nothing_begins(self) -> Iterator[None]:
+        """After a failure before any work, remove what says whose the folder is."""
+        names = () if self.identity is None else (self.identity.file, MANIFEST)
+        files = [self.path / name for name in names if not (self.path / name).exists()]
+        try:
+            yield
+        except BaseException:
+            if not any((self.path / name).exists() for name in self.begun):
+                with contextlib.suppress(OSError):
+                    for file in files:
+                        file.unlink(missing_ok=True)
+            raise
 
     @contextlib.contextmanager
     def shared_session(self, *, fresh: bool = False) -> Iterator[None]:
         """As `session`, among several processes that take pieces of the work each (`piece`)."""
         with self.storage():
-            self._refuse_others_files()
+            self.check(fresh=fresh)
             with self.alone():
                 self._claim(fresh)
             yield
@@ -261,13 +300,26 @@ class RunFolder:
         """Make the folder this identity's own, or see that it is."""
         if self.identity is None:
             return
-        begun = [name for name in self.begun if (self.path / name).exists()]
-        known = (self.path / self.identity.file).exists()
-        if fresh and (known or (self.path / MANIFEST).exists()):
+        if fresh and self._is_ours():
             for path in [each for name in self.contents for each in self.path.glob(name)]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-            begun, known = [], False
-        if begun and not known:
+        begun, found = self._differing()
+        if found or not begun:
+            self.identity.write(self.path)
+
+    def _is_ours(self) -> bool:
+        assert self.identity is not None
+        return any((self.path / name).exists() for name in (self.identity.file, MANIFEST))
+
+    def _differing(self) -> tuple[list[str], list[str]]:
+        """What work there is, and in which keys that may differ it is of another identity.
+
+        Raises:
+            InputError: it is of another identity.
+        """
+        assert self.identity is not None
+        begun = [name for name in self.begun if (self.path / name).exists()]
+        if begun and not (self.path / self.identity.file).exists():
             raise InputError(
                 f"'{self.path}' holds '{begun[0]}', but not the {self.identity.file} that says "
                 "what they were made with: restore that file, or give another output_dir=..."
@@ -279,8 +331,7 @@ class RunFolder:
             raise InputError(
                 f"'{self.path}' holds {self.holds} ({'; '.join(wrong[:3])}{more}): {self.advice}."
             )
-        if found or not begun:
-            self.identity.write(self.path)
+        return begun, found
 
 
 def check_ground(

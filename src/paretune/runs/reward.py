@@ -10,6 +10,7 @@ from paretune.recipes.load import dated
 from paretune.runs.folder import RunFolder, SettingsIdentity
 
 if TYPE_CHECKING:
+    from paretune.data import PreferenceData
     from paretune.recipes.schema import Recipe
 
 FOLDER = "rewards"
@@ -42,26 +43,46 @@ def run_rewards(
         holds="reward models of other settings",
         advice="give output_dir=... for a new run, or --fresh to delete them",
     )
+    objectives = recipe.data.objectives
+    folder.check(fresh=fresh)
+    unfinished = fresh or not all(map(folder.finished, objectives))
+    data = _check(recipe, folder) if unfinished else None  # before anything is written or deleted
     with folder.session(fresh=fresh):
-        objectives = recipe.data.objectives
         finished = [name for name in objectives if folder.finished(name)]
         if len(finished) == len(objectives):
             return {name: read_object(folder.path / name / RECORD) for name in objectives}
-        records = _train(recipe, folder, finished, progress)
+        data = _check(recipe, folder) if data is None else data
+        records = _train(recipe, folder, data, finished, progress)
         folder.publish({})
         return records
 
 
+def _check(recipe: "Recipe", folder: RunFolder) -> "PreferenceData":
+    """See, without loading the model's weights, that there is what is trained on; the data.
+
+    Raises:
+        InputError: arguments, model or data that are wrong or not there.
+    """
+    from paretune.experiment.reward import reward_arguments
+    from paretune.experiment.setup import load_data
+    from paretune.models import check_model
+
+    reward_arguments(recipe, folder.path)
+    check_model(recipe.reward.model or recipe.model.name, recipe.model.trust_remote_code)
+    return load_data(recipe.data)
+
+
 def _train(
-    recipe: "Recipe", folder: RunFolder, finished: Sequence[str], progress: Progress
+    recipe: "Recipe",
+    folder: RunFolder,
+    data: "PreferenceData",
+    finished: Sequence[str],
+    progress: Progress,
 ) -> dict[str, dict[str, Any]]:
     from paretune.data.splitting import split_by_prompt
     from paretune.experiment.ground import data_ground, model_ground
-    from paretune.experiment.reward import reward_arguments, train_reward
-    from paretune.experiment.setup import load_data
+    from paretune.experiment.reward import train_reward
 
-    reward_arguments(recipe, folder.path)  # may complain
-    data = load_data(recipe.data)
     if main_process():
         base = recipe.reward.model or recipe.model.name
         folder.stand_on(data_ground(data) | model_ground(base))

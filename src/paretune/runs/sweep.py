@@ -66,12 +66,16 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
     """
     run, progress = Path(recipe.output_dir), progress or Silent()
     folder, planned = run_folder(recipe, run), plan(recipe, run)
+    folder.check(fresh=fresh)
+    unfinished = fresh or not all(folder.finished(point.path) for point in planned)
+    data = check_recipe(recipe) if unfinished else None  # before anything is written or deleted
     _join(recipe, run)
     with folder.session(fresh=fresh):
         pending = [point for point in planned if not folder.finished(point.path)]
         untrained = {}
         if pending:
-            untrained = _run_points(recipe, folder, pending, progress)
+            splits = load_splits(recipe, folder, data=data)
+            untrained = _run_points(recipe, folder, pending, splits, progress)
             planned = plan(recipe, run)
         elif (run / "front.json").exists() and (run / "front.png").exists():
             front = read_front(run)
@@ -103,21 +107,14 @@ def _run_points(
     recipe: "Recipe",
     folder: RunFolder,
     pending: Sequence[PlannedPoint],
+    splits: "Mapping[Split, PreferenceData]",
     progress: Progress,
 ) -> dict[str, str]:
     """Train and measure what is pending; why those did not train that did not, by name."""
-    from paretune.experiment.reward_sources import check_sources
-    from paretune.experiment.setup import training_arguments
     from paretune.experiment.train_point import free_memory
     from paretune.runs.point import run_point
 
     run, method = folder.path, conditioned(recipe)
-    if method is not None:
-        method.training_arguments(recipe, pending[0].seed, run)  # may complain
-    else:
-        training_arguments(recipe, pending[0].preference, pending[0].seed, run)
-    check_sources(recipe)
-    splits = load_splits(recipe, folder)
     recipe = dated(recipe, folder.started())
     planned = plan(recipe, run)
     names = trainings(recipe, run) + [point.name for point in planned]
@@ -248,13 +245,40 @@ def _folded(
     return found
 
 
+def check_recipe(recipe: "Recipe") -> "PreferenceData":
+    """See, without loading the model's weights, that a recipe can be run; its data.
+
+    Raises:
+        InputError: arguments, scorers, model or data that are wrong or not there.
+    """
+    from paretune.experiment.reward_sources import check_sources
+    from paretune.experiment.setup import load_data, training_arguments
+    from paretune.models import check_model
+
+    first, run = plan(recipe)[0], Path(recipe.output_dir)
+    method = conditioned(recipe)
+    if method is not None:
+        method.training_arguments(recipe, first.seed, run)
+    else:
+        training_arguments(recipe, first.preference, first.seed, run)
+    check_sources(recipe)
+    check_model(recipe.model.name, recipe.model.trust_remote_code)
+    data = load_data(recipe.data)
+    split_by_prompt(data, recipe.data.split, recipe.data.seed)  # may complain
+    return data
+
+
 def load_splits(
-    recipe: "Recipe", folder: RunFolder, source: Path | None = None
+    recipe: "Recipe",
+    folder: RunFolder,
+    source: Path | None = None,
+    data: "PreferenceData | None" = None,
 ) -> "Mapping[Split, PreferenceData]":
     """The recipe's data, seen to be that of earlier sessions, with its counts in the manifest.
 
     Args:
         source: The run whose points are measured, if it is not the folder itself.
+        data: The recipe's, if it is loaded already.
 
     Raises:
         InputError: data that is missing or wrong, or has changed; or a base model that has.
@@ -263,13 +287,16 @@ def load_splits(
     from paretune.experiment.reward_sources import reward_ground
     from paretune.experiment.setup import load_data
 
-    data = load_data(recipe.data)
+    data = load_data(recipe.data) if data is None else data
     splits = split_by_prompt(data, recipe.data.split, recipe.data.seed)
     if main_process():
         ground = data_ground(data) | model_ground(recipe.model.name) | reward_ground(recipe)
         if source is not None and source != folder.path:
             changed = {key.split(".")[0] for key in RecipeIdentity(recipe).differences(source)}
-            section = {"data": "data", "model": "model", "tokenizer": "model"}
+            section = {
+                "data": "data",
+                **dict.fromkeys(("model", "tokenizer", "generation"), "model"),
+            }
             same = {
                 what: ground[what] for what in ground if section.get(what, "rewards") not in changed
             }

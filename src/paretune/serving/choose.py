@@ -15,6 +15,7 @@ from pathlib import Path
 from paretune.errors import InputError
 from paretune.files import read_object
 from paretune.moo.preference import Preference
+from paretune.names import shown
 from paretune.recipes import Recipe, dated, load_recipe
 from paretune.recipes.points import as_preference
 from paretune.results.dial import dial_folder
@@ -25,6 +26,9 @@ from paretune.results.text import preference_text
 from paretune.results.weights import check_weights, weight_files
 
 logger = logging.getLogger(__name__)
+
+_ANSWERING = ("evaluation", "model")
+"""Sections of a recipe that decide on answers."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,12 @@ def open_run(folder: Path, overrides: Sequence[str] = (), method: str | None = N
         InputError: no run folder, no results or no weights in it, or an unknown method.
     """
     run = Run.read(folder)
+    for item in overrides:
+        if item.split("=")[0].split(".")[0].strip() not in _ANSWERING:
+            raise InputError(
+                f"{shown(item)} changes nothing here: answers depend on the sections "
+                f"{' and '.join(_ANSWERING)}, for example evaluation.max_new_tokens=200."
+            )
     recipe = dated(_recipe(run, overrides), begun(run.manifest))
     title = _method(run, method)
     points, split = run.series[title], run.split

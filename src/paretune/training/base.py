@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -307,7 +308,10 @@ class BaseTrainer(Trainer):
             raise self.unmoved_error()
         if not totals.moved and self.args.learning_rate > 0:
             # Objectives may oppose each other exactly: then this is where training ends.
-            logger.warning("No weight changed: the combined gradient was zero at every step.")
+            logger.warning(
+                "No weight changed: the combined gradient, or the learning rate, was zero at every "
+                "step."
+            )
         if totals.skipped:
             logger.warning(
                 "%d of %d steps were skipped: a loss or gradient was NaN or infinite.",
@@ -417,7 +421,9 @@ def load_trainable(model: Any, tokenizer: Any, peft_config: Any) -> tuple[nn.Mod
                 "The model has an adapter already: leave out peft_config to train that one."
             )
         try:
-            model = get_peft_model(model, peft_config)
+            with warnings.catch_warnings():  # PEFT reads a name that transformers deprecates
+                warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+                model = get_peft_model(model, peft_config)
         except ValueError as error:
             raise InputError(f"The adapter does not fit the model: {error}") from error
     check_weights(model)

@@ -79,6 +79,11 @@ class CommonConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.preference is not None and not isinstance(self.preference, Mapping):
+            raise InputError(
+                "preference must name the objectives, such as {'helpful': 0.8, 'harmless': 0.2}, "
+                f"not {self.preference!r}."
+            )
         check_numbers("The preference weight", self.preference)
         if self.metric_for_best_model is None and (
             self.load_best_model_at_end or _word(self.save_strategy) == "best"
@@ -94,6 +99,8 @@ class CommonConfig(TrainingArguments):
         except (ValueError, TypeError, ImportError, OSError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"These arguments do not work here: {first}") from error
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False  # it has no effect there, and torch warns of it
         if self.fp16 and self.device.type == "cpu":
             raise InputError("fp16 needs a GPU: on the CPU train in float32, or with bf16=True.")
 
