@@ -143,7 +143,7 @@ def test_padding_and_masks(tokenizer: Any) -> None:
         (chat("the cat", "a dog", ""), None),
         (
             {"prompt": "the", "chosen": "a"},
-            "row 2 of the 'one' pairs, the column 'rejected' is missing",
+            "row 2 of the 'one' pairs, the column 'rejected' is",
         ),
         ({"prompt": "the", "chosen": "a", "rejected": "a"}, "are the same"),
         ({"prompt": "the", "chosen": "a", "rejected": [{}]}, "must both be strings"),

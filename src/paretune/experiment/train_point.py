@@ -42,10 +42,10 @@ def train_point(
     trainer.train(resume_from_checkpoint=True)
     if not trainer.totals.moved:
         raise UntrainedError(
-            f"No weight changed in {trainer.totals.steps} steps: at each, the combined gradient was "
-            "zero, or the learning rate (in its warm-up). Objectives that oppose each other exactly "
-            "have no gradient at this preference: leave it out, or see that the pairs do not "
-            "contradict each other."
+            f"No weight changed in {trainer.totals.steps} steps: at each, the combined gradient, "
+            "or the learning rate in its warm-up, was zero. Objectives that oppose each other "
+            "exactly have no gradient at this preference: leave it out, or see that the pairs do "
+            "not contradict each other."
         )
     more = {"shared": sorted(shared), **measured()}
     _save(trainer, folder, more, watch.spend().peak_memory_bytes)
