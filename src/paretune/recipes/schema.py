@@ -59,6 +59,12 @@ class Written(Section):
         """Where it is from, for messages."""
         return self._source
 
+    def __eq__(self, other: object) -> bool:
+        """Whether both say the same, wherever they are from."""
+        return type(self) is type(other) and vars(self) == vars(other)
+
+    __hash__ = Section.__hash__
+
     def to_yaml(self) -> str:
         """The recipe with every key written out."""
         return yaml_syntax.dump(self.model_dump(mode="json"))
