@@ -284,7 +284,7 @@ def _checked(
             raise InputError(f"Unknown key '{key}' in the recipe; {hint}")
         adapter = TypeAdapter(types[name], config=ConfigDict(arbitrary_types_allowed=True))
         try:
-            checked[name] = adapter.validate_python(value)
+            checked[name] = adapter.validate_python(value, strict=True)
         except ValidationError as error:
             problem = validation_problem(error.errors()[0])
             raise InputError(f"'{key}' is {shown(value)}, but {problem}.") from None
