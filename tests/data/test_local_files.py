@@ -148,8 +148,8 @@ TURN = {"role": "user", "content": "Q"}
         ({"weight": 0}, "weight", "must be positive, not 0"),
         ({"prompt": [TURN]}, "prompt", "a list of messages where earlier rows have plain text"),
         ({"chosen": [TURN]}, "chosen", "a list of messages where the prompt is plain text"),
-        ({"prompt": [{"role": "me"}]}, r"prompt\[0\]\.role", "must be one of system, user"),
-        ({"prompt": [{**TURN, "content": ""}]}, r"prompt\[0\]\.content", "is empty"),
+        ({"prompt": [{"role": "me"}]}, r"prompt\[1\]\.role", "must be one of system, user"),
+        ({"prompt": [{**TURN, "content": ""}]}, r"prompt\[1\]\.content", "is empty"),
         ({"prompt": []}, "prompt", "is empty"),
     ],
 )

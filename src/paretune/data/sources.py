@@ -192,9 +192,8 @@ def _read_parquet(path: Path) -> Iterator[tuple[int, Any]]:
     from pyarrow import ArrowException
 
     try:
-        table = pyarrow.parquet.read_table(path)
-        _refuse_twice(path, table.column_names)
-        return enumerate(table.to_pylist(), start=1)
+        _refuse_twice(path, pyarrow.parquet.read_schema(path).names)
+        return enumerate(pyarrow.parquet.read_table(path).to_pylist(), start=1)
     except ArrowException as error:
         raise InputError(f"{path} is not a parquet file ({error}).") from error
 
