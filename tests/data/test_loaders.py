@@ -165,7 +165,7 @@ def test_ultrafeedback_ties_first_keeps_the_first_response():
 
 def test_ultrafeedback_bad_rating_names_the_completion():
     rows = [ultrafeedback_row("Hi", completion("a"), completion("b", honesty="five"))]
-    field = r"row 1 \(counting from 1\), field 'completions\[1\]\.annotations\.honesty\.Rating'"
+    field = r"row 1 \(counting from 1\), field 'completions\[2\]\.annotations\.honesty\.Rating'"
     with pytest.raises(InputError, match=field):
         ultrafeedback.load(rows)
     del rows[0]["completions"][0]["annotations"]["truthfulness"]

@@ -110,17 +110,21 @@ class Run:
 
     def answers(self, point: FrontPoint) -> list[dict[str, Any]]:
         """A point's answers: prompt, response, finished, scores; empty if there are none."""
-        rows = _rows(self.path / point.folder / "answers.jsonl")
-        if any(not {"prompt", "response"} <= row.keys() for row in rows):
-            raise InputError(
-                f"'{self.path / point.folder / 'answers.jsonl'}' does not hold answers: delete it "
-                f"and run `paretune evaluate {self.path}` again."
-            )
-        return rows
+        return self._answers(point.folder)
 
     def base_answers(self) -> list[dict[str, Any]]:
         """The base model's answers; empty if there are none."""
-        return _rows(self.path / BASE_FOLDER / "answers.jsonl")
+        return self._answers(BASE_FOLDER)
+
+    def _answers(self, folder: str) -> list[dict[str, Any]]:
+        path = self.path / folder / "answers.jsonl"
+        rows = _rows(path)
+        if not all(map(_is_answer, rows)):
+            raise InputError(
+                f"'{path}' does not hold answers: delete it and run `paretune evaluate "
+                f"{self.path}` again."
+            )
+        return rows
 
 
 def saved_recipe(run: Path) -> Path:
@@ -227,6 +231,15 @@ def read_comparison(path: Path) -> Comparison:
 def _rows(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file; none if there is no such file."""
     return read_objects(path, nan=True) if path.is_file() else []
+
+
+def _is_answer(row: Mapping[str, Any]) -> bool:
+    """Whether a row has a prompt, text or messages, and a response, which is text."""
+    prompt = row.get("prompt")
+    messages = isinstance(prompt, list) and all(
+        isinstance(each, dict) and {"role", "content"} <= each.keys() for each in prompt
+    )
+    return (isinstance(prompt, str) or messages) and isinstance(row.get("response"), str)
 
 
 def point_slug(point: FrontPoint) -> str:
