@@ -255,7 +255,8 @@ def check_recipe(recipe: "Recipe") -> "PreferenceData":
     from paretune.experiment.setup import load_data, training_arguments
     from paretune.models import check_model
 
-    first, run = plan(recipe)[0], Path(recipe.output_dir)
+    run = Path(recipe.output_dir)
+    first = plan(recipe, run)[0]
     method = conditioned(recipe)
     if method is not None:
         method.training_arguments(recipe, first.seed, run)
