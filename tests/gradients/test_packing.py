@@ -303,6 +303,27 @@ def test_the_proof_finds_layers_that_mix_along_the_row(caplog: Any) -> None:
     assert "differ" in str(packing.reason)
 
 
+def test_weights_used_past_their_layer_leave_batches_packed(caplog: Any) -> None:
+    """As adapters of routed experts do: one pass does not see them, packing does not mind."""
+    model = make_model("llama").train()
+    layer = model.get_base_model().model.layers[0].mlp.up_proj
+    down, up = layer.lora_A["default"], layer.lora_B["default"]
+
+    def forward(x: Tensor) -> Tensor:
+        return layer.base_layer(x) + 2 * x @ (up.weight @ down.weight).T  # type: ignore[no-any-return]
+
+    layer.forward = forward
+    batch = make_batch(make_data(2, 2))
+    losses = {name: LOSSES["dpo"]() for name in batch["pairs"]}
+    engine = ObjectiveGradients(model, losses)
+    engine.accumulate(batch)
+    assert engine.method == "per_objective"
+    assert engine.packing.reason is None
+    assert "one backward pass per objective" in caplog.text
+    found = [torch.cat([b[m].flatten() for b in engine.bank.blocks]).double() for m in range(2)]
+    assert relative(found, exact_gradients(model, batch, losses)) < 2e-6
+
+
 def test_a_gate_for_each_row_reaches_its_tokens() -> None:
     """The same prompt in two rows, with other gates, against the padded batch."""
     model = make_model("llama", hidden_size=24)

@@ -122,28 +122,46 @@ class ObjectiveGradients:
                 torch.random.fork_rng([] if device.type == "cpu" else [device]),
                 _without_dropout(self.model),
             ):
-                found = self._difference(rows, scale)
-                if is_sharded(self.model):
-                    found = _worst(found)
+                found = self._compare(rows, scale)
+                reason = self._fault(found)
+                packs = reason is None or (way[0] and self._packs_alone(rows, scale))
             self.bank.restore(held)
             self.passes = passes
-            if isinstance(found, float):
-                if math.isnan(found):
-                    return False  # the step itself reports it; the next batch may tell
-                dtype = torch.float32 if self._one_pass is None else self._one_pass.dtype
-                exact = found <= _tolerance(self.model, dtype)
-                reason = f"the gradients differ from autograd's by {found:.1e} (relative)"
-            else:
-                exact, reason = False, found
-            if not exact and way[0]:
-                self.packing.give_up(reason)
-            elif not exact:
-                self._fall_back(reason)
-            if not exact:
+            if isinstance(found, float) and math.isnan(found):
+                return False  # the step itself reports it; the next batch may tell
+            if reason is not None:
+                if way[0] and not packs:
+                    self.packing.give_up(reason)
+                else:
+                    self._fall_back(reason)
                 return True
             _proven.add(key)
         self._proven.add(way)
         return False
+
+    def _packs_alone(self, batch: Batch, scale: float) -> bool:
+        """Whether packing is exact with one backward pass per objective."""
+        if self._one_pass is None:
+            return False
+        held, self._one_pass = self._one_pass, None
+        try:
+            return self._fault(self._compare(batch, scale)) is None
+        finally:
+            self._one_pass = held
+
+    def _fault(self, found: float | str) -> str | None:
+        """What is wrong by a comparison; None if nothing is."""
+        if isinstance(found, str):
+            return found
+        dtype = torch.float32 if self._one_pass is None else self._one_pass.dtype
+        if not found > _tolerance(self.model, dtype):
+            return None
+        return f"the gradients differ from autograd's by {found:.1e} (relative)"
+
+    def _compare(self, batch: Batch, scale: float) -> float | str:
+        """As `_difference`, of all processes where they must go the same way."""
+        found = self._difference(batch, scale)
+        return _worst(found) if is_sharded(self.model) else found
 
     def _difference(self, batch: Batch, scale: float) -> float | str:
         """How the way in use differs from autograd of the padded batch, relative; or why it fails.

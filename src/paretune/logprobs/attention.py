@@ -75,7 +75,9 @@ class ResponseStage:
     def _prompt(self, module: nn.Module) -> Pair:
         if module not in self.leaves:
             if module not in self._prompts.kept:
-                raise UnpackableError("its attention layers differ from one pass to the next")
+                raise UnpackableError(
+                    "the model's attention layers differ from one pass to the next"
+                )
             key, value = (
                 x.detach().index_select(2, self._batch.source).requires_grad_(x.requires_grad)
                 for x in self._prompts.kept[module]
@@ -126,15 +128,15 @@ def _attention(
     """As transformers calls it: ``(1, heads, T, width)`` to ``(1, T, heads, width)``."""
     stage = _current[-1]
     if attention_mask is not None:
-        raise UnpackableError("it makes attention masks of its own")
+        raise UnpackableError("the model makes attention masks of its own")
     for name in _CHANGES:
         if options.get(name) is not None:
-            raise UnpackableError(f"its attention has {name}")
+            raise UnpackableError(f"the model's attention has {name}")
     if options.get("is_causal") is False:
-        raise UnpackableError("its attention is not causal")
+        raise UnpackableError("the model's attention is not causal")
     window = options.get("sliding_window")
     if window is not None and window < stage.longest:
-        raise UnpackableError(f"its attention has a window of {window} tokens")
+        raise UnpackableError(f"the model's attention has a window of {window} tokens")
     how: dict[str, Any] = {"dropout_p": dropout, "scale": scaling}
     result = stage.attend(module, query, (key, value), how)
     return result.transpose(1, 2).contiguous(), None

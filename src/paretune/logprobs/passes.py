@@ -69,13 +69,15 @@ class PackedPass:
             # the last layer and of the model.
             self._end = end if is_sharded(model) and end.requires_grad else None
             if not self._prompts.kept:
-                raise UnpackableError("its attention does not go through transformers' interface")
+                raise UnpackableError(
+                    "the model's attention does not go through transformers' interface"
+                )
         with running(model, self._responses):
             tokens = token_logps(
                 model, lambda: self._run(self._responses), lambda hidden: hidden[0], batch.targets
             )
         if self._responses.leaves.keys() != self._prompts.kept.keys():
-            raise UnpackableError("its attention layers differ from one pass to the next")
+            raise UnpackableError("the model's attention layers differ from one pass to the next")
         self.logps = torch.stack([part.sum() for part in tokens.split(batch.responses.lengths)])
         """``(N,)``, as `sequence_logps` gives them."""
 
