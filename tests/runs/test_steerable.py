@@ -19,6 +19,7 @@ from paretune.progress import Silent
 from paretune.recipes import Recipe, load_recipe
 from paretune.results.front import Front
 from paretune.results.gates import read_gates
+from paretune.runs.candidates import read_candidates
 from paretune.runs.sweep import evaluate_run, run_sweep
 from paretune.training.gated_adapter import fold_adapter
 
@@ -169,7 +170,12 @@ def test_any_preference_is_measured(run: Path) -> None:
     assert [p.preference["harmless"] for p in front.points] == [0.37, 1.0]
     assert front.points[1].losses == pytest.approx(own.points[1].losses)
     assert own.points[0].losses["helpful"] <= front.points[0].losses["helpful"]
-    assert digests(run)["shared/" + dial.name + "/gates.json"]
+    # It can be judged as the run's own can.
+    answer = json.dumps({"prompt": "red cat", "response": "sun", "finished": True, "scores": {}})
+    for folder in (run / "evaluation-test" / "points").iterdir():
+        (folder / "answers.jsonl").write_text(answer + "\n")
+    found = read_candidates(recipe(run), run / "evaluation-test")
+    assert sorted(each.preference["harmless"] for each in found) == [0.37, 1.0]
 
 
 @pytest.mark.slow

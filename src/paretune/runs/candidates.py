@@ -13,7 +13,7 @@ from paretune.moo.weightings import Linear
 from paretune.progress import Progress, Silent
 from paretune.recipes.load import dated, load_recipe
 from paretune.recipes.schema import Recipe
-from paretune.results.points import PlannedPoint
+from paretune.results.points import PlannedPoint, measured_points
 from paretune.results.run_folder import BASE_FOLDER, saved_recipe
 from paretune.runs.folder import RunFolder
 from paretune.runs.plan import plan
@@ -118,8 +118,13 @@ def common_prompts(candidates: Sequence[Candidate], base: Mapping[str, Answered]
 
 def _points(recipe: Recipe, run: Path) -> list[tuple[str, int, PlannedPoint, Path]]:
     if not _compares(run):
-        title = recipe.method_name
-        return [(title, point.seed, point, point.folder(run)) for point in plan(recipe, run)]
+        title, planned = recipe.method_name, plan(recipe, run)
+        known = {point.name for point in planned}
+        for point in measured_points(run):  # `paretune evaluate --prefer` measures others, too
+            name = Path(point.folder).name
+            if name not in known:
+                planned.append(PlannedPoint(Preference.of(point.preference), point.seed, name))
+        return [(title, point.seed, point, point.folder(run)) for point in planned]
     from paretune.baselines.recipe import CompareRecipe
 
     assert isinstance(recipe, CompareRecipe)
