@@ -50,7 +50,7 @@ def test_help_is_quick(arguments: tuple[str, ...]) -> None:
         (["sweep", "demo", "sweep.preferences=[[0.5, 0.6]]"], "must sum to 1"),
         (["train", "demo"], "--prefer concise=... informative=..."),
         (["train", "demo", "--prefer", "concice=1"], "did you mean 'concise'"),
-        (["evaluate", "absent"], "not a run folder"),
+        (["evaluate", "absent"], "There is no folder 'absent'"),
         (["recipes", "absent"], "No recipe 'absent'"),
     ],
 )
@@ -79,7 +79,7 @@ def test_yaml_and_data_mistakes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_recipes_are_listed_and_printed() -> None:
     listed = run("recipes").stdout
-    assert {line.split()[0] for line in listed.splitlines()} >= {"demo", "saferlhf_clamp"}
+    assert {line.split()[1] for line in listed.splitlines()} >= {"demo", "saferlhf_clamp"}
     assert run("recipes", "demo").stdout.startswith("# The demo")
 
 
