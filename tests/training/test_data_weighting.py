@@ -344,7 +344,7 @@ def test_mistakes_are_one_sentence(weigher: Any) -> None:
         weigher(validation={"one": CRITERIA["one"], "two": []})
     with pytest.raises(InputError, match="names 'three', which the validation data"):
         weigher({"one": 0.5, "three": 0.5})
-    with pytest.raises(InputError, match="row 1 of the training set 'star', 'completion'"):
+    with pytest.raises(InputError, match="set 'star', the column 'completion' is missing"):
         weigher(train={"moon": SETS["moon"], "star": [{"prompt": "a"}]})
     with pytest.raises(InputError, match="sigma must be"):
         weigher(sigma=2.0)
