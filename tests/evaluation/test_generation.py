@@ -15,8 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from paretune.data.tokenization import tokenize_pairs
 from paretune.errors import InputError
+from paretune.evaluation.decoding import SeededSampling
 from paretune.evaluation.generation import (
-    SeededSampling,
     encode_prompt,
     end_token_ids,
     generate,

@@ -317,6 +317,16 @@ def test_reference_is_cached_by_content(clamp: Any, tmp_path: Path, monkeypatch:
     torch.testing.assert_close(again._train_pairs.reference, first._train_pairs.reference)
 
 
+def test_the_model_as_given_is_not_scored_again(clamp: Any, monkeypatch: Any) -> None:
+    trainer = clamp()
+    pairs, scored = trainer.train_pairs, trainer.evaluate(trainer.train_pairs)
+    monkeypatch.setattr("paretune.training.base.score_sequences", None)  # must not be called
+    found = trainer.measure(pairs, logps=pairs.reference)
+    assert found["eval_one_loss"] == pytest.approx(math.log(2), abs=1e-7)
+    assert found["eval_one_margin"] == 0.0
+    assert found == {name: pytest.approx(scored[name], abs=1e-5) for name in found}
+
+
 def test_adapter_loads_with_peft_alone(clamp: Any, tmp_path: Path, tiny_llama: Any) -> None:
     from peft import PeftModel
 

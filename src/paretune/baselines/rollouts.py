@@ -6,18 +6,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import LogitsProcessorList
 
 from paretune.data.tokenization import TokenSequence, pad_sequences
+from paretune.evaluation.decoding import SeededSampling, decode, seeded_uniforms
 from paretune.evaluation.generation import (
-    SeededSampling,
     answer_text,
     encode_prompt,
     end_token_ids,
-    generate_greedily,
     left_pad,
     prompt_seeds,
-    seeded_uniforms,
 )
 from paretune.logprobs import output_embeddings
 from paretune.results.answers import Prompt
@@ -131,15 +128,7 @@ def sample(
     ids, mask = left_pad(encoded, tokenizer.pad_token_id, model.device)
     draws = [seeded_uniforms(each, max_new_tokens) for each in prompt_seeds(encoded, seed)]
     sampling = SeededSampling(temperature, 1.0, torch.stack(draws), ids.shape[1])
-    output = generate_greedily(  # `sampling` leaves one token
-        model,
-        ids,
-        mask,
-        max_new_tokens,
-        eos_ids,
-        tokenizer.pad_token_id,
-        LogitsProcessorList([sampling]),
-    )
+    output = decode(model, ids, mask, max_new_tokens, eos_ids, tokenizer.pad_token_id, sampling)
     sequences, texts, finished = [], [], []
     for prompt_ids, tokens in zip(encoded, output[:, ids.shape[1] :].tolist(), strict=True):
         end = next((n for n, token in enumerate(tokens) if token in eos_ids), None)

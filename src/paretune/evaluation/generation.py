@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import (
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
 from transformers.generation.streamers import BaseStreamer
 
 from paretune.data.encoding import Encoder
 from paretune.errors import InputError
+from paretune.evaluation.decoding import SeededSampling, decode, seeded_uniforms
 from paretune.progress import Count
 from paretune.results.answers import Answer, Prompt
 
@@ -100,13 +93,11 @@ def generate_answers(
         for start in range(0, len(prompts), batch_size):
             rows = longest_first[start : start + batch_size]
             ids, mask = left_pad([encoded[i] for i in rows], pad_id, model.device)
-            processors = LogitsProcessorList()
+            sampling = None
             if temperature > 0:
                 uniforms = torch.stack([seeded_uniforms(seeds[i], max_new_tokens) for i in rows])
-                processors.append(SeededSampling(temperature, top_p, uniforms, ids.shape[1]))
-            output = generate_greedily(
-                model, ids, mask, max_new_tokens, eos_ids, pad_id, processors, streamer
-            )
+                sampling = SeededSampling(temperature, top_p, uniforms, ids.shape[1])
+            output = decode(model, ids, mask, max_new_tokens, eos_ids, pad_id, sampling, streamer)
             for i, tokens in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
                 end = next((n for n, token in enumerate(tokens) if token in eos_ids), None)
                 text = answer_text(tokenizer, tokens[:end])
@@ -116,60 +107,6 @@ def generate_answers(
     finally:
         model.train(was_training)
     return [answers[i] for i in range(len(prompts))]
-
-
-def generate_greedily(
-    model: Any,
-    ids: Tensor,
-    mask: Tensor,
-    max_new_tokens: int,
-    eos_ids: Sequence[int],
-    pad_id: int,
-    processors: LogitsProcessorList,
-    streamer: BaseStreamer | None = None,
-) -> Tensor:
-    """The tokens behind which `model.generate` takes the likeliest one after `processors`.
-
-    Nothing of the model's own generation config has a part in it.
-
-    Args:
-        ids, mask: ``(B, T)``, padded on the left.
-
-    Returns:
-        ``(B, T + up to max_new_tokens)`` token ids.
-    """
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(eos_ids),
-        pad_token_id=pad_id,
-        do_sample=False,
-        use_cache=True,
-    )
-    with own_settings_off(model):
-        output: Tensor = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            generation_config=config,
-            logits_processor=processors,
-            streamer=streamer,
-        )
-    return output
-
-
-@contextmanager
-def own_settings_off(model: Any) -> Iterator[None]:
-    """Empty the model's generation config for the time: `generate` fills what is left open in a
-    given one from it."""
-    # A PEFT model keeps one beside its base's, and gives the base its own when it generates.
-    parts = [part for part in model.modules() if "generation_config" in vars(part)]
-    kept = [(part, part.generation_config) for part in parts]
-    for part in parts:
-        part.generation_config = GenerationConfig()
-    try:
-        yield
-    finally:
-        for part, config in kept:
-            part.generation_config = config
 
 
 def answer_text(tokenizer: Any, tokens: Sequence[int]) -> str:
@@ -194,36 +131,6 @@ def _encoded(encoder: Encoder, prompt: Prompt) -> list[int]:
     if not ids:
         raise InputError(f"Prompt {prompt!r} has no tokens; leave empty prompts out.")
     return ids
-
-
-class SeededSampling(LogitsProcessor):
-    """Temperature and nucleus sampling by inversion, from numbers drawn beforehand.
-
-    At step t row b takes the first token, in vocabulary order, at which the cumulated
-    probability exceeds `uniforms[b, t]`. One number a token is enough, and the order of nearly
-    equal probabilities plays no part. Leaves that token alone finite, for a greedy decoder.
-    """
-
-    def __init__(self, temperature: float, top_p: float, uniforms: Tensor, start: int) -> None:
-        self._warp = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
-        if top_p < 1:
-            self._warp.append(TopPLogitsWarper(top_p))
-        self._uniforms = uniforms
-        self._start = start
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Tensor:
-        step = input_ids.shape[1] - self._start
-        cumulated = self._warp(input_ids, scores.float()).softmax(-1).cumsum(-1)
-        target = self._uniforms[:, step, None].to(scores.device) * cumulated[:, -1:]
-        token = (cumulated <= target).sum(-1, keepdim=True)
-        return torch.full_like(scores, -torch.inf).scatter_(-1, token, 0.0)
-
-
-def seeded_uniforms(seed: int, count: int) -> Tensor:
-    """The numbers in [0, 1) from which the tokens of one answer are sampled."""
-    draws = torch.rand(count, generator=torch.Generator().manual_seed(seed))
-    # One float32 step below 1, so that `target` stays below the total after rounding.
-    return draws.clamp_(max=1 - 2**-23)
 
 
 def prompt_seeds(encoded: Sequence[list[int]], seed: int) -> list[int]:
