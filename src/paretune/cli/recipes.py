@@ -18,8 +18,9 @@ def recipes(
     from paretune.recipes import shipped_recipes
     from paretune.recipes.reading import COMMANDS
 
-    commands = {name: command for command in COMMANDS for name in shipped_recipes(command)}
-    shipped = {name: shipped_recipes(command)[name] for name, command in commands.items()}
+    found = {command: shipped_recipes(command) for command in COMMANDS}
+    commands = {name: command for command in COMMANDS for name in found[command]}
+    shipped = {name: text for texts in found.values() for name, text in texts.items()}
     if name is not None:
         if name not in shipped:
             raise InputError(
