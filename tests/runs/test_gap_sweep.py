@@ -142,7 +142,7 @@ def test_damaged_losses_are_one_sentence(stub: Stub, tmp_path: Path) -> None:
     [
         (["sweep={placement: gap}"], "needs points, how many, and no preferences"),
         (["sweep={placement: gap, points: 5, preferences: [[1, 0]]}"], "and no preferences"),
-        (["sweep={placement: gap, points: 2}"], "greater than or equal to 3"),
+        (["sweep={placement: gap, points: 2}"], "must be at least 3"),
         (["sweep={points: 5, preferences: [[1, 0]]}"], "points is for placement: gap"),
         (["sweep={seeds: [0]}"], "preferences is missing: give it a value"),
         (["method=mgda"], "for clamp and linear, which follow p, not for mgda"),

@@ -208,7 +208,7 @@ def test_early_stopping_goes_by_the_grid(tmp_path: Path) -> None:
         (["data.objectives=[helpful]", "sweep.preferences=[[1.0]]"], "at least two objectives"),
         (["sweep.warm_start=true"], "warm_start is for"),
         (["method.calibrate=evenly"], "'even', 'chebyshev' or 'none'"),
-        (["method.extrapolate=9"], "less than or equal to 4"),
+        (["method.extrapolate=9"], "must be at most 4"),
         (["method.mu=3"], "mu is an option of clamp, not of conditioned"),
         (["method.bases=centred"], "did you mean 'method.basis'"),
     ],
