@@ -222,7 +222,6 @@ def test_runs_side_by_side(sweep: Make, tmp_path: Path) -> None:
         ("front.json", "{}", "damaged or of another version"),
         (f"{CORNER}/answers.jsonl", "[]", "line 1 is not a JSON object"),
         (f"{CORNER}/answers.jsonl", '{"prompt": 5, "response": "x"}', "does not hold answers"),
-        ("base/answers.jsonl", '{"prompt": "a", "response": 5}', "does not hold answers"),
         (f"{CORNER}/log.jsonl", "{}\n{", "line 2 is not valid JSON"),
         ("judge/judge.json", "{}", "does not hold judged answers of this version"),
     ],
