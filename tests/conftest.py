@@ -123,9 +123,15 @@ def tokenizer() -> Any:
     return make_tokenizer()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def tiny_llama(tokenizer: Any) -> Callable[..., Any]:
     """``make_llama`` on the test tokenizer."""
+    return lambda seed=0, **options: make_llama(tokenizer, seed, **options)
+
+
+@pytest.fixture(scope="session")
+def lasting_llama(tokenizer: Any) -> Callable[..., Any]:
+    """``tiny_llama`` for fixtures that are made once."""
     return lambda seed=0, **options: make_llama(tokenizer, seed, **options)
 
 

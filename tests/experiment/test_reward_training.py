@@ -58,10 +58,10 @@ def rows(chosen: str, rejected: str, conversational: bool) -> list[dict[str, Any
 
 
 @pytest.fixture(scope="session")
-def toy(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, tiny_llama: Any) -> Path:
+def toy(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, lasting_llama: Any) -> Path:
     """A folder with a random language model, two separable objectives and a recipe."""
     folder = tmp_path_factory.mktemp("toy")
-    tiny_llama(
+    lasting_llama(
         hidden_size=16,
         intermediate_size=24,
         num_attention_heads=2,

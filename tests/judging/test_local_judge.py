@@ -16,9 +16,9 @@ from paretune.runs.judge import judge_run
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, tiny_llama: Any) -> Path:
+def model(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, lasting_llama: Any) -> Path:
     folder = tmp_path_factory.mktemp("judge") / "model"
-    tiny_llama(max_position_embeddings=1024).save_pretrained(folder)
+    lasting_llama(max_position_embeddings=1024).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

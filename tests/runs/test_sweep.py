@@ -26,10 +26,10 @@ WORDS = ["red", "blue", "cat", "dog", "tea", "milk", "sun", "moon", "rain", "win
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, tiny_llama: Any) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, lasting_llama: Any) -> Path:
     """A folder with a random model, a data file and a recipe; the recipe is `tiny.yaml`."""
     folder = tmp_path_factory.mktemp("tiny")
-    small = tiny_llama(
+    small = lasting_llama(
         hidden_size=16, intermediate_size=24, num_attention_heads=2, num_key_value_heads=1
     )
     small.save_pretrained(folder / "model")

@@ -19,9 +19,9 @@ METHODS = ("clamp", "padded", "cpo", "per_objective", "checkpointing", "conditio
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, tiny_llama: Any) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any, lasting_llama: Any) -> Path:
     folder: Path = tmp_path_factory.mktemp("base")
-    tiny_llama().save_pretrained(folder)
+    lasting_llama().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
