@@ -196,7 +196,7 @@ def test_tokenised_in_parts_as_row_by_row(
     with pytest.raises(IndexError):
         parts.sequences[len(parts.sequences)]
     rows = [chat("the cat", "a", "dog"), {**chat("the cat", "a", "b"), "rejected": []}, {}]
-    with pytest.raises(InputError, match="row 2 of the 'one' pairs, 'rejected' is missing"):
+    with pytest.raises(InputError, match="row 2 of the 'one' pairs, 'rejected' is empty"):
         tokenize_pairs({"one": rows}, tokenizer)
 
 
