@@ -325,9 +325,9 @@ def test_pairs_of_whole_conversations():
     for change, complaint in (
         ({"prompt": "3+3?"}, "'prompt': is not what 'chosen' begins with"),
         ({"rejected": [turns[1], say("5")]}, "'rejected': differs from 'chosen' before its last"),
-        ({"chosen": turns}, "'chosen': must end with one assistant message"),
+        ({"chosen": turns}, "'chosen': must end with an assistant message"),
         ({"rejected": [*turns, say("4 ")]}, "is the same response"),
-        ({"chosen": [*turns, say("a"), say("b")]}, "must end with one assistant message"),
+        ({"chosen": [*turns, say("a"), say("b")]}, "'rejected': differs from 'chosen' before"),
     ):
         with pytest.raises(InputError, match=complaint):
             local.load_pairs({"a": [{**sides, **change}]})

@@ -15,7 +15,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from paretune.data.messages import OPTIONS, TOOLS
+from paretune.data.messages import OPTIONS, TOOLS, response_fault
 from paretune.data.rows import is_whole
 from paretune.errors import InputError
 
@@ -121,13 +121,15 @@ class ChatTemplate:
         end of that, or its words are written as the template writes other responses.
 
         Raises:
-            InputError: it is not one assistant message, or the template does not write it whole.
+            InputError: it is no response of the assistant, or the template does not write it whole.
         """
-        [answer] = self._answer(response, where)
-        full = self._render([*prompt.messages, answer], prompt.options, where)
+        answers = self._answer(response, where)
+        full = self._render([*prompt.messages, *answers], prompt.options, where)
         text = full[len(prompt.text) :] if full.startswith(prompt.text) else ""
-        if not text or _missing([answer], text, response=True):
-            text = self._apart(prompt, answer, full, where)
+        if not text or _missing(answers[-1:], text, response=True):
+            text = self._apart(prompt, answers, full, where)
+        if lost := _missing(answers[:-1], text, response=False):
+            raise InputError(f"In {where}, {self.name} does not write {lost}: leave it out.")
         if _OPENED.search(prompt.text) and not _CLOSED.search(text):
             self._tell("%s opens a thought, and responses such as %s do not close it", where)
         turn = self._turn
@@ -172,16 +174,19 @@ class ChatTemplate:
         glue = full[len(start) : place] if full.startswith(start) else None
         tail = full[place + len(_PROBE) :]
         found = [(tail.find(token), -len(token)) for token in self._ends if token in tail]
+        if glue and glue.strip():
+            self._tell("%s begins every response with text of its own, which is trained: %r", glue)
         if not found:
             self._tell("%s writes no token that ends a response, so the tokenizer's is added")
             return _Turn(glue, tail, tail.rstrip(), False)
         position, length = min(found)
         return _Turn(glue, tail, tail[: position - length], True)
 
-    def _apart(self, prompt: ChatPrompt, answer: Message, full: str, where: str) -> str:
+    def _apart(self, prompt: ChatPrompt, answers: Sequence[Message], full: str, where: str) -> str:
         """The response of a conversation that is not the prompt's rendering and some more."""
+        answer = answers[-1]
         turn, content = self._turn, str(answer["content"])
-        if turn.glue is not None and set(answer) == {"role", "content"}:
+        if len(answers) == 1 and turn.glue is not None and set(answer) == {"role", "content"}:
             for words in (content, content.strip()):
                 if full.endswith(turn.glue + words + turn.tail):
                     return turn.glue + words + turn.tail
@@ -199,8 +204,14 @@ class ChatTemplate:
 
     def _answer(self, response: Sequence[Message], where: str) -> list[Message]:
         messages = [self._message(message, where) for message in response]
-        if [message["role"] for message in messages] != ["assistant"]:
-            raise InputError(f"In {where}, a response must be one assistant message.")
+        if fault := response_fault(messages):
+            raise InputError(f"In {where}, a response {fault}.")
+        if len(messages) > 1:
+            self._tell(
+                "With %s, responses of several messages, such as %s, are trained as a whole: what "
+                "tools answered counts, too",
+                where,
+            )
         return messages
 
     def _message(self, message: Any, where: str) -> Message:
@@ -262,12 +273,25 @@ class ChatTemplate:
             )
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
             problem = f"{self.name} refuses the conversation: {error}"
-            raise InputError(f"In {where}, {problem}") from error
+            raise InputError(f"In {where}, {problem}{_advice(messages, options)}") from error
 
     def _tell(self, sentence: str, *more: str) -> None:
         if sentence not in self.told:
             self.told[sentence] = sentence % (self.name, *more)
             logger.warning("%s", self.told[sentence])
+
+
+def _advice(messages: Sequence[Message], options: Mapping[str, Any]) -> str:
+    """What to do about a conversation that a template refuses."""
+    roles = [message["role"] for message in messages]
+    if "system" in roles:
+        return (
+            ". If it knows no system messages, system='merge' of the loader (data.system in a "
+            "recipe) puts them before the user's, and 'drop' leaves them out."
+        )
+    if "tool" in roles or options.get(TOOLS) or any(m.get("tool_calls") for m in messages):
+        return ". If it knows no tools, leave them out, or use a model whose template does."
+    return ""
 
 
 def check_text(text: str, where: str) -> None:

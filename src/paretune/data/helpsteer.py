@@ -10,7 +10,7 @@ from paretune.data.messages import Messages, assistant, join_turns
 from paretune.data.ratings import EXTREMES, RatedResponse, RatingRule, load_rated
 from paretune.data.records import PreferenceData, select_objectives
 from paretune.data.rows import Row
-from paretune.data.sources import BadRows, HubDataset, Source
+from paretune.data.sources import BadRows, HubDataset, Source, pinned
 
 ATTRIBUTES = ("helpfulness", "correctness", "coherence", "complexity", "verbosity")
 
@@ -25,6 +25,7 @@ def load(
     objectives: Sequence[str] | None = None,
     rule: RatingRule = EXTREMES,
     bad_rows: BadRows = "error",
+    revision: str | None = None,
 ) -> PreferenceData:
     """Load HelpSteer, or HelpSteer2 with ``source="nvidia/HelpSteer2"``, as messages.
 
@@ -34,6 +35,7 @@ def load(
         objectives: Some of `ATTRIBUTES`; all by default.
         rule: How ratings become pairs.
         bad_rows: Stop at a bad row, or skip and count it.
+        revision: Commit or tag of a data set on the hub.
 
     Raises:
         InputError: an unknown attribute, a source that cannot be read, or a bad row.
@@ -44,7 +46,7 @@ def load(
         ratings = {name: row.rating(name) for name in attributes}
         return [RatedResponse(_messages(row), assistant(row.text("response")), ratings)]
 
-    return load_rated(source, parse, attributes, rule, bad_rows)
+    return load_rated(pinned(source, revision), parse, attributes, rule, bad_rows)
 
 
 def _messages(row: Row) -> Messages:

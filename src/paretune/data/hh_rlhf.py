@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from paretune.data.messages import parse_dialogue, refuse_equal
 from paretune.data.records import Pair, PreferenceData, preference_data, select_objectives
 from paretune.data.rows import Row
-from paretune.data.sources import BadRows, HubDataset, Source, read_each
+from paretune.data.sources import BadRows, HubDataset, Source, pinned, read_each
 
 HUB: Mapping[str, Source] = {
     "helpful": HubDataset("Anthropic/hh-rlhf", data_dir="helpful-base"),
@@ -18,6 +18,7 @@ def load(
     *,
     objectives: Sequence[str] | None = None,
     bad_rows: BadRows = "error",
+    revision: str | None = None,
 ) -> PreferenceData:
     """Load hh-rlhf as messages.
 
@@ -28,10 +29,12 @@ def load(
         objectives: Some of the names in ``sources``; all by default.
         bad_rows: Stop at a bad row, or skip and count it (the published data has some: empty
             responses, and dialogues that part before their last turn).
+        revision: Commit or tag of a data set on the hub.
 
     Raises:
         InputError: an unknown objective, a source that cannot be read, or a bad row.
     """
+    sources = pinned(sources, revision)
     names = select_objectives(objectives, sources, "hh-rlhf")
     return preference_data(*read_each({name: sources[name] for name in names}, _parse, bad_rows))
 

@@ -8,12 +8,12 @@ the loader has them; and any of its own.
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, get_args, get_origin
 
 from paretune.data.ratings import RatingRule
 from paretune.data.records import PreferenceData
-from paretune.data.sources import HubDataset
+from paretune.data.sources import HubDataset, pinned
 from paretune.errors import InputError
 
 Loader = Callable[..., PreferenceData]
@@ -21,7 +21,7 @@ Loader = Callable[..., PreferenceData]
 RATING_OPTIONS = tuple(field.name for field in fields(RatingRule))
 """Keys that say how ratings become pairs."""
 _SOURCES = ("source", "sources")
-_COMMON = ("objectives", "bad_rows", "rule")
+_COMMON = ("objectives", "bad_rows", "rule", "revision")
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ def load(
     if rule:
         given["rule"] = RatingRule(**rule)
     source = LoaderOptions.of(loader).source if path is None else path
-    if revision is not None:
-        source = _pinned(source, revision)
+    source = pinned(source, revision)
     if "bad_rows" in given and "bad_rows" not in parameters:
         del given["bad_rows"]
     args = () if source is None else (source,)
@@ -103,11 +102,3 @@ def hub_id(loader: Loader) -> str | None:
     source = LoaderOptions.of(loader).source
     first = next(iter(source.values()), None) if isinstance(source, Mapping) else source
     return first.path if isinstance(first, HubDataset) else None
-
-
-def _pinned(source: Any, revision: str) -> Any:
-    if isinstance(source, Mapping):
-        return {name: _pinned(each, revision) for name, each in source.items()}
-    if isinstance(source, HubDataset):
-        return replace(source, revision=revision)
-    return HubDataset(str(source), revision=revision)

@@ -5,11 +5,11 @@ Files with the columns of a published data set are read by that set's own loader
 
 from collections.abc import Mapping, Sequence
 
-from paretune.data.messages import Style, TextReader
+from paretune.data.messages import Style, System, TextReader
 from paretune.data.ratings import EXTREMES, RatedResponse, RatingRule, load_rated
 from paretune.data.records import Pair, PreferenceData, preference_data, select_objectives
 from paretune.data.rows import Row, weight_fault
-from paretune.data.sources import BadRows, Source, read_each, read_rows
+from paretune.data.sources import BadRows, Source, pinned, read_each, read_rows
 from paretune.errors import InputError
 
 
@@ -18,22 +18,28 @@ def load_pairs(
     *,
     objectives: Sequence[str] | None = None,
     style: Style = "text",
+    system: System = "error",
     bad_rows: BadRows = "error",
+    revision: str | None = None,
 ) -> PreferenceData:
     """Load preference pairs, plain or conversational.
 
     Args:
         source: Rows with ``prompt``, ``chosen``, ``rejected`` and optionally ``weight`` (positive):
             one source for each objective, or one source whose column ``objective`` says whose pair
-            a row is. Texts are strings, or lists of ``{"role", "content"}`` messages.
+            a row is. Texts are strings, or lists of ``{"role", "content"}`` messages. Without
+            ``prompt``, it is what ``chosen`` and ``rejected`` begin with.
         objectives: Those to keep; all by default.
         style: How prompts that are strings are read, see `~paretune.data.messages.Style`.
+        system: What becomes of system messages, see `~paretune.data.messages.System`.
         bad_rows: Stop at a bad row, or skip and count it.
+        revision: Commit or tag of a data set on the hub.
 
     Raises:
         InputError: an unknown objective, a source that cannot be read, or a bad row.
     """
-    reader = TextReader(style)
+    source = pinned(source, revision)
+    reader = TextReader(style, system)
 
     def parse(row: Row) -> Pair:
         weight = row.number("weight") if row.values.get("weight") not in (None, "") else None
@@ -58,7 +64,9 @@ def load_ratings(
     objectives: Sequence[str],
     rule: RatingRule = EXTREMES,
     style: Style = "text",
+    system: System = "error",
     bad_rows: BadRows = "error",
+    revision: str | None = None,
 ) -> PreferenceData:
     """Load rated responses and make pairs of them.
 
@@ -68,14 +76,17 @@ def load_ratings(
         objectives: The columns to use.
         rule: How ratings become pairs.
         style: How prompts that are strings are read, see `~paretune.data.messages.Style`.
+        system: What becomes of system messages, see `~paretune.data.messages.System`.
         bad_rows: Stop at a bad row, or skip and count it.
+        revision: Commit or tag of a data set on the hub.
 
     Raises:
         InputError: a column that is missing, a source that cannot be read, or a bad row.
     """
     if isinstance(objectives, str) or not objectives:
         raise InputError("objectives must be a list of rating columns.")
-    reader = TextReader(style)
+    source = pinned(source, revision)
+    reader = TextReader(style, system)
 
     def parse(row: Row) -> list[RatedResponse]:
         prompt = reader.prompt(row)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from paretune.data.messages import OPTIONS, TOOLS, Text, with_option
+from paretune.data.messages import OPTIONS, TOOLS, Text, with_option, with_prompt
 from paretune.data.rows import weight_fault
 from paretune.errors import InputError
 from paretune.names import shown
@@ -35,6 +35,7 @@ def pair_row(record: Mapping[str, Any], row: int, where: str) -> PairRow:
         InputError: for a missing prompt or response, two equal responses, or a weight that is no
             positive number.
     """
+    record = with_prompt(record)
     asked = prompt(record, where)
     chosen, rejected = (response(record, side, where) for side in ("chosen", "rejected"))
     if chosen == rejected:

@@ -86,7 +86,7 @@ class Row:
         """The value of a field, which must be there and not be null."""
         self._note(field)
         if self.values.get(field) is None:
-            raise self._missing(field)
+            raise self.missing(field)
         return self.values[field]
 
     def text(self, field: str) -> str:
@@ -110,7 +110,7 @@ class Row:
     def rating(self, field: str) -> float | None:
         """A finite number, as number or text; None where nothing (null, empty, "N/A") was rated."""
         if field not in self.values:
-            raise self._missing(field)
+            raise self.missing(field)
         self._note(field)
         value = self.values[field]
         if value is None or (isinstance(value, str) and value.strip() in _NOT_RATED):
@@ -155,6 +155,7 @@ class Row:
         if not self.prefix:
             self.columns.read.add(field)
 
-    def _missing(self, field: str) -> BadRowError:
+    def missing(self, field: str) -> BadRowError:
+        """The error that a field is not there."""
         present = ", ".join(str(name) for name in self.values) or "no fields"
         return self.error(field, f"is missing (the row has {present})")

@@ -10,7 +10,7 @@ from typing import Literal
 from paretune.data.messages import Style, Text, TextReader
 from paretune.data.records import Pair, PreferenceData, preference_data, select_objectives
 from paretune.data.rows import Row
-from paretune.data.sources import BadRows, HubDataset, Source, read_rows
+from paretune.data.sources import BadRows, HubDataset, Source, pinned, read_rows
 
 LABELS = {"helpful": "better_response_id", "harmless": "safer_response_id"}
 """Per objective, the column that names the preferred response by 0 or 1."""
@@ -26,6 +26,7 @@ def load(
     objectives: Sequence[str] | None = None,
     style: Style = "chat",
     bad_rows: BadRows = "error",
+    revision: str | None = None,
 ) -> PreferenceData:
     """Load a data set with the columns of PKU-SafeRLHF.
 
@@ -35,6 +36,7 @@ def load(
         objectives: Of ``"helpful"`` and ``"harmless"``; both by default.
         style: How prompts are read, see `~paretune.data.messages.Style`.
         bad_rows: Stop at a bad row, or skip and count it.
+        revision: Commit or tag of a data set on the hub.
 
     Raises:
         InputError: an unknown objective, a source that cannot be read, or a bad row.
@@ -47,7 +49,7 @@ def load(
         labels = {name: row.label(LABELS[name]) for name in chosen_objectives}
         return prompt, responses, labels
 
-    items, counts = read_rows(source, parse, bad_rows)
+    items, counts = read_rows(pinned(source, revision), parse, bad_rows)
     pairs = {
         name: [
             Pair(prompt, responses[labels[name]], responses[1 - labels[name]])

@@ -5,7 +5,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +16,7 @@ from paretune.files import parse_json, read_jsonl, user_path
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Rows = Iterable[Mapping[str, Any]]
+Rows = Iterable[Mapping[str, Any]]  # or a pandas data frame
 BadRows = Literal["error", "skip"]
 """What a bad row does: stop the loading with an error, or be left out, counted and logged."""
 
@@ -35,7 +35,8 @@ class HubDataset:
 
 
 Source = str | os.PathLike[str] | HubDataset | Rows
-"""A file (.jsonl, .json, .csv, .parquet), a hub id (its train split), a `HubDataset`, or rows."""
+"""A file (.jsonl, .json, .csv, .parquet), a hub id (its train split), a `HubDataset`, or rows: a
+`datasets.Dataset`, a list, a generator, a pandas data frame."""
 
 
 def read_rows(
@@ -102,6 +103,58 @@ def read_each(
     return {name: items for name, (items, _) in tables.items()}, total
 
 
+def pinned(source: Any, revision: str | None) -> Any:
+    """The source, or that of each objective, at a commit or tag on the hub; None leaves it."""
+    if revision is None:
+        return source
+    if isinstance(source, HubDataset):
+        return replace(source, revision=revision)
+    if isinstance(source, Mapping):
+        return {name: pinned(each, revision) for name, each in source.items()}
+    name = str(source) if isinstance(source, str | os.PathLike) else "the given rows"
+    if name != source or user_path(name).suffix.lower() in _READERS:
+        raise InputError(
+            f"A revision is of a data set on the hub, and not of {name}: leave it out."
+        )
+    return HubDataset(name, revision=revision)
+
+
+def open_rows(source: Any) -> Iterable[Any]:
+    """The rows of a source, one at a time where it can give them so."""
+    return (row for _, row in _open(source)[1]) if _named(source) else _records(source)
+
+
+def _named(source: Any) -> bool:
+    return isinstance(source, str | os.PathLike | HubDataset)
+
+
+def _records(table: Any) -> Iterable[Any]:
+    """The rows of a data frame, whose own iterator gives the columns; anything else as it is."""
+    if isinstance(table, Mapping):
+        raise InputError(
+            f"The data is a mapping with {', '.join(map(str, table))}, where one table is "
+            "expected: give one of them."
+        )
+    if not (hasattr(table, "to_dict") and hasattr(table, "iterrows")):
+        if isinstance(table, Iterable):
+            return table
+        raise InputError(f"The data must be rows, not a {type(table).__name__}.")
+    return [
+        {str(key): _plain(cell) for key, cell in row.items()} for row in table.to_dict("records")
+    ]
+
+
+def _plain(cell: Any) -> Any:
+    """A cell without numpy's types, which columns of lists and numbers have; NaN is None."""
+    if hasattr(cell, "tolist"):
+        cell = cell.tolist()
+    if isinstance(cell, Mapping):
+        return {key: _plain(each) for key, each in cell.items()}
+    if isinstance(cell, list | tuple):
+        return [_plain(each) for each in cell]
+    return None if cell != cell or type(cell).__name__ == "NAType" else cell
+
+
 def check_choice(name: str, value: str, allowed: Sequence[str]) -> None:
     """Refuse an option's value that is not among those allowed."""
     if value not in allowed:
@@ -126,7 +179,7 @@ def _open(source: Source) -> tuple[str, Iterable[tuple[int, Any]]]:
     if isinstance(source, HubDataset):
         return f"hub data set {source.path}", enumerate(_load_hub(source), start=1)
     if not isinstance(source, str | os.PathLike):
-        return "the given rows", enumerate(source, start=1)
+        return "the given rows", enumerate(_records(source), start=1)
     path = user_path(source)
     if path.suffix.lower() not in _READERS:
         if isinstance(source, str) and not path.exists() and not source.startswith((".", "/", "~")):

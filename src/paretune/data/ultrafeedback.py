@@ -10,7 +10,7 @@ from paretune.data.messages import Style, TextReader
 from paretune.data.ratings import EXTREMES, RatedResponse, RatingRule, load_rated
 from paretune.data.records import PreferenceData, select_objectives
 from paretune.data.rows import Row
-from paretune.data.sources import BadRows, HubDataset, Source
+from paretune.data.sources import BadRows, HubDataset, Source, pinned
 
 ASPECTS = ("honesty", "helpfulness", "instruction_following", "truthfulness")
 
@@ -24,6 +24,7 @@ def load(
     rule: RatingRule = EXTREMES,
     style: Style = "chat",
     bad_rows: BadRows = "error",
+    revision: str | None = None,
 ) -> PreferenceData:
     """Load UltraFeedback as one set of pairs for each aspect.
 
@@ -34,6 +35,7 @@ def load(
         rule: How ratings become pairs; ``RatingRule(ties="first")`` is the paper's way.
         style: How prompts are read, see `~paretune.data.messages.Style`.
         bad_rows: Stop at a bad row, or skip and count it.
+        revision: Commit or tag of a data set on the hub.
 
     Raises:
         InputError: an unknown aspect, a source that cannot be read, or a bad row.
@@ -51,4 +53,4 @@ def load(
             rated.append(RatedResponse(prompt, response, ratings))
         return rated
 
-    return load_rated(source, parse, aspects, rule, bad_rows)
+    return load_rated(pinned(source, revision), parse, aspects, rule, bad_rows)
