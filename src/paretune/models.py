@@ -6,6 +6,7 @@ it loads in well under a second.
 """
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import io
@@ -60,6 +61,7 @@ def load_model_and_tokenizer(
     date: str | None = None,
     shard: bool = False,
     head: Head = "language",
+    init_kwargs: Mapping[str, Any] | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its tokenizer, ready for training and generation.
 
@@ -85,6 +87,8 @@ def load_model_and_tokenizer(
         shard: of several processes (``WORLD_SIZE``) each holds its part of the weights, by
             transformers' FSDP2; to be trained through an adapter that is added afterwards.
         head: what the model puts out.
+        init_kwargs: further arguments of `from_pretrained`, which go before those above;
+            ``revision`` and ``trust_remote_code`` are of the tokenizer, too.
 
     Raises:
         InputError: an unknown option, a package that is missing, code of a checkpoint that nobody
@@ -120,14 +124,22 @@ def load_model_and_tokenizer(
 
         options["distributed_config"] = DistributedConfig(fsdp_size=processes)
         device = None  # transformers places the parts
+    options |= {"trust_remote_code": trust_remote_code, **(init_kwargs or {})}
+    shared = {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
     embedded = str(name) == EMBEDDED
     try:
         with _quiet() if embedded else contextlib.nullcontext():
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+            tokenizer = AutoTokenizer.from_pretrained(source, **shared)
             model, found = model_class.from_pretrained(
-                source, trust_remote_code=trust_remote_code, output_loading_info=True, **options
+                source, **{**options, "output_loading_info": True}
             )
-    except (OSError, ValueError) as error:
+    except TypeError as error:
+        if not init_kwargs:
+            raise
+        raise InputError(
+            f"model '{name}' cannot be loaded with {', '.join(init_kwargs)} ({_first_line(error)})"
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
         raise _not_loaded(name, error) from error
     if head == "score" and found["missing_keys"]:
         raise InputError(
@@ -137,7 +149,7 @@ def load_model_and_tokenizer(
         )
     _set_pad_token(tokenizer)
     if template_variables:
-        tokenizer.chat_template = _with_variables(tokenizer.chat_template, template_variables)
+        tokenizer = with_template_variables(tokenizer, template_variables)
     if date is not None and isinstance(tokenizer.chat_template, str):
         tokenizer.chat_template = _with_date(tokenizer.chat_template, date)
     if head != "score" or model.config.pad_token_id is None:
@@ -150,58 +162,20 @@ def load_model_and_tokenizer(
     return model, tokenizer
 
 
-def check_model(name: str | os.PathLike[str], trust_remote_code: bool = False) -> None:
-    """See, without loading its weights, that there is a model of this name.
-
-    Raises:
-        InputError: there is none, or code of a checkpoint that nobody allowed to run.
-    """
-    _check_remote_code(name, trust_remote_code)
-    if str(name) == EMBEDDED:
-        _embedded_gguf()
-        return
-    source = _source(name)
-    from transformers import AutoConfig
-
-    try:
-        AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except TypeError as error:
+        if not init_kwargs:
+            raise
+        raise InputError(
+            f"model '{name}' cannot be loaded with {', '.join(init_kwargs)} ({_first_line(error)})"
+        ) from error
+    except (OSError, ValueError, ImportError) as error:
         raise _not_loaded(name, error) from error
-
-
-def _check_remote_code(name: str | os.PathLike[str], wanted: bool) -> None:
-    if wanted and not remote_code_is_allowed():
-        raise InputError(
-            f"the code that comes with model '{name}' would run with your rights, as its recipe "
-            f"asks with trust_remote_code: read it, then give --trust-remote-code (or set "
-            f"{TRUST_VARIABLE}=1)"
-        )
-
-
-def _source(name: str | os.PathLike[str]) -> str:
-    """The folder or hub id from which transformers loads a model."""
-    if str(name) == EMBEDDED:
-        return str(embedded_folder())
-    source = os.path.expanduser(name)
-    if _looks_like_path(source) and not os.path.isdir(source):
-        raise InputError(
-            f"model folder '{name}' does not exist; give an existing folder, a hub id, "
-            f"or '{EMBEDDED}' for the embedded model"
-        )
-    return source
-
-
-def _not_loaded(name: str | os.PathLike[str], error: Exception) -> InputError:
-    return InputError(
-        f"model '{name}' could not be loaded ({_first_line(error)}); give an existing folder, "
-        f"a hub id you can reach, or '{EMBEDDED}' for the embedded model"
-    )
 
 
 def _with_variables(template: Any, variables: Mapping[str, Any]) -> str:
     """The chat template with values set at its top, where every use of it finds them."""
     if not isinstance(template, str):
-        raise InputError("template_variables need a tokenizer with one chat template.")
+        raise InputError("Variables of a chat template need a tokenizer with one such template.")
     settings = ""
     for name, value in variables.items():
         if not name.isidentifier():

@@ -24,6 +24,8 @@ from paretune.training.config import MultiObjectiveConfig
 ELSEWHERE = {
     "output_dir": "output_dir",
     "preference": "sweep.preferences",
+    "model_init_kwargs": "model",
+    "chat_template_kwargs": "model.template_variables",
     "seed": "sweep.seeds",
     "loss": "loss",
     **{o.name: f"loss.{o.key}" for kind in LOSSES.values() for o in options_of(kind) if o.key},

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import time
 import warnings
 from collections import defaultdict
@@ -18,7 +19,7 @@ from transformers.trainer_utils import TrainOutput
 from paretune.data.tokenization import TokenSequence
 from paretune.errors import InputError, TrainingStoppedError, UntrainedError
 from paretune.logprobs import Packing, score_sequences
-from paretune.models import is_sharded, load_model_and_tokenizer
+from paretune.models import is_sharded, load_model_and_tokenizer, with_template_variables
 from paretune.moo.preference import Preference
 from paretune.spend import Spend
 from paretune.training.arguments import lasting
@@ -34,6 +35,7 @@ from paretune.training.checkpoints import (
 from paretune.training.checks import check_weights
 from paretune.training.config import CommonConfig
 from paretune.training.totals import Totals
+from paretune.training.trl_names import ARGUMENTS, check_names
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,10 @@ class BaseTrainer(Trainer):
     preference: Preference
     patience = 0
     """Evaluations without a better one after which training stops; 0: it does not."""
+
+    def __new__(cls, *args: Any, **given: Any) -> "BaseTrainer":
+        check_names(cls, given, ARGUMENTS)
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -390,22 +396,37 @@ def adapter_settings(config: Any) -> dict[str, Any]:
 
 
 def check_launch(args: CommonConfig) -> None:
-    """Raise InputError where something else than the trainer would own the gradients."""
+    """Raise InputError for arguments of another trainer, and where something else than this one
+    would own the gradients."""
+    if not isinstance(args, CommonConfig):
+        raise InputError(
+            f"args is a {type(args).__name__}: give the configuration of this trainer, such as "
+            "ClampConfig, which has all fields of transformers.TrainingArguments."
+        )
     if args.n_gpu > 1:
         raise InputError(
             "Several GPUs need one process each: start with `accelerate launch` or `torchrun`."
         )
 
 
-def load_trainable(model: Any, tokenizer: Any, peft_config: Any) -> tuple[nn.Module, Any]:
+def load_trainable(
+    model: Any, tokenizer: Any, peft_config: Any, args: CommonConfig
+) -> tuple[nn.Module, Any]:
     """The model, loaded if it is a name and with an adapter if one is asked for, and its tokenizer.
+
+    The tokenizer is a copy where it gets `args.chat_template_kwargs`.
 
     Raises:
         InputError: no tokenizer or one without padding, or an adapter that does not fit.
     """
-    if isinstance(model, str):
-        model, loaded = load_model_and_tokenizer(model)
+    keywords: Any = args.model_init_kwargs
+    if isinstance(model, str | os.PathLike):
+        model, loaded = load_model_and_tokenizer(model, init_kwargs=keywords)
         tokenizer = loaded if tokenizer is None else tokenizer
+    elif keywords:
+        raise InputError(
+            "model_init_kwargs are for a model given by name, and it is loaded: leave them out."
+        )
     if tokenizer is None:
         raise InputError("Give the model's tokenizer as processing_class.")
     if tokenizer.pad_token_id is None:
@@ -413,6 +434,8 @@ def load_trainable(model: Any, tokenizer: Any, peft_config: Any) -> tuple[nn.Mod
             "The tokenizer has no padding token: set tokenizer.pad_token to a token that is not "
             "its end-of-turn token."
         )
+    if args.chat_template_kwargs:
+        tokenizer = with_template_variables(tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]
     if peft_config is not None:
         from peft import PeftModel, get_peft_model  # peft takes seconds to import
 

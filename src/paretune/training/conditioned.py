@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from paretune.data.objectives import by_objective
 from paretune.data.sampling import PairCollator
 from paretune.data.tokenization import TokenizedPairs
 from paretune.errors import InputError
@@ -129,6 +130,7 @@ class ConditionedTrainer(MultiObjectiveTrainer):
         optimizers: tuple[Any, Any] = (None, None),
         on_scored: Callable[[float], None] | None = None,
     ) -> None:
+        train_dataset = by_objective(train_dataset)
         names = list(train_dataset)
         if args.preference is not None:
             raise InputError(

@@ -1,6 +1,7 @@
 """What a multi-objective training run needs to know beyond ``transformers.TrainingArguments``."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,11 +31,15 @@ from paretune.moo.solvers.multipliers import StepwiseMultipliers
 from paretune.moo.weightings import ClampOptions
 from paretune.options import as_option
 from paretune.training.arguments import check_fields, check_numbers
+from paretune.training.trl_names import FIELDS, check_names
 
 if TYPE_CHECKING:
     Loss = AnyLoss | dict[str, AnyLoss]
-else:
-    Loss = str  # as HfArgumentParser reads it, which knows no such unions
+    Preferred = Mapping[str, float] | Sequence[float] | str | None
+    Keywords = dict[str, Any] | str | None
+else:  # as HfArgumentParser reads them, which knows no such unions
+    Loss = str
+    Preferred = Keywords = dict | str | None
 
 
 @dataclass
@@ -56,9 +61,23 @@ class CommonConfig(TrainingArguments):
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Resume the patience of early stopping, too."}
     )
-    preference: dict[str, float] | None = field(
+    preference: Preferred = field(
         default=None,
-        metadata={"help": "Weight of each objective, p: non-negative, adding up to one."},
+        metadata={
+            "help": "Weight of each objective, p: non-negative, adding up to one. A mapping, a "
+            "list in the objectives' order, or either as JSON."
+        },
+    )
+    model_init_kwargs: Keywords = field(
+        default=None,
+        metadata={
+            "help": "Of from_pretrained, for a model given by name: dtype, revision, "
+            "attn_implementation, quantization_config, ..."
+        },
+    )
+    chat_template_kwargs: Keywords = field(
+        default=None,
+        metadata={"help": "Values the chat template reads, such as enable_thinking of Qwen3."},
     )
     max_length: int | None = field(
         default=1024, metadata={"help": "Longest prompt plus response, in tokens."}
@@ -77,14 +96,15 @@ class CommonConfig(TrainingArguments):
         default=5, metadata={"help": "Stop after so many steps in a row with NaN or infinity."}
     )
 
+    def __new__(cls, *args: Any, **given: Any) -> "CommonConfig":
+        check_names(cls, given, FIELDS)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.preference is not None and not isinstance(self.preference, Mapping):
-            raise InputError(
-                "preference must name the objectives, such as {'helpful': 0.8, 'harmless': 0.2}, "
-                f"not {self.preference!r}."
-            )
-        check_numbers("The preference weight", self.preference)
+        self.preference = read_preference(self.preference)
+        self.model_init_kwargs = _keywords("model_init_kwargs", self.model_init_kwargs)
+        self.chat_template_kwargs = _keywords("chat_template_kwargs", self.chat_template_kwargs)
         if self.metric_for_best_model is None and (
             self.load_best_model_at_end or _word(self.save_strategy) == "best"
         ):
@@ -129,7 +149,15 @@ class CommonConfig(TrainingArguments):
                 f"{type(objectives).__name__}."
             )
         names = list(objectives)
-        preference = Preference.of(self.preference)
+        given: Any = self.preference
+        if not isinstance(given, Mapping):
+            if len(given) != len(names):
+                raise InputError(
+                    f"The preference has {len(given)} weights, and the {data} has {len(names)} "
+                    f"objectives: {', '.join(names)}."
+                )
+            given = dict(zip(names, given, strict=True))
+        preference = Preference.of(given)
         for name in preference.names:
             if name not in names:
                 raise InputError(
@@ -305,6 +333,60 @@ class DataWeightingConfig(CommonConfig):
                 "gradient_checkpointing nor gradient_accumulation_steps go with it: use "
                 "hvp='finite_difference'."
             )
+
+
+def read_preference(given: Any) -> dict[str, float] | list[float] | None:
+    """A preference as a mapping or, where objectives are not named, a list of weights.
+
+    Args:
+        given: One of these, or it as text: JSON, or ``helpful=0.3,harmless=0.7``.
+
+    Raises:
+        InputError: it is something else, or a weight is not a finite number.
+    """
+    if isinstance(given, str):
+        text = given.strip()
+        try:
+            given = json.loads(text) if text[:1] in ("{", "[") else _assignments(text)
+        except ValueError:
+            raise InputError(
+                f"preference is {given!r}: write it as JSON, such as "
+                '\'{"helpful": 0.3, "harmless": 0.7}\' or [0.3, 0.7], or as '
+                "helpful=0.3,harmless=0.7."
+            ) from None
+    if given is None:
+        return None
+    if isinstance(given, Mapping):
+        check_numbers("The preference weight", given)
+        return dict(given)
+    weights = given.tolist() if hasattr(given, "tolist") else given
+    if not isinstance(weights, list | tuple):
+        raise InputError(f"preference must give a weight for each objective, not {given!r}.")
+    check_numbers("The preference weight", {str(i + 1): w for i, w in enumerate(weights)})
+    return list(weights)
+
+
+def _assignments(text: str) -> dict[str, float]:
+    """``a=0.3,b=0.7`` as a mapping; ValueError if it is not that."""
+    pairs = [each.split("=") for each in text.replace(",", " ").split()]
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise ValueError(text)
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise InputError(f"preference names an objective twice: {text!r}.")
+    return {name: float(weight) for name, weight in pairs}
+
+
+def _keywords(name: str, given: Any) -> dict[str, Any] | None:
+    """Arguments by name, which may be JSON text."""
+    if isinstance(given, str):
+        try:
+            given = json.loads(given)
+        except ValueError:
+            raise InputError(f"{name} is {given!r}, which is not a JSON object.") from None
+    if given is None or isinstance(given, dict):
+        return given
+    raise InputError(f"{name} must be a mapping, not {given!r}.")
 
 
 def _word(value: Any) -> str:

@@ -13,6 +13,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
+from paretune.data.sources import open_rows
 from paretune.data.tokenization import TokenSequence, tokenize_responses
 from paretune.errors import InputError
 from paretune.moo.bilevel.oracle import Oracle
@@ -103,7 +104,7 @@ class DataWeightingTrainer(BaseTrainer):
             )
         self.sets, self.criteria = tuple(train_dataset), self.preference.names
         check_evaluation(args, self.criteria, data=True, kinds=("loss",))
-        model, tokenizer = load_trainable(model, processing_class, peft_config)
+        model, tokenizer = load_trainable(model, processing_class, peft_config, args)
         tokenize = partial(_tokenize, tokenizer=tokenizer, args=args)
         sets = tokenize({name: train_dataset[name] for name in self.sets}, kind="set")
         criteria = tokenize({n: validation_dataset[n] for n in self.criteria}, kind="criterion")
@@ -370,7 +371,7 @@ def _tokenize(
     for name, rows in dataset.items():
         title = f"training set {name!r}" if kind == "set" else f"validation set {name!r}"
         sequences, dropped = tokenize_responses(
-            rows, tokenizer, title, args.max_length, args.overlong
+            open_rows(rows), tokenizer, title, args.max_length, args.overlong
         )
         if dropped:
             logger.warning(

@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType, broadcast, broadcast_object_list
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
+from paretune.data.objectives import by_objective
 from paretune.data.sampling import PairCollator, PairRows
 from paretune.data.token_cache import cached_pairs
 from paretune.data.tokenization import TokenizedPairs, TokenSequence
@@ -33,7 +34,9 @@ from paretune.training.reference_cache import ReferenceCache, pairs_digest, trai
 
 logger = logging.getLogger(__name__)
 
-Pairs = Mapping[str, Iterable[Mapping[str, Any]]]
+Pairs = Mapping[str, Iterable[Mapping[str, Any]]] | Iterable[Mapping[str, Any]]
+"""Rows of each objective, or all of them with a column ``objective``: see
+`paretune.data.objectives.by_objective`."""
 
 
 class MultiObjectiveTrainer(BaseTrainer):
@@ -49,7 +52,8 @@ class MultiObjectiveTrainer(BaseTrainer):
         model: A causal language model, its name or path, or a PEFT model whose adapter to train.
         args: See `MultiObjectiveConfig`.
         train_dataset: Per objective, rows with ``prompt``, ``chosen``, ``rejected`` (plain or
-            conversational) and optionally ``weight``.
+            conversational) and optionally ``weight``; or one table with a column ``objective``.
+            Without ``prompt``, it is what ``chosen`` and ``rejected`` begin with.
         eval_dataset: The same for validation; the default of `evaluate`.
         processing_class: The tokenizer; loaded with the model if that is given by name.
         peft_config: Adds an adapter to train; without one all weights are trained.
@@ -81,6 +85,7 @@ class MultiObjectiveTrainer(BaseTrainer):
         on_scored: Callable[[float], None] | None = None,
     ) -> None:
         check_launch(args)
+        train_dataset = by_objective(train_dataset)
         self.preference = args.checked_preference(train_dataset)
         check_evaluation(
             args, self.preference.names, eval_dataset is not None, overall=self.overall_measures
@@ -88,7 +93,7 @@ class MultiObjectiveTrainer(BaseTrainer):
         self.objectives = self.preference.names
         self.live = self.preference.live
         self.weighting: Weighting = Linear() if weighting is None else weighting
-        model, tokenizer = load_trainable(model, processing_class, peft_config)
+        model, tokenizer = load_trainable(model, processing_class, peft_config, args)
         if places := turn_off_dropout(model):
             logger.info("The base model's dropout is off in training: %s.", ", ".join(places))
         self.losses = args.preference_losses(self.objectives)
@@ -148,6 +153,7 @@ class MultiObjectiveTrainer(BaseTrainer):
         return self._train_pairs
 
     def _tokenize(self, dataset: Pairs, args: MultiObjectiveConfig) -> TokenizedPairs:
+        dataset = by_objective(dataset, "data set")
         missing = [name for name in self.objectives if name not in dataset]
         if missing:
             raise InputError(f"The data set has no pairs for objective {missing[0]!r}.")
