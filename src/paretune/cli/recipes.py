@@ -1,23 +1,47 @@
 """``paretune recipes``."""
 
-from typing import Annotated
+from enum import StrEnum
+from typing import Annotated, Any
 
 import typer
 
-from paretune.cli.output import echo
+from paretune.cli.output import console, echo
+
+
+class Kind(StrEnum):
+    """What a recipe is for: the command that reads it."""
+
+    sweep = "sweep"
+    compare = "compare"
+    weigh = "weigh"
 
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(help="Print this recipe, to be saved and changed.")
+        str | None,
+        typer.Argument(help="Print this recipe, to be saved and changed; with --keys, a section."),
     ] = None,
+    keys: Annotated[
+        bool,
+        typer.Option("--keys", help="List the keys of a recipe, or of one section: --keys method."),
+    ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON schema of a recipe, for editors.")
+    ] = False,
+    kind: Annotated[
+        Kind, typer.Option(help="With --keys and --schema: recipes of which command.")
+    ] = Kind.sweep,
 ) -> None:
-    """List the recipes that ship with paretune, each after its command, or print one."""
+    """List the recipes that ship with paretune, each after its command, or print one; or say which
+    keys a recipe has."""
     from paretune import yaml_syntax
     from paretune.errors import InputError
     from paretune.recipes import shipped_recipes
     from paretune.recipes.reading import COMMANDS
 
+    if keys or schema:
+        _describe(kind, name, schema)
+        return
     found = {command: shipped_recipes(command) for command in COMMANDS}
     commands = {name: command for command in COMMANDS for name in found[command]}
     shipped = {name: text for texts in found.values() for name, text in texts.items()}
@@ -32,3 +56,23 @@ def recipes(
     for each, text in shipped.items():
         description = yaml_syntax.parse(text, f"recipe '{each}'").get("description", "")
         echo(f"{commands[each]:7}  {each:{width}}  {description}")
+
+
+def _describe(kind: Kind, section: str | None, schema: bool) -> None:
+    import json
+
+    from paretune.baselines.recipe import CompareRecipe
+    from paretune.recipes.data_weighting import WeighRecipe
+    from paretune.recipes.reference import json_schema, key_table, keys_of
+    from paretune.recipes.schema import Recipe
+
+    kinds: dict[Kind, Any] = {
+        Kind.sweep: Recipe,
+        Kind.compare: CompareRecipe,
+        Kind.weigh: WeighRecipe,
+    }
+    recipe = kinds[kind]
+    if schema:
+        echo(json.dumps(json_schema(recipe), indent=2))
+    else:
+        console().print(key_table(keys_of(recipe, section)).to_rich())

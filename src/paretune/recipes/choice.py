@@ -9,7 +9,14 @@ from dataclasses import MISSING, dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, GetCoreSchemaHandler, TypeAdapter, create_model
+from pydantic import (
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    TypeAdapter,
+    create_model,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from paretune.options import Kinds, load_kind, name_of, options_of
@@ -143,6 +150,15 @@ class Chosen:
             serialization=core_schema.plain_serializer_function_ser_schema(self.write),
         )
 
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        sections = [dict(handler(each.__pydantic_core_schema__)) for each in self.sections()]
+        one = {"anyOf": [{"enum": [*self.kinds]}, *sections]}
+        if self.single is None:
+            return one
+        return {"anyOf": [*one["anyOf"], {"type": "object", "additionalProperties": one}]}
+
 
 @dataclass(frozen=True)
 class OneOf:
@@ -157,6 +173,11 @@ class OneOf:
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
         return core_schema.no_info_plain_validator_function(lambda value: one_of(self.kinds, value))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"type": "string", "enum": [*self.kinds]}
 
 
 @dataclass(frozen=True)

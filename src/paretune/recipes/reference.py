@@ -2,20 +2,29 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema
 
+from paretune import yaml_syntax
+from paretune.errors import InputError
+from paretune.names import shown
 from paretune.options import load_kind
 from paretune.recipes.choice import Chosen, OneOf, OptionsOf, section_of
+from paretune.results.table import Column, Table, left
 
 REQUIRED = dataclasses.MISSING
 """The default of a key that must be given."""
 SECTION = "the defaults of its keys"
 """The default of a section that is there without being given."""
 
+_BY_FILE = ("name", "output_dir")
+_COLUMNS = ("type", "default", "meaning")
 _WORDS = {
     bool: "true or false",
     int: "whole number",
@@ -69,6 +78,62 @@ def recipe_keys(recipe: type[BaseModel], prefix: str = "", of: str | None = None
         )
         for suffix, chosen, section in below:
             yield from recipe_keys(section, f"{key}{suffix}.", chosen or of)
+
+
+def keys_of(recipe: type[BaseModel], section: str | None = None) -> list[Key]:
+    """The keys of a class of recipes, or those of one section with itself.
+
+    Raises:
+        InputError: there is no such section.
+    """
+    keys = list(recipe_keys(recipe))
+    if section is None:
+        return keys
+    found = [each for each in keys if re.fullmatch(rf"{re.escape(section)}(?:[.(\[].*)?", each.key)]
+    if not found:
+        names = list(dict.fromkeys(each.key for each in keys if each.section))
+        nearest = get_close_matches(section, [each.key for each in keys], n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"sections are {', '.join(names)}."
+        raise InputError(f"There is no key {shown(section)} in a recipe; {hint}")
+    return found
+
+
+def key_table(keys: Iterable[Key]) -> Table:
+    """Keys with their types, defaults and meanings."""
+    rows = [
+        (
+            f"{each.key} (of {each.of})" if each.of else each.key,
+            " | ".join(each.choices) if each.choices else each.type,
+            _default(each.default),
+            each.help,
+        )
+        for each in keys
+    ]
+    return Table([Column("key", align="left", wrap=False), *map(left, _COLUMNS)], rows)
+
+
+def json_schema(recipe: type[BaseModel]) -> dict[str, Any]:
+    """The JSON schema (2020-12) of a class of recipes, for editors that complete and check YAML."""
+    schema = recipe.model_json_schema(schema_generator=_Schema)
+    # The name of a file says these two.
+    schema["required"] = [key for key in schema.get("required", ()) if key not in _BY_FILE]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+class _Schema(GenerateJsonSchema):
+    """Without word of defaults that are objects."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.ignored_warning_kinds = {"non-serializable-default", "skipped-choice"}
+
+
+def _default(value: Any) -> str:
+    if value is REQUIRED:
+        return "must be given"
+    if value == SECTION:
+        return ""
+    return yaml_syntax.dump(value).removesuffix("...\n").strip()
 
 
 def _is_object(value: Any) -> bool:
