@@ -73,3 +73,13 @@ def test_a_count_of_nothing_says_nothing(shown: Any) -> None:
     with progress.console_count("questions") as count:
         count(1, 2)
     assert "1 of 2 questions" in file.getvalue()
+
+
+def test_steps_are_lines_without_a_terminal_only(shown: Any) -> None:
+    for terminal in (False, True):
+        file = shown(terminal)
+        with progress.console_progress(None):
+            progress.STEPS.info("step 1 of 2")
+        progress.STEPS.info("later")
+        assert ("    step 1 of 2\n" in file.getvalue()) is not terminal
+        assert "later" not in file.getvalue()

@@ -1,5 +1,6 @@
 """How a run gets on, on a terminal as a bar, elsewhere as lines, with the time that remains."""
 
+import logging
 import os
 import sys
 import time
@@ -14,7 +15,7 @@ from rich.progress import Progress as Bars
 from paretune.cli.output import console
 from paretune.files import main_process, user_path
 from paretune.models import EMBEDDED
-from paretune.progress import PHASES, Count, Phase, Progress, Silent
+from paretune.progress import PHASES, STEPS, Count, Phase, Progress, Silent
 
 # Guesses of how a point's time divides, used until phases have been measured.
 _SHARES: dict[Phase, float] = {"prepare": 0.1, "train": 0.6, "evaluate": 0.1, "generate": 0.2}
@@ -152,10 +153,29 @@ def console_progress(model: str | None) -> Iterator[Progress]:
     if not main_process():
         yield Silent()
     elif not terminal.is_terminal:
-        yield _Display(terminal, None)
+        with _steps_told(terminal):
+            yield _Display(terminal, None)
     else:
         with _bars(terminal) as bars:
             yield _Display(terminal, bars)
+
+
+@contextmanager
+def _steps_told(terminal: Console) -> Iterator[None]:
+    """The lines of `STEPS` on a console."""
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            terminal.print(f"    {record.getMessage()}", highlight=False, soft_wrap=True)
+
+    handler, level = Lines(), STEPS.level
+    STEPS.addHandler(handler)
+    STEPS.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        STEPS.removeHandler(handler)
+        STEPS.setLevel(level)
 
 
 @contextmanager

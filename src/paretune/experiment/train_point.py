@@ -2,6 +2,7 @@
 
 import gc
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,10 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from paretune.errors import UntrainedError
+from paretune.experiment.tracking import logged
 from paretune.files import main_process, move, read_json, sync, sync_files, write_json, write_jsonl
 from paretune.models import is_sharded
-from paretune.progress import Report
+from paretune.progress import STEPS, Report
 from paretune.results.weights import CHECKSUMS, TRAINING, checksums
 from paretune.spend import Watch
 from paretune.training import MultiObjectiveTrainer
@@ -39,7 +41,8 @@ def train_point(
     """
     report("train", 0.0)
     watch = Watch()
-    trainer.train(resume_from_checkpoint=True)
+    with logged(trainer, folder, _run_of(folder)):
+        trainer.train(resume_from_checkpoint=True)
     if not trainer.totals.moved:
         raise UntrainedError(
             f"No weight changed in {trainer.totals.steps} steps: at each, the combined gradient, "
@@ -49,6 +52,12 @@ def train_point(
         )
     more = {"shared": sorted(shared), **measured()}
     _save(trainer, folder, more, watch.spend().peak_memory_bytes)
+
+
+def _run_of(folder: Path) -> Path:
+    """The run folder that a point's folder is in."""
+    above = (each for each in folder.parents if (each / "manifest.json").exists())
+    return next(above, folder.parent)
 
 
 def wait_for_all() -> None:
@@ -65,10 +74,43 @@ def free_memory() -> None:
 
 
 class StepReport(TrainerCallback):
-    """Reports the share of the training steps that is done."""
+    """Reports the share of the training steps that is done, and logs a line every tenth."""
 
     def __init__(self, report: Report) -> None:
         self._report = report
+        self._begun = (0.0, 0)
+        self._tenth = 0
+
+    def on_train_begin(
+        self, args: Any, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self._begun = (time.monotonic(), state.global_step)
+        self._tenth = 10 * state.global_step // max(state.max_steps, 1)
+
+    def on_log(
+        self,
+        args: Any,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        tenth = 10 * state.global_step // max(state.max_steps, 1)
+        if logs is None or "learning_rate" not in logs or tenth <= self._tenth:
+            return
+        self._tenth = tenth
+        since, first = self._begun
+        pace = (time.monotonic() - since) / max(state.global_step - first, 1)
+        losses = (f"{k.removesuffix('/loss')} {logs[k]:.4g}" for k in logs if k.endswith("/loss"))
+        shares = (f"{k.removeprefix('lambda/')} {logs[k]:.3g}" for k in logs if k[:7] == "lambda/")
+        told = {"loss": ", ".join(losses), "λ": ", ".join(shares)}
+        STEPS.info(
+            "step %d of %d%s, %.0f s left",
+            state.global_step,
+            state.max_steps,
+            "".join(f", {what} {text}" for what, text in told.items() if text),
+            pace * (state.max_steps - state.global_step),
+        )
 
     def on_step_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **_: Any

@@ -109,7 +109,7 @@ def measure_point(
     recipe = _with_adapter(recipe, source)
     # The trainer wants training data; what is measured will do, and is prepared once. Nothing is
     # trained, so its rows need no counterparts and the method does not matter.
-    train = recipe.train | {"sampling": "independent"}
+    train = recipe.train | {"sampling": "independent", "report_to": "none"}
     recipe = recipe.model_copy(update={"train": train, "method": Linear()})
     splits = {"train": data, "validation": data}
     scoring = _Scoring(report, (0.0, 1.0))

@@ -1,0 +1,130 @@
+"""Trackers (``report_to``): each point is one run, named, closed at its end, and resumed."""
+
+import os
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerState
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from paretune.files import append_jsonl, main_process, read_object, write_json, write_jsonl
+
+_RECORD = "tracking.json"
+_PROJECT = "huggingface"  # transformers' default
+
+
+class LogFile(TrainerCallback):
+    """Writes every entry of the log to a file of JSON lines as it is made."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        # What an earlier session wrote after the checkpoint is trained again.
+        if state.is_world_process_zero:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_jsonl(self._path, state.log_history)
+
+    def on_log(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and state.log_history:
+            append_jsonl(self._path, [state.log_history[-1]])
+
+
+@contextmanager
+def logged(trainer: Trainer, folder: Path, run: Path) -> Iterator[None]:
+    """Keep the log of a training in ``log.jsonl``, and in a run of each of its trackers.
+
+    Args:
+        folder: The point's.
+        run: The run folder, after which runs are grouped.
+    """
+    file = LogFile(folder / "log.jsonl")
+    kinds = tuple(INTEGRATION_TO_CALLBACK.values())
+    found: list[Any] = trainer.callback_handler.callbacks
+    trackers = [each for each in found if isinstance(each, kinds)]
+    trainer.add_callback(file)
+    try:
+        if trackers and main_process():
+            with _one_run(trainer, trackers, folder, run):
+                yield
+        else:
+            yield
+    finally:  # what is measured later is no part of the training
+        added: list[Any] = [file, *trackers]
+        for callback in added:
+            trainer.remove_callback(callback)
+
+
+@contextmanager
+def _one_run(trainer: Trainer, trackers: list[Any], folder: Path, run: Path) -> Iterator[None]:
+    name = "/".join(part for part in folder.relative_to(run).parts if part != "points")
+    group = run.resolve().name
+    args: Any = trainer.args
+    args.run_name = f"{args.run_name or group}/{name}"
+    if args.project == _PROJECT:
+        args.project = group
+    for tracker in trackers:
+        if hasattr(tracker, "tb_writer"):
+            above = tracker.logging_dir
+            tracker.logging_dir = str(Path(above) / name if above else folder / "tensorboard")
+    always = {"WANDB_RUN_ID": _run_id(folder), "WANDB_RESUME": "allow", "WANDB_RUN_GROUP": group}
+    ours = {"WANDB_DIR": str(folder), "WANDB_PROJECT": "paretune", "MLFLOW_EXPERIMENT_NAME": group}
+    with _environment(always | {key: os.environ.get(key, ours[key]) for key in ours}):
+        before = _open_runs()
+        failed = True
+        try:
+            yield
+            failed = False
+        finally:
+            _close(before, failed)
+
+
+def _run_id(folder: Path) -> str:
+    """What the point's run is called by trackers that resume one; new after ``--fresh``."""
+    path = folder / _RECORD
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"id": uuid.uuid4().hex})
+    return str(read_object(path)["id"])
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                del os.environ[key]
+            else:
+                os.environ[key] = value
+
+
+def _open_runs() -> set[str]:
+    """Trackers with a run that is open."""
+    wandb, mlflow = sys.modules.get("wandb"), sys.modules.get("mlflow")
+    trackio = sys.modules.get("trackio.context_vars")
+    found = {
+        "wandb": wandb is not None and wandb.run is not None,
+        "mlflow": mlflow is not None and mlflow.active_run() is not None,
+        "trackio": trackio is not None and trackio.current_run.get() is not None,
+    }
+    return {name for name, open_ in found.items() if open_}
+
+
+def _close(before: set[str], failed: bool) -> None:
+    """Close the runs that were opened since; those of the caller are the caller's."""
+    for name in _open_runs() - before:
+        module: Any = sys.modules[name]
+        if name == "wandb":
+            module.finish(exit_code=int(failed))
+        elif name == "mlflow":
+            module.end_run("FAILED" if failed else "FINISHED")
+        else:
+            module.finish()
