@@ -189,6 +189,25 @@ class Front:
             hypervolume=volume.value,
         )
 
+    def to_pandas(self) -> Any:
+        """A data frame with a row for each point: p, seed, metrics, scores, folder."""
+        from pandas import DataFrame  # type: ignore[import-untyped]
+
+        from paretune.results.notebook import front_rows
+
+        return DataFrame(front_rows(self))
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw the losses, on given axes of matplotlib or new ones, which are returned."""
+        from paretune.results.notebook import draw
+
+        return draw(self, axes)
+
+    def _repr_html_(self) -> str:
+        from paretune.results.notebook import front_html
+
+        return front_html(self)
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "points": [point.to_json() for point in self.points]}
 

@@ -20,7 +20,7 @@ from paretune.files import main_process
 from paretune.losses import plain_loss
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import ClampOptions
-from paretune.progress import Progress, Silent
+from paretune.progress import Progress, Silent, default_progress
 from paretune.recipes.dial import ConditionedOptions
 from paretune.recipes.load import dated
 from paretune.results.dial import points_calibration
@@ -53,7 +53,7 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
 
     Args:
         fresh: Delete what an earlier run left in the run folder.
-        progress: Is told how it gets on.
+        progress: Is told how it gets on; by default a bar in a notebook, and nobody elsewhere.
 
     Returns:
         The front on the test split, also in ``front.json``.
@@ -64,7 +64,7 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
         TrainingStoppedError: training broke off, or points did not train; the folder holds all
             that was done.
     """
-    run, progress = Path(recipe.output_dir), progress or Silent()
+    run, progress = Path(recipe.output_dir), progress or default_progress()
     folder, planned = run_folder(recipe, run), plan(recipe, run)
     folder.check(fresh=fresh)
     unfinished = fresh or not all(folder.finished(point.path) for point in planned)
