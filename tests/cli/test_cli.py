@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -192,3 +193,12 @@ def test_the_printed_front(tmp_path: Path) -> None:
     for expected in ("(0.75, 0.25)*", "0.750   50%  +0.100", "1.00 ±0.25", "Why?"):
         assert expected in text
     assert "[bold]Long[/bold] and longer. [...]" in text
+
+
+def test_threads_wait_passively_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setenv("KMP_BLOCKTIME", "200")
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert os.environ["KMP_BLOCKTIME"] == "200"

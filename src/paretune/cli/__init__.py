@@ -3,6 +3,7 @@
 Nothing heavy is imported before a command runs: ``paretune --help`` answers at once.
 """
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import Annotated
@@ -25,6 +26,8 @@ from paretune.cli.serve import serve
 from paretune.cli.sweep import sweep
 from paretune.cli.train import train
 from paretune.cli.weigh import weigh
+
+logger = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="paretune",
@@ -67,9 +70,26 @@ def _app(
     """Align one language model to conflicting preferences: the whole front of trade-offs."""
 
 
+def _wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait: on a busy machine they would hold up each other.
+
+    It must be said before torch loads. How many there are is left as it is: sums depend on that.
+    """
+    for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}.items():
+        os.environ.setdefault(name, value)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    logger.info(
+        "OpenMP waits by %s (OMP_WAIT_POLICY); the load is %.1f on %s cores.",
+        os.environ["OMP_WAIT_POLICY"],
+        load,
+        os.cpu_count(),
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what goes wrong is one line and an exit code, never a traceback."""
     clean_messages()
+    _wait_passively()
     # No file of a run folder or a checkpoint is unpickled to anything but tensors.
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     raise SystemExit(
