@@ -162,14 +162,63 @@ def load_model_and_tokenizer(
     return model, tokenizer
 
 
-    except TypeError as error:
-        if not init_kwargs:
-            raise
-        raise InputError(
-            f"model '{name}' cannot be loaded with {', '.join(init_kwargs)} ({_first_line(error)})"
-        ) from error
-    except (OSError, ValueError, ImportError) as error:
+def check_model(name: str | os.PathLike[str], trust_remote_code: bool = False) -> None:
+    """See, without loading its weights, that there is a model of this name.
+
+    Raises:
+        InputError: there is none, or code of a checkpoint that nobody allowed to run.
+    """
+    _check_remote_code(name, trust_remote_code)
+    if str(name) == EMBEDDED:
+        _embedded_gguf()
+        return
+    source = _source(name)
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
+
+
+def _check_remote_code(name: str | os.PathLike[str], wanted: bool) -> None:
+    if wanted and not remote_code_is_allowed():
+        raise InputError(
+            f"the code that comes with model '{name}' would run with your rights, as its recipe "
+            f"asks with trust_remote_code: read it, then give --trust-remote-code (or set "
+            f"{TRUST_VARIABLE}=1)"
+        )
+
+
+def _source(name: str | os.PathLike[str]) -> str:
+    """The folder or hub id from which transformers loads a model."""
+    if str(name) == EMBEDDED:
+        return str(embedded_folder())
+    source = os.path.expanduser(name)
+    if _looks_like_path(source) and not os.path.isdir(source):
+        raise InputError(
+            f"model folder '{name}' does not exist; give an existing folder, a hub id, "
+            f"or '{EMBEDDED}' for the embedded model"
+        )
+    return source
+
+
+def _not_loaded(name: str | os.PathLike[str], error: Exception) -> InputError:
+    return InputError(
+        f"model '{name}' could not be loaded ({_first_line(error)}); give an existing folder, "
+        f"a hub id you can reach, or '{EMBEDDED}' for the embedded model"
+    )
+
+
+def with_template_variables(tokenizer: Any, variables: Mapping[str, Any]) -> Any:
+    """A copy of the tokenizer whose chat template has these values.
+
+    Raises:
+        InputError: it has no template, or several, or a name is no variable's.
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = _with_variables(tokenizer.chat_template, variables)
+    return tokenizer
 
 
 def _with_variables(template: Any, variables: Mapping[str, Any]) -> str:
