@@ -24,7 +24,7 @@ def test_keys_of_all_and_of_one_section() -> None:
         assert key.key in text
     text = _run("--keys", "lora").stdout
     assert "lora.alpha" in text
-    assert "train" not in text
+    assert "sweep" not in text
     assert "methods" in _run("--keys", "--kind", "compare").stdout
 
 
