@@ -78,11 +78,12 @@ def test_ways_to_give_a_preference(given: Any, tmp_path: Any) -> None:
 @pytest.mark.parametrize("text", [way for way in WAYS if isinstance(way, str)])
 def test_a_preference_as_a_flag(parser: Any, text: str, tmp_path: Any) -> None:
     line = ["--output_dir", str(tmp_path), "--preference", text]
-    line += ["--model_init_kwargs", '{"dtype": "float32"}', "--loss", "ipo"]
+    line += ["--model_init_kwargs", '{"dtype": "float32"}', "--loss", "ipo", "--mu", "3"]
     found = parser(ClampConfig).parse_args_into_dataclasses(line)
     args = found[0]
     assert dict(args.checked_preference({"helpful": [], "harmless": []})) == P
     assert args.model_init_kwargs == {"dtype": "float32"}
+    assert args.mu == 3.0
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
     Loss = AnyLoss | dict[str, AnyLoss]
     Preferred = Mapping[str, float] | Sequence[float] | str | None
     Keywords = dict[str, Any] | str | None
+    from paretune.moo.weightings.clamp_state import Mu
 else:  # as HfArgumentParser reads them, which knows no such unions
-    Loss = str
+    Loss = Mu = str
     Preferred = Keywords = dict | str | None
 
 
@@ -270,7 +272,12 @@ class MultiObjectiveConfig(CommonConfig):
 class ClampConfig(ClampOptions, MultiObjectiveConfig):
     """Arguments of `ClampTrainer`: CLAMP's Eq. 6 and options."""
 
+    mu: Mu = as_option(ClampOptions, "mu")
+
     def __post_init__(self) -> None:
+        if isinstance(self.mu, str) and self.mu != "auto":
+            with suppress(ValueError):  # a flag of a command line; another word is told below
+                self.mu = float(self.mu)
         MultiObjectiveConfig.__post_init__(self)
         check_numbers("ideal", self.ideal)
         check_numbers("nadir", self.nadir)
@@ -348,6 +355,8 @@ def read_preference(given: Any) -> dict[str, float] | list[float] | None:
         text = given.strip()
         try:
             given = json.loads(text) if text[:1] in ("{", "[") else _assignments(text)
+        except InputError:
+            raise
         except ValueError:
             raise InputError(
                 f"preference is {given!r}: write it as JSON, such as "
