@@ -275,9 +275,10 @@ class ClampConfig(ClampOptions, MultiObjectiveConfig):
     mu: Mu = as_option(ClampOptions, "mu")
 
     def __post_init__(self) -> None:
-        if isinstance(self.mu, str) and self.mu != "auto":
+        given: Any = self.mu
+        if isinstance(given, str) and given != "auto":
             with suppress(ValueError):  # a flag of a command line; another word is told below
-                self.mu = float(self.mu)
+                self.mu = float(given)
         MultiObjectiveConfig.__post_init__(self)
         check_numbers("ideal", self.ideal)
         check_numbers("nadir", self.nadir)
