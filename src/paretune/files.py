@@ -5,13 +5,15 @@ import hashlib
 import json
 import os
 import re
+import secrets
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from paretune.errors import InputError
 
-_PARTIAL = ".partial"  # the next run overwrites what a killed one left under this name
+_PARTIAL = ".partial"
 _AGAIN = "delete it and run the command again"
 
 _DEEPEST = 100  # levels of a JSON value
@@ -23,12 +25,26 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 def write_text(path: Path, text: str) -> None:
     """Replace `path` whole by `text`; its folder is made if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + _PARTIAL)
+    partial = partial_name(path)
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     move(partial, path)
+
+
+def partial_name(path: Path) -> Path:
+    """Where to write what is moved to `path` when it is whole: a name that nobody else has."""
+    return path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PARTIAL}")
+
+
+def drop_partials(folder: Path) -> None:
+    """Delete what killed processes left half-written in a folder and in those in it."""
+    for path in sorted(folder.rglob(f"*{_PARTIAL}")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:

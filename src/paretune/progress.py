@@ -34,6 +34,9 @@ class Progress(Protocol):
     def phase(self, phase: Phase, done: float) -> None:
         """How much of a phase of the current point is done, from 0 to 1."""
 
+    def finished(self, points: int) -> None:
+        """So many of all points are finished, by whichever process."""
+
     def end(self) -> None:
         """All is done."""
 
@@ -48,6 +51,8 @@ class Silent:
     def point(self, name: str) -> None: ...
 
     def phase(self, phase: Phase, done: float) -> None: ...
+
+    def finished(self, points: int) -> None: ...
 
     def end(self) -> None: ...
 

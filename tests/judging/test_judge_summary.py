@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from paretune.claims import held
 from paretune.errors import InputError
 from paretune.judging.endpoint import EndpointJudge
 from paretune.judging.parsing import Rating
@@ -17,7 +18,6 @@ from paretune.report.judge_figure import draw_judges
 from paretune.report.judges import markdown
 from paretune.runs.candidates import base_answers, load_run, read_candidates
 from paretune.runs.judge import Forecast, Prices, judge_run, slug
-from paretune.runs.lock import locked
 
 
 def rated(values: list[float | None]) -> dict[str, Rating]:
@@ -253,7 +253,7 @@ def test_one_process_at_a_time(run_folder: Any) -> None:
     run = run_folder(2)
     (run / "judge").mkdir()
     with (
-        locked(run / "judge"),
+        held(run / "judge" / "claims" / "folder"),
         pytest.raises(InputError, match=r"is at work in .*judge"),
     ):
         judge_run(run, EndpointJudge("m", "http://127.0.0.1:9/v1"), Wanted())

@@ -1,25 +1,21 @@
 """Run folders: whose they are, who is at work in them, and what their results stand on."""
 
+import contextlib
 import errno
-import multiprocessing
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from paretune.claims import BusyError
 from paretune.errors import InputError
 from paretune.experiment.ground import data_ground, file_ground, model_ground
 from paretune.files import read_json, write_json
 from paretune.recipes import Recipe, recipe_from_text
-from paretune.runs import lock
 from paretune.runs.folder import RecipeIdentity, RunFolder, SettingsIdentity
-from paretune.runs.lock import BusyError, locked
 
 RECIPE = """
 data: {loader: demo, objectives: [concise, personal]}
@@ -143,53 +139,49 @@ def test_settings_as_identity(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ one session at a time
 
 
-def _hold(path: str, held: Any, end: Any) -> None:
-    with locked(Path(path)):
-        held.set()
-        end.wait()
-
-
-def test_two_processes(tmp_path: Path, folder: Callable[..., RunFolder]) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, end = context.Event(), context.Event()
-    process = context.Process(target=_hold, args=(str(tmp_path / "run"), held, end))
-    process.start()
-    assert held.wait(60)
-    expected = rf"process {process.pid} on .* is at work in .*wait for it"
-    with pytest.raises(BusyError, match=expected), folder().session():
-        pass
-    process.kill()  # no stale lock is left
-    process.join()
-    assert (tmp_path / "run" / lock.SESSION).exists()
-    with folder().session():
-        work(folder())
-    assert not (tmp_path / "run" / lock.SESSION).exists()
-
-
-def test_another_machine(folder: Callable[..., RunFolder]) -> None:
-    one = folder()
-    with one.session():
-        owner = read_json(one.path / lock.SESSION)
-    assert owner["pid"] == os.getpid()
-    write_json(one.path / lock.SESSION, {**owner, "host": "node7", "boot": "another"})
-    for _ in range(2):
-        with pytest.raises(BusyError, match=r"on node7.*delete '.*session.json'"), one.session():
-            pass
-    write_json(one.path / lock.SESSION, {**owner, "boot": "before the power cut"})
-    with one.session():
-        pass
-    (one.path / lock.SESSION).write_text("")  # the machine went down while it was written
-    with one.session():
-        pass
-
-
-def test_pieces_of_a_shared_session(folder: Callable[..., RunFolder]) -> None:
+def test_one_session_at_a_time(folder: Callable[..., RunFolder]) -> None:
     one, two = folder(), folder()
-    with one.shared_session(), two.shared_session(), one.piece("cells/a"), two.piece("cells/b"):
-        with pytest.raises(BusyError), two.piece("cells/a"):
+    with one.session():
+        with pytest.raises(BusyError, match=r"is at work in .*run.*wait for it"), two.session():
             pass
-        with one.alone():
+        with one.alone(), one.alone():
             pass
+        with pytest.raises(BusyError), two.alone(patience=0.0):
+            pass
+    with two.session():
+        pass
+
+
+def test_a_shared_folder_is_nobodys_own(folder: Callable[..., RunFolder]) -> None:
+    one, two = folder(), folder()
+    with one.shared_session(), two.shared_session():
+        with one.alone(), pytest.raises(BusyError), two.alone(patience=0.0):
+            pass
+        with pytest.raises(BusyError, match=r"at work in .*run"), folder().session():
+            pass
+        with pytest.raises(BusyError, match="at work"), folder().shared_session(fresh=True):
+            pass
+    with folder().shared_session(fresh=True), pytest.raises(BusyError), folder().session():
+        pass
+    with folder().session():
+        pass
+
+
+def test_everybody_notes_in_one_manifest(folder: Callable[..., RunFolder]) -> None:
+    workers = [folder() for _ in range(4)]
+    with contextlib.ExitStack() as stack:
+        for worker in workers:
+            stack.enter_context(worker.shared_session())
+
+        def note(number: int) -> None:
+            for each in range(5):
+                workers[number].note({"mine": number}, **{f"{number} {each}": each})
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(note, range(4)))
+    manifest = workers[0].manifest
+    assert sorted(each["mine"] for each in manifest.pop("sessions")) == [0, 1, 2, 3]
+    assert len(manifest) == 20
 
 
 def test_processes_of_one_start_are_one_session(
@@ -284,23 +276,3 @@ def test_the_disk(folder: Callable[..., RunFolder], error: Exception, words: str
         raise ConnectionError(errno.ECONNREFUSED, "refused")
     with pytest.raises(ZeroDivisionError), folder().session():
         raise ZeroDivisionError
-
-
-def test_a_killed_session_leaves_a_folder_that_can_be_claimed(tmp_path: Path) -> None:
-    code = (
-        "import sys, pathlib, time; from paretune.runs.lock import locked\n"
-        "with locked(pathlib.Path(sys.argv[1])):\n"
-        "    print('in', flush=True); time.sleep(60)"
-    )
-    for _ in range(2):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
-        )
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"in\n"
-        process.kill()
-        process.communicate()
-        start = time.monotonic()
-        with locked(tmp_path):
-            assert time.monotonic() - start < 5
-        assert not (tmp_path / lock.SESSION).exists()

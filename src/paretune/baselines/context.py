@@ -3,13 +3,21 @@
 A method is a `Baseline` in a file of its own and a line in `paretune.baselines.BASELINES`.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.experiment.train_point import drop_checkpoints, finish_training, wait_for_all
-from paretune.files import main_process, move, read_object
+from paretune.claims import held
+from paretune.experiment.train_point import (
+    drop_checkpoints,
+    finish_training,
+    told,
+    wait_for_all,
+)
+from paretune.files import drop_partials, main_process, move, read_object
 from paretune.moo.preference import Preference
 from paretune.progress import Report
 from paretune.recipes.section import Section
@@ -87,10 +95,16 @@ class Context:
         result depends on it.
         """
         target, partial = self.shared / key, self.shared / f"{key}.partial"
-        there, built = target.exists(), trained(partial)
-        wait_for_all()  # of several processes, none has changed that yet
-        if not there:
-            partial.mkdir(parents=True, exist_ok=True)
+        claim = self.shared.parent / "claims" / f"shared.{key}"
+        with held(claim, patience=math.inf) if main_process() else nullcontext():
+            # Other workers may have built it, and of several processes none has changed it yet.
+            there, built = told((target.exists(), trained(partial)))
+            if there:
+                return target
+            if main_process():
+                partial.mkdir(parents=True, exist_ok=True)
+                drop_partials(partial)
+            wait_for_all()
             if not built:
                 build(partial)
             wait_for_all()

@@ -19,6 +19,7 @@ from paretune.cli.evaluate import evaluate
 from paretune.cli.export import export
 from paretune.cli.judge import judge
 from paretune.cli.output import clean_messages, echo
+from paretune.cli.plan import plan
 from paretune.cli.recipes import recipes
 from paretune.cli.report import report
 from paretune.cli.reward import reward
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 for _command in (
     recipes,
+    plan,
     sweep,
     train,
     evaluate,

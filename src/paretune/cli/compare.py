@@ -4,11 +4,13 @@ import typer
 
 from paretune.cli.arguments import Fresh, Overrides, RecipeName, TrustRemoteCode, resumable
 from paretune.cli.output import echo
+from paretune.cli.workers import Workers, run_workers
 
 
 def compare(
     recipe: RecipeName,
     overrides: Overrides = None,
+    workers: Workers = 1,
     fresh: Fresh = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -23,6 +25,14 @@ def compare(
         from paretune.runs.compare import run_compare
 
         loaded = load_comparison(recipe, overrides or [])
+        if workers > 1:
+            if fresh:
+                from paretune.runs.compare import compare_folder
+
+                with compare_folder(loaded).session(fresh=True):
+                    pass
+            run_workers(workers, ["compare", recipe, *(overrides or [])])
+            return
         with console_progress(loaded.model.name) as progress:
             comparison = run_compare(loaded, fresh=fresh, progress=progress)
         from paretune.cli.output import console

@@ -19,7 +19,7 @@ from paretune.progress import PHASES, STEPS, Count, Phase, Progress, Silent
 
 # Guesses of how a point's time divides, used until phases have been measured.
 _SHARES: dict[Phase, float] = {"prepare": 0.1, "train": 0.6, "evaluate": 0.1, "generate": 0.2}
-_WORDS: dict[Phase, str] = {
+WORDS: dict[Phase, str] = {
     "prepare": "loading and preparing",
     "train": "training",
     "evaluate": "evaluating",
@@ -36,6 +36,10 @@ class Estimate:
         self._phase: Phase | None = None
         self._since = 0.0
         self._done = 0.0
+
+    def left(self, points: int) -> None:
+        """So many points are still to be begun."""
+        self._left = points
 
     def phase(self, phase: Phase, done: float, now: float) -> None:
         """The current point is in this phase, of which this share is done."""
@@ -96,11 +100,9 @@ class _Display:
         now = time.monotonic()
         self._estimate.phase(phase, done, now)
         left = remaining_text(self._estimate.remaining(now))
-        doing = f"{self._name}: {_WORDS[phase]}"
+        doing = f"{self._name}: {WORDS[phase]}"
         if self._bars is not None and self._tasks is not None:
-            shares = {each: _SHARES[each] for each in self._phases}
-            before = sum(shares[each] for each in self._phases[: self._phases.index(phase)])
-            inside = (before + shares[phase] * done) / sum(shares.values())
+            inside = share_before(phase, done, self._phases)
             run, point = self._tasks
             text = f"point {self._number} of {self._total}, {left}"
             self._bars.update(run, description=text, completed=self._number - 1 + inside)
@@ -110,9 +112,23 @@ class _Display:
             line = f"[{self._number}/{self._total}] {doing}, {left}"
             self._console.print(line, highlight=False, soft_wrap=True)
 
+    def finished(self, points: int) -> None:
+        self._number = points
+        self._estimate.left(self._total - points)
+        if self._bars is not None and self._tasks is not None:
+            text = f"{points} of {self._total} points"
+            self._bars.update(self._tasks[0], description=text, completed=points)
+
     def end(self) -> None:
         if self._bars is not None and self._tasks is not None:
             self._bars.update(self._tasks[0], description="done", completed=self._total)
+
+
+def share_before(phase: Phase, done: float, phases: Sequence[Phase]) -> float:
+    """The share of a point's time that lies before this moment of it, guessed."""
+    shares = {each: _SHARES[each] for each in phases}
+    before = sum(shares[each] for each in phases[: list(phases).index(phase)])
+    return (before + shares[phase] * done) / sum(shares.values())
 
 
 def remaining_text(seconds: float | None) -> str:
@@ -152,12 +168,16 @@ def console_progress(model: str | None) -> Iterator[Progress]:
     terminal = console(stderr=True)
     if not main_process():
         yield Silent()
+    elif os.environ.get("PARETUNE_WORKER"):
+        from paretune.cli.workers import Events
+
+        yield Events()
     elif not terminal.is_terminal:
         with _steps_told(terminal):
             yield _Display(terminal, None)
     else:
-        with _bars(terminal) as bars:
-            yield _Display(terminal, bars)
+        with bars(terminal) as shown:
+            yield _Display(terminal, shown)
 
 
 @contextmanager
@@ -186,7 +206,7 @@ def console_count(words: str) -> Iterator[Count]:
         words: What is counted, such as ``"questions"``.
     """
     terminal = console(stderr=True)
-    bars = _bars(terminal)
+    shown = bars(terminal)
     task: TaskID | None = None
     tenth = -1
 
@@ -199,18 +219,19 @@ def console_count(words: str) -> Iterator[Count]:
                 terminal.print(text, highlight=False)
             return
         if task is None:
-            bars.start()
-            task = bars.add_task(text, total=total)
-        bars.update(task, description=text, completed=done)
+            shown.start()
+            task = shown.add_task(text, total=total)
+        shown.update(task, description=text, completed=done)
 
     try:
         yield count
     finally:
         if task is not None:
-            bars.stop()
+            shown.stop()
 
 
-def _bars(terminal: Console) -> Bars:
+def bars(terminal: Console) -> Bars:
+    """Bars with the time that has passed."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn())
     redirect = sys.stdout.isatty()
     return Bars(*columns, TimeElapsedColumn(), console=terminal, redirect_stdout=redirect)

@@ -1,11 +1,15 @@
 """``paretune sweep``."""
 
+from pathlib import Path
+
 from paretune.cli.arguments import Fresh, Overrides, RecipeName, TrustRemoteCode, resumable
+from paretune.cli.workers import Workers, run_workers
 
 
 def sweep(
     recipe: RecipeName,
     overrides: Overrides = None,
+    workers: Workers = 1,
     fresh: Fresh = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -20,6 +24,14 @@ def sweep(
         from paretune.runs.sweep import run_sweep
 
         loaded = load_recipe(recipe, overrides or [])
+        if workers > 1:
+            if fresh:
+                from paretune.runs.sweep import run_folder
+
+                with run_folder(loaded, Path(loaded.output_dir)).session(fresh=True):
+                    pass
+            run_workers(workers, ["sweep", recipe, *(overrides or [])])
+            return
         with console_progress(loaded.model.name) as progress:
             front = run_sweep(loaded, fresh=fresh, progress=progress)
         print_front(front, loaded.output_dir)

@@ -6,6 +6,7 @@ import typer
 
 from paretune.cli.arguments import Fresh, Overrides, RecipeName, TrustRemoteCode, resumable
 from paretune.cli.output import echo
+from paretune.cli.workers import Workers, run_workers
 
 Only = Annotated[
     list[str] | None,
@@ -20,6 +21,7 @@ def weigh(
     recipe: RecipeName,
     overrides: Overrides = None,
     only: Only = None,
+    workers: Workers = 1,
     fresh: Fresh = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -34,6 +36,17 @@ def weigh(
         from paretune.recipes.language_model import LanguageModelTask
 
         loaded = load_weigh_recipe(recipe, overrides or [])
+        if workers > 1:
+            if fresh:
+                from paretune.data_weighting.run import weigh_folder
+
+                with weigh_folder(loaded).session(fresh=True):
+                    pass
+            run_workers(
+                workers,
+                ["weigh", recipe, *(overrides or []), *(f"--only={each}" for each in only or [])],
+            )
+            return
         model = loaded.task.model.name if isinstance(loaded.task, LanguageModelTask) else None
         with console_progress(model) as progress:
             from paretune.data_weighting.run import run_weighing

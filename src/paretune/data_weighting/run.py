@@ -3,9 +3,10 @@
 A run folder holds ``recipe.yaml``, ``manifest.json``, a folder for each cell below ``cells/`` with
 its ``result.json``, and what is made of them: ``weigh.json``, ``weigh.md`` and the figures. A cell
 with a result is never run again, unless its method's options have changed. Several processes may
-work on one folder: a cell that one of them runs is left to it.
+share a folder (`paretune.runs.pieces`).
 """
 
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -16,7 +17,7 @@ from paretune.data_weighting.tables import to_markdown
 from paretune.data_weighting.tasks.build import load_task
 from paretune.data_weighting.tasks.task import Task
 from paretune.data_weighting.trial import Cell, CellResult, cells, run_cell, solver
-from paretune.errors import InputError
+from paretune.errors import InputError, TrainingStoppedError
 from paretune.experiment.ground import file_ground
 from paretune.files import write_json
 from paretune.progress import Progress, Silent
@@ -25,9 +26,19 @@ from paretune.recipes.language_model import LanguageModelTask
 from paretune.results.front import read_as
 from paretune.results.run_folder import begun
 from paretune.runs.folder import RecipeIdentity, RunFolder
-from paretune.runs.lock import BusyError
 
 _FREE = ("seeds", "preferences", "methods", "records", "reference_point")
+
+
+def weigh_folder(recipe: WeighRecipe) -> RunFolder:
+    """The folder of a recipe's cells."""
+    return RunFolder(
+        Path(recipe.output_dir),
+        RecipeIdentity(recipe),
+        mark="result.json",
+        contents=("cells", "weigh*", "recipe.yaml", "manifest.json"),
+        may_differ=_FREE,
+    )
 
 
 def run_weighing(
@@ -47,17 +58,16 @@ def run_weighing(
         InputError: the folder belongs to another recipe or the data has changed, a pattern matches
             no cell, or recipe and data do not fit.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "Data weighting does not divide a cell among processes: start it with plain "
+            "`paretune weigh ... --workers N`, which gives each process cells of its own."
+        )
     run, planned = Path(recipe.output_dir), cells(recipe)
     chosen = [cell for cell in planned if not only or _matches(cell, only)]
     if not chosen:
         raise InputError(f"No cell matches {' or '.join(only)}; one is called {planned[0].name}.")
-    folder = RunFolder(
-        run,
-        RecipeIdentity(recipe),
-        mark="result.json",
-        contents=("cells", "weigh*", "recipe.yaml", "manifest.json"),
-        may_differ=_FREE,
-    )
+    folder = weigh_folder(recipe)
     folder.check(fresh=fresh)
     day = (None if fresh else begun(folder.manifest)) or datetime.now(UTC).date().isoformat()
     make = load_task(_dated(recipe, day))
@@ -66,23 +76,41 @@ def run_weighing(
     for name, options in recipe.methods.items():
         solver(name, options, task.problem)  # may complain, before anything is written or deleted
     with folder.shared_session(fresh=fresh):
-        pending = [cell for cell in chosen if _finished(recipe, cell, run) is None]
+        pieces = {str(cell.folder(run).relative_to(run)): cell for cell in chosen}
+
+        def finished(name: str) -> bool:
+            return _finished(recipe, pieces[name], run) is not None
+
+        def done() -> int:
+            return sum(map(finished, pieces))
+
         with folder.alone():
             if folder.started() != day:  # another process began the run meanwhile
                 make = load_task(_dated(recipe, folder.started()))
                 task = make(seed)
             _note(recipe, folder, task)
-        progress = progress or Silent()
-        progress.begin([cell.name for cell in chosen], len(chosen) - len(pending), ("train",))
-        for cell in pending:
-            progress.point(cell.name)
-            progress.phase("train", 0.0)
+        watched = folder.pieces.watched(progress or Silent())
+
+        def do(name: str) -> None:
+            nonlocal seed, task
+            cell = pieces[name]
+            watched.point(cell.name)
+            watched.phase("train", 0.0)
             if cell.seed != seed:
                 seed, task = cell.seed, make(cell.seed)
-            _run_cell(recipe, folder, task, cell)
-        progress.end()
+            result = run_cell(recipe, task, cell).to_json()
+            folder.pieces.check()
+            write_json(run / name / folder.mark, result)
+
+        watched.begin([cell.name for cell in chosen], done(), ("train",))
+        failed = folder.work(list(pieces), do, lambda: watched.finished(done()), finished=finished)
+        watched.end()
         with folder.alone():
-            return _publish(recipe, folder, task)
+            summary = _publish(recipe, folder, task)
+        if failed:
+            name, reason = next(iter(failed.items()))
+            raise TrainingStoppedError(f"{pieces[name].name} failed in another process: {reason}")
+        return summary
 
 
 def _dated(recipe: WeighRecipe, begun: str) -> WeighRecipe:
@@ -92,17 +120,6 @@ def _dated(recipe: WeighRecipe, begun: str) -> WeighRecipe:
         return recipe
     model = task.model.model_copy(update={"date": begun})
     return recipe.model_copy(update={"task": task.model_copy(update={"model": model})})
-
-
-def _run_cell(recipe: WeighRecipe, folder: RunFolder, task: Task, cell: Cell) -> None:
-    """Run a cell, unless another process runs it or has done so in the meantime."""
-    path = cell.folder(folder.path)
-    try:
-        with folder.piece(str(path.relative_to(folder.path))):
-            if _finished(recipe, cell, folder.path) is None:
-                write_json(path / folder.mark, run_cell(recipe, task, cell).to_json())
-    except BusyError:
-        pass
 
 
 def _matches(cell: Cell, patterns: Sequence[str]) -> bool:
@@ -135,6 +152,12 @@ def _publish(recipe: WeighRecipe, folder: RunFolder, task: Task) -> Summary:
     found = [_finished(recipe, cell, folder.path) for cell in cells(recipe)]
     results = [result for result in found if result is not None]
     summary = summarise(recipe, task, results, len(found) - len(results))
+    if (
+        folder.holds_already("weigh.json", summary.to_json())
+        and (folder.path / "weigh.md").exists()
+    ):
+        folder.publish({})  # another worker has done it
+        return summary
     folder.publish({"weigh.json": summary.to_json(), "weigh.md": to_markdown(summary)})
     if summary.done:
         from paretune.data_weighting.figure import draw_weighing

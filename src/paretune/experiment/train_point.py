@@ -13,7 +13,16 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from paretune.errors import UntrainedError
 from paretune.experiment.tracking import logged
-from paretune.files import main_process, move, read_json, sync, sync_files, write_json, write_jsonl
+from paretune.files import (
+    main_process,
+    move,
+    partial_name,
+    read_json,
+    sync,
+    sync_files,
+    write_json,
+    write_jsonl,
+)
 from paretune.models import is_sharded
 from paretune.progress import STEPS, Report
 from paretune.results.weights import CHECKSUMS, TRAINING, checksums
@@ -64,6 +73,14 @@ def wait_for_all() -> None:
     """Wait here until all processes have come here."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+def told(value: Any) -> Any:
+    """What the first of the processes that were started together has as its `value`."""
+    values = [value]
+    if torch.distributed.is_initialized():
+        torch.distributed.broadcast_object_list(values)
+    return values[0]
 
 
 def free_memory() -> None:
@@ -152,9 +169,7 @@ def save_weights(model: Any, tokenizer: Any, folder: Path) -> None:
 
     Of a sharded model all processes come here together.
     """
-    partial = folder / "weights.partial"
-    if main_process():
-        shutil.rmtree(partial, ignore_errors=True)
+    partial = partial_name(folder / "weights")
     model.save_pretrained(partial, is_main_process=main_process())
     if not main_process():
         return

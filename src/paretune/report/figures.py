@@ -25,7 +25,7 @@ from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import LogFormatter
 
 from paretune.errors import InputError
-from paretune.files import move, sync
+from paretune.files import move, partial_name, sync
 from paretune.moo.calibration import Calibration
 from paretune.report.labels import Array, Label, place_labels
 from paretune.results.dial import dial_grid, dial_rows
@@ -353,7 +353,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Write the figure whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_name(path)
     figure.savefig(partial, format=path.suffix.lstrip("."), bbox_inches="tight")
     sync(partial)
     move(partial, path)

@@ -79,25 +79,32 @@ def measure_base(recipe: Recipe, run: Path, progress: Progress | None = None) ->
     from paretune.experiment.train_point import free_memory
     from paretune.runs.point import measure_point
 
-    progress = progress or Silent()
     front = run / "front.json"  # a folder of `paretune evaluate` may be of another split
     split: Any = read_object(front).get("split", "test") if front.exists() else "test"
     objectives = recipe.data.objectives
     equal = Preference.of(dict.fromkeys(objectives, 1 / len(objectives)))
     plain = recipe.model_copy(update={"method": Linear()})
     folder = RunFolder(run, identity=None)
-    with folder.session():
+
+    def finished(name: str) -> bool:
         asked = recipe.evaluation.generate
-        if folder.finished(BASE_FOLDER) and (_answers(run).exists() or not asked):
-            return  # another process has done it in the meantime
-        progress.begin(["base model"], 0)
-        progress.point("base model")
+        return folder.finished(name) and (_answers(run).exists() or not asked)
+
+    def do(name: str) -> None:
+        told.begin(["base model"], 0)
+        told.point("base model")
         data = load_splits(recipe, folder)[split]
-        plain = dated(plain, folder.started())
-        point = PlannedPoint(equal, recipe.evaluation.seed, BASE_FOLDER)
-        measure_point(plain, point, None, run / BASE_FOLDER, data, progress.phase)
+        dated_recipe = dated(plain, folder.started())
+        point = PlannedPoint(equal, recipe.evaluation.seed, name)
+        measure_point(dated_recipe, point, None, run / name, data, told.phase)
         free_memory()
-        progress.end()
+        told.end()
+
+    with folder.shared_session():
+        told = folder.pieces.watched(progress or Silent())
+        failed = folder.work([BASE_FOLDER], do, lambda: None, finished=finished)
+    if failed:
+        raise InputError(f"The base model could not be measured: {failed[BASE_FOLDER]}")
 
 
 def common_prompts(candidates: Sequence[Candidate], base: Mapping[str, Answered]) -> list[str]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretune.claims import LostClaimError
 from paretune.errors import InputError, UntrainedError
 from paretune.files import read_object, storage_problem, write_json, write_text
 from paretune.moo.preference import Preference
@@ -101,6 +102,17 @@ class _Task:
         }
 
 
+def compare_folder(recipe: "CompareRecipe") -> RunFolder:
+    """The folder of a comparison."""
+    return RunFolder(
+        Path(recipe.output_dir),
+        RecipeIdentity(recipe),
+        contents=_CONTENTS,
+        may_differ=_MAY_DIFFER,
+        holds="a comparison of another recipe",
+    )
+
+
 def run_compare(
     recipe: "CompareRecipe", *, fresh: bool = False, progress: Progress | None = None
 ) -> Comparison:
@@ -119,23 +131,26 @@ def run_compare(
     """
     run, progress = Path(recipe.output_dir), progress or Silent()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError("A comparison runs in one process: start it with plain `paretune`.")
-    folder = RunFolder(run, RecipeIdentity(recipe), contents=_CONTENTS, may_differ=_MAY_DIFFER)
-    folder.holds = "a comparison of another recipe"
+        raise InputError(
+            "A comparison does not divide its trainings among processes: start it with plain "
+            "`paretune compare ... --workers N`, which gives each process methods of its own."
+        )
+    folder = compare_folder(recipe)
     folder.check(fresh=fresh)
     tasks, failures, data = _tasks(recipe, run), dict[str, str](), None
     if fresh or not folder.finished("base") or any(task.unfinished for task in tasks):
         for task in tasks:
             _check_train(task)
         data = check_recipe(recipe)  # before anything is written or deleted
-    with folder.session(fresh=fresh):
+    with folder.shared_session(fresh=fresh):
         if not folder.finished("base") or any(task.unfinished for task in tasks):
             splits = load_splits(recipe, folder, data=data)
             recipe = dated(recipe, folder.started())
             tasks = _tasks(recipe, run)
             failures = _run_tasks(recipe, folder, tasks, splits, progress)
         comparison = _collect(recipe, run, tasks, failures)
-        _publish(comparison, folder)
+        with folder.alone():
+            _publish(comparison, folder)
         return comparison
 
 
@@ -147,19 +162,31 @@ def _run_tasks(
     progress: Progress,
 ) -> dict[str, str]:
     """Do what is left of the base model and of every task; why those that failed did, by name."""
-    failures: dict[str, str] = {}
-    names = [name for task in tasks for name in _steps(task)]
-    left = sum(len(_steps(task)) for task in tasks if task.unfinished)
-    progress.begin(["base model", *names], len(names) - left)
-    if not folder.finished("base"):
-        _measure_base(recipe, folder.path, splits, progress)
-    for task in tasks:
-        if task.unfinished:
-            failure = _run_task(task, folder.path, splits, progress)
-            if failure is not None:
-                failures[task.name] = failure
-    progress.end()
-    return failures
+    cells = {str(task.folder.relative_to(folder.path)): task for task in tasks}
+    steps = ["base model", *(name for task in tasks for name in _steps(task))]
+    watched = folder.pieces.watched(progress)
+
+    def do(name: str) -> str | None:
+        if name in cells:
+            return _run_task(cells[name], folder.path, splits, watched)
+        _measure_base(recipe, folder.path, splits, watched)
+        return None
+
+    def finished(name: str) -> bool:
+        return not cells[name].unfinished if name in cells else folder.finished(name)
+
+    def steps_done() -> int:
+        done = [len(_steps(task)) for task in tasks if not task.unfinished]
+        return sum(done) + folder.finished("base")
+
+    watched.begin(steps, steps_done())
+    failed = folder.work(
+        ["base", *cells], do, lambda: watched.finished(steps_done()), finished=finished
+    )
+    watched.end()
+    if "base" in failed:
+        raise InputError(f"The base model could not be measured: {failed['base']}")
+    return {cells[name].name: why for name, why in failed.items()}
 
 
 def _tasks(recipe: "CompareRecipe", run: Path) -> list[_Task]:
@@ -333,7 +360,7 @@ def _describe(error: Exception, folder: Path) -> str:
     Raises:
         Exception: The error itself, where every other method would fail in the same way.
     """
-    if storage_problem(error):
+    if storage_problem(error) or isinstance(error, LostClaimError):
         raise error
     write_text(folder / "failure.txt", "".join(traceback.format_exception(error)))
     text = " ".join(str(error).split()) or type(error).__name__
@@ -399,6 +426,11 @@ def _publish(comparison: Comparison, folder: RunFolder) -> None:
     if rewards != folder.manifest.get("rewards", {}):
         folder.note(rewards=rewards)
     note_skipped((point for cell in comparison.cells for point in cell.points), folder)
+    if folder.holds_already("compare.json", comparison.to_json()) and all(
+        (folder.path / name).exists() for name in ("compare.md", "compare.png")
+    ):
+        folder.publish({})  # another worker has done it
+        return
     folder.publish(
         {
             "compare.json": comparison.to_json(),

@@ -6,16 +6,19 @@ stands on (data, base model, tokenizer). Nothing here imports torch.
 """
 
 import contextlib
+import functools
+import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+from paretune.claims import STALE, held, owners
 from paretune.errors import InputError
 from paretune.files import (
     main_process,
@@ -26,7 +29,7 @@ from paretune.files import (
 )
 from paretune.recipes.schema import Written, differences
 from paretune.results.run_folder import MANIFEST, begun, read_manifest
-from paretune.runs.lock import locked
+from paretune.runs.pieces import CLAIMS, Pieces
 
 _VERSIONS = ("paretune", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
 _GROUND = {"data": "data of", "tokenizer": "tokenizer's"}
@@ -123,6 +126,8 @@ class RunFolder:
     holds: str = "a run of another recipe"
     advice: str = "give output_dir=... for a new run, or --fresh to delete that one"
     _number: int | None = field(default=None, init=False)  # of this session in the manifest
+    _alone: int = field(default=0, init=False)  # how many times over
+    _held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
 
     @contextlib.contextmanager
     def session(self, *, fresh: bool = False) -> Iterator[None]:
@@ -139,7 +144,9 @@ class RunFolder:
             if main_process():
                 self.check(fresh=fresh)
                 held.enter_context(self._without_empty_folders())
-                held.enter_context(locked(self.path))
+                held.callback(self.pieces.leave)
+                held.enter_context(self.alone(patience=0.0))
+                self.pieces.refuse_workers()
                 held.enter_context(self._undone_if_nothing_begins())
                 self._claim(fresh)
             _wait_for_all()
@@ -175,7 +182,8 @@ class RunFolder:
         try:
             yield
         except BaseException:
-            if not any((self.path / name).exists() for name in self.begun):
+            others = owners(self.path / CLAIMS, "worker.")
+            if not others and not any((self.path / name).exists() for name in self.begun):
                 with contextlib.suppress(OSError):
                     for file in files:
                         file.unlink(missing_ok=True)
@@ -183,28 +191,52 @@ class RunFolder:
 
     @contextlib.contextmanager
     def shared_session(self, *, fresh: bool = False) -> Iterator[None]:
-        """As `session`, among several processes that take pieces of the work each (`piece`)."""
-        with self.storage():
-            self.check(fresh=fresh)
-            with self.alone():
-                self._claim(fresh)
+        """As `session`, together with other processes that each take pieces of the `work`."""
+        with self.storage(), contextlib.ExitStack() as stack:
+            if main_process():
+                self.check(fresh=fresh)
+                stack.enter_context(self._without_empty_folders())
+                stack.callback(self.pieces.leave)
+                stack.enter_context(self._undone_if_nothing_begins())
+                with self.alone():
+                    if fresh:
+                        self.pieces.refuse_workers()
+                    self._claim(fresh)
+                    stack.enter_context(self.pieces.joined())
+            _wait_for_all()
             yield
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Within a shared session: wait until nobody else writes what is everybody's."""
-        with locked(self.path, patience=60.0):
-            yield
+    def alone(self, patience: float = STALE + 60) -> Iterator[None]:
+        """Within, nobody else writes what is everybody's, such as the manifest.
 
-    @contextlib.contextmanager
-    def piece(self, name: str) -> Iterator[None]:
-        """Within a shared session: keep a piece of the work from others.
+        Args:
+            patience: Seconds to wait for others.
 
         Raises:
-            BusyError: another process works on it.
+            BusyError: another process has the folder for itself.
         """
-        with locked(self.path / name):
+        if main_process() and not self._alone:
+            self._held.enter_context(held(self.path / CLAIMS / "folder", patience))
+        self._alone += 1
+        try:
             yield
+        finally:
+            self._alone -= 1
+            if not self._alone:
+                self._held.close()
+
+    def work(
+        self,
+        names: Sequence[str],
+        do: Callable[[str], str | None],
+        told: Callable[[], None],
+        *,
+        finished: Callable[[str], bool] | None = None,
+        after: Callable[[str], str | None] = lambda name: None,
+    ) -> dict[str, str]:
+        """As `Pieces.work`, within a shared session; by default a `mark` says what is done."""
+        return self.pieces.work(names, do, told, finished or self.finished, after)
 
     @contextlib.contextmanager
     def storage(self) -> Iterator[None]:
@@ -230,6 +262,11 @@ class RunFolder:
         """Whether a piece of work, whose folder is `name`, is done."""
         return (self.path / name / self.mark).exists()
 
+    @functools.cached_property
+    def pieces(self) -> Pieces:
+        """The work, divided among the processes that share the folder."""
+        return Pieces(self.path)
+
     @property
     def manifest(self) -> dict[str, Any]:
         """What ``manifest.json`` holds; empty before the first session's."""
@@ -245,28 +282,39 @@ class RunFolder:
         Raises:
             InputError: something has changed.
         """
-        check_ground(self.path, self.manifest, ground)
-        self.note(ground={**self.manifest.get("ground", {}), **ground})
+        with self.alone():
+            check_ground(self.path, self.manifest, ground)
+            self.note(ground={**self.manifest.get("ground", {}), **ground})
 
     def note(self, session: Mapping[str, Any] | None = None, **values: Any) -> None:
         """Put values into the manifest; those of `session` are of this session alone."""
         if not main_process():
             return
-        manifest = self.manifest
-        sessions = [dict(each) for each in manifest.get("sessions", [])]
-        if self._number is None:
-            self._number = len(sessions)
-            python = {"python": platform.python_version()}
-            sessions.append({"started": _now(), **python, **{n: version(n) for n in _VERSIONS}})
-        sessions[self._number] |= session or {}
-        write_json(self.path / MANIFEST, {**manifest, **values, "sessions": sessions})
+        with self.alone():
+            manifest = self.manifest
+            sessions = [dict(each) for each in manifest.get("sessions", [])]
+            if self._number is None:
+                self._number = len(sessions)
+                python = {"python": platform.python_version()}
+                sessions.append({"started": _now(), **python, **{n: version(n) for n in _VERSIONS}})
+            sessions[self._number] |= session or {}
+            write_json(self.path / MANIFEST, {**manifest, **values, "sessions": sessions})
 
     def started(self) -> str:
         """The day on which the first session began, which chat templates are told: 2026-01-31."""
-        if begun(self.manifest) is None:
-            self.note()
+        if main_process():
+            with self.alone():
+                if begun(self.manifest) is None:
+                    self.note()
         _wait_for_all()
         return begun(self.manifest) or _now()[:10]
+
+    def holds_already(self, name: str, value: Mapping[str, Any]) -> bool:
+        """Whether a JSON file is there with this value."""
+        try:
+            return bool(read_object(self.path / name) == json.loads(json.dumps(value)))
+        except InputError:
+            return False
 
     def publish(self, files: Mapping[str, Content]) -> None:
         """Write what is made of all the work, file by file, and close the session's entry."""
@@ -301,7 +349,8 @@ class RunFolder:
         if self.identity is None:
             return
         if fresh and self._is_ours():
-            for path in [each for name in self.contents for each in self.path.glob(name)]:
+            ours = (*self.contents, f"{CLAIMS}/*.failed")
+            for path in [each for name in ours for each in self.path.glob(name)]:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         begun, found = self._differing()
         if found or not begun:

@@ -37,24 +37,30 @@ def conditioned(recipe: "Recipe") -> "Conditioned | None":
     return Conditioned(**dict(recipe.method))
 
 
-def trainings(recipe: "Recipe", run: Path) -> list[str]:
-    """What there is to train before the points can be measured, by name."""
+def trainings(recipe: "Recipe") -> dict[str, int]:
+    """What must be trained before the points can be measured: names as of folders, and seeds."""
     if not isinstance(recipe.method, ConditionedOptions):
-        return []
-    return [_title(recipe, seed) for seed in recipe.sweep.seeds if _missing(recipe, run, seed)]
+        return {}
+    return {f"training{seed_suffix(recipe, seed)}": seed for seed in recipe.sweep.seeds}
+
+
+def folded(recipe: "Recipe", run: Path, seed: int) -> bool:
+    """Whether all points of a seed have their adapters."""
+    return not _missing(recipe, run, seed)
 
 
 def fold_points(
     method: "Conditioned",
     recipe: "Recipe",
     run: Path,
+    seed: int,
     splits: "Mapping[Split, PreferenceData]",
     progress: Progress,
-) -> dict[str, str]:
-    """Train and calibrate with each seed, and fold every point, as far as that is not done.
+) -> str | None:
+    """Train and calibrate with a seed, and fold its points, as far as that is not done.
 
     Returns:
-        Why points did not train that did not, by name.
+        Why it did not train, if it did not.
     """
     from paretune.baselines.context import Context
     from paretune.experiment.train_point import wait_for_all
@@ -64,22 +70,18 @@ def fold_points(
         progress.phase("train" if phase == "prepare" else phase, done)
 
     seen = {name: data for name, data in splits.items() if name != "test"}
-    missing = {seed: _missing(recipe, run, seed) for seed in recipe.sweep.seeds}
-    untrained: dict[str, str] = {}
+    missing = _missing(recipe, run, seed)
     wait_for_all()  # before one of several processes makes some
-    for seed, points in missing.items():
-        if not points:
-            continue
-        progress.point(_title(recipe, seed))
-        suffix = seed_suffix(recipe, seed)
-        context = Context(recipe, seen, seed, run, run / "shared", report, suffix)
-        try:
-            method.train(context, [point.preference for point in points])
-        except UntrainedError as error:
-            logger.warning("%s changed no weight: %s", _title(recipe, seed), error)
-            untrained |= {point.name: str(error) for point in points}
-        wait_for_all()
-    return untrained
+    progress.point(title(recipe, seed))
+    context = Context(recipe, seen, seed, run, run / "shared", report, seed_suffix(recipe, seed))
+    failure = None
+    try:
+        method.train(context, [point.preference for point in missing])
+    except UntrainedError as error:
+        logger.warning("%s changed no weight: %s", title(recipe, seed), error)
+        failure = str(error)
+    wait_for_all()
+    return failure
 
 
 def fold_at(preference: Preference, run: Path, recipe: "Recipe", seed: int, target: Path) -> bool:
@@ -101,7 +103,8 @@ def fold_at(preference: Preference, run: Path, recipe: "Recipe", seed: int, targ
     return True
 
 
-def _title(recipe: "Recipe", seed: int) -> str:
+def title(recipe: "Recipe", seed: int) -> str:
+    """A training's, for its user."""
     return f"one training{seed_suffix(recipe, seed)}"
 
 

@@ -10,7 +10,7 @@ there is something to train or to measure.
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from paretune.results.text import preference_text
 from paretune.results.weights import TRAINING
 from paretune.runs.folder import Content, RecipeIdentity, RunFolder, check_ground
 from paretune.runs.plan import count_points, plan, scaled_recipe, seed_suffix, warm_start
-from paretune.runs.steerable import conditioned, fold_at, fold_points, trainings
+from paretune.runs.steerable import conditioned, fold_at, fold_points, folded, title, trainings
 
 if TYPE_CHECKING:
     from paretune.data import PreferenceData
@@ -70,12 +70,12 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
     unfinished = fresh or not all(folder.finished(point.path) for point in planned)
     data = check_recipe(recipe) if unfinished else None  # before anything is written or deleted
     _join(recipe, run)
-    with folder.session(fresh=fresh):
-        pending = [point for point in planned if not folder.finished(point.path)]
+    with folder.shared_session(fresh=fresh):
+        pending = not all(folder.finished(point.path) for point in planned)
         untrained = {}
         if pending:
             splits = load_splits(recipe, folder, data=data)
-            untrained = _run_points(recipe, folder, pending, splits, progress)
+            untrained = _run_points(recipe, folder, splits, progress)
             planned = plan(recipe, run)
         elif (run / "front.json").exists() and (run / "front.png").exists():
             front = read_front(run)
@@ -90,10 +90,11 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
             )
         if measured:
             front = _collect(recipe, run, measured, "test")
-            if pending:
-                _note_left_out(front, folder)
-                note_skipped(front.points, folder)
-            _publish(front, folder)
+            with folder.alone():
+                if pending:
+                    _note_left_out(front, folder)
+                    note_skipped(front.points, folder)
+                _publish(front, folder)
         if untrained:
             name, reason = next(iter(untrained.items()))
             raise TrainingStoppedError(
@@ -106,29 +107,34 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
 def _run_points(
     recipe: "Recipe",
     folder: RunFolder,
-    pending: Sequence[PlannedPoint],
     splits: "Mapping[Split, PreferenceData]",
     progress: Progress,
 ) -> dict[str, str]:
-    """Train and measure what is pending; why those did not train that did not, by name."""
-    from paretune.experiment.train_point import free_memory
+    """Train and measure what is not finished; why those did not train that did not, by name."""
+    from paretune.experiment.train_point import free_memory, told
     from paretune.runs.point import run_point
 
     run, method = folder.path, conditioned(recipe)
     recipe = dated(recipe, folder.started())
-    planned = plan(recipe, run)
-    names = trainings(recipe, run) + [point.name for point in planned]
-    names += ["to be placed"] * (count_points(recipe) - len(planned))
-    progress.begin(names, len(planned) - len(pending))
-    untrained: dict[str, str] = {}
-    if method is not None:
-        untrained |= fold_points(method, recipe, run, splits, progress)
-    for point, planned in _pending(recipe, folder, untrained):
+    once = trainings(recipe)
+    points: dict[str, PlannedPoint] = {}
+    starts: dict[str, PlannedPoint | None] = {}
+    progress = folder.pieces.watched(progress)
+
+    def left() -> bool:
+        """Whether something is to be done; the next points may rest on those that are trained."""
+        planned: list[PlannedPoint] = told(plan(recipe, run))
+        points.update({point.path: point for point in planned})
+        if recipe.sweep.warm_start:
+            starts.update({point.path: warm_start(point, planned) for point in planned})
+        return bool(told(not all(finished(name) or name in failed for name in points)))
+
+    def do(name: str) -> str | None:
+        if method is not None and name in once:
+            return fold_points(method, recipe, run, once[name], splits, progress)
+        point, start = points[name], starts.get(name)
         progress.point(point.name)
-        start = warm_start(point, planned) if recipe.sweep.warm_start else None
         try:
-            if start is not None and start.name in untrained:
-                raise UntrainedError(f"the point it starts from, {start.name}, did not train.")
             run_point(
                 scaled_recipe(recipe, run, point),
                 point,
@@ -140,22 +146,37 @@ def _run_points(
             )
         except UntrainedError as error:
             logger.warning("%s did not train: %s", point.name, error)
-            untrained[point.name] = str(error)
-        free_memory()
+            return str(error)
+        finally:
+            free_memory()
+        return None
+
+    def finished(name: str) -> bool:
+        return folded(recipe, run, once[name]) if name in once else folder.finished(name)
+
+    def after(name: str) -> str | None:
+        if name in once:
+            return None
+        if (start := starts.get(name)) is not None:
+            return start.path
+        return next((each for each, seed in once.items() if seed == points[name].seed), None)
+
+    def done() -> int:
+        return sum(map(finished, [*once, *points]))
+
+    failed: dict[str, str] = {}
+    more = left()
+    names = [title(recipe, seed) for seed in once.values()]
+    names += [point.name for point in points.values()]
+    names += ["to be placed"] * (count_points(recipe) - len(points))
+    progress.begin(names, done())
+    while more:
+        failed |= folder.work(
+            [*once, *points], do, lambda: progress.finished(done()), finished=finished, after=after
+        )
+        more = left()
     progress.end()
-    return untrained
-
-
-def _pending(
-    recipe: "Recipe", folder: RunFolder, untrained: Mapping[str, str]
-) -> Iterator[tuple[PlannedPoint, list[PlannedPoint]]]:
-    """The points to do, each with the plan as it is then: the next may rest on those before."""
-    while True:
-        planned = plan(recipe, folder.path)
-        left = [p for p in planned if not folder.finished(p.path) and p.name not in untrained]
-        if not left:
-            return
-        yield left[0], planned
+    return {points[name].name: why for name, why in failed.items() if name in points}
 
 
 def evaluate_run(
@@ -377,11 +398,14 @@ def _collect(
 
 
 def _publish(front: Front, folder: RunFolder) -> Front:
-    """Write the front, as data and as a picture."""
+    """Write the front, as data and as a picture, unless another worker has done so."""
     if not main_process():
         return front
-    files: dict[str, Content] = {"front.json": front.to_json()}
-    if len(front.objectives) > 1:
+    files: dict[str, Content] = {}
+    if not folder.holds_already("front.json", front.to_json()):
+        files["front.json"] = front.to_json()
+    picture = folder.path / "front.png"
+    if len(front.objectives) > 1 and (files or not picture.exists()):
         from paretune.report.figures import PlotPoint, dial_curve, draw_front
 
         series: dict[str, list[PlotPoint]] = {}

@@ -1,7 +1,7 @@
 """The reference of DPO and IPO: the model as it was given, whatever becomes of it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -98,9 +98,13 @@ class Reference:
                 # All processes score or none does, whatever appears on disk meanwhile.
                 logps = share(cache.load(part) if store else None)
                 if logps is None:
-                    logps = score([sequences[i] for i in order[part]], part.start)
-                    if store and bool(logps.isfinite().all()):
-                        cache.store(part, logps)
+                    with cache.alone(part) if store else nullcontext():
+                        # Another process may have been at it.
+                        logps = share(cache.load(part) if store else None)
+                        if logps is None:
+                            logps = score([sequences[i] for i in order[part]], part.start)
+                            if store and bool(logps.isfinite().all()):
+                                cache.store(part, logps)
                 result[order[part]] = logps
         wrong = int((~result.isfinite()).sum())
         if wrong:

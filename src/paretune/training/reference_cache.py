@@ -3,7 +3,7 @@
 import contextlib
 import json
 import logging
-import os
+import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
@@ -15,8 +15,9 @@ import xxhash
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from paretune.claims import held
 from paretune.data.tokenization import PairIndex, TokenSequence
-from paretune.files import move, sync
+from paretune.files import move, partial_name, sync
 from paretune.models import whole
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class ReferenceCache:
         path = self._path(part)
         if path is None:
             return
-        partial = path.with_suffix(f".{os.getpid()}.partial")  # several runs may store at once
+        partial = partial_name(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             metadata = {"digest": self._digest(part, logps)}
@@ -98,6 +99,18 @@ class ReferenceCache:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             logger.warning("Reference log-probabilities cannot be kept in '%s': %s", path, error)
+
+    @contextlib.contextmanager
+    def alone(self, part: slice) -> Iterator[None]:
+        """Within, no other process computes this part: wait for it, then see what it stored."""
+        path = self._path(part)
+        if path is None:
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # a folder that cannot be written keeps nothing
+                stack.enter_context(held(path.with_suffix(".claim"), patience=math.inf))
+            yield
 
     def clear(self) -> None:
         """Forget what is stored."""

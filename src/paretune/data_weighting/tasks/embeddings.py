@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paretune.errors import InputError
+from paretune.files import partial_name
 from paretune.models import cache_folder, gpu
 
 MINILM = "minilm"
@@ -55,7 +56,7 @@ def embed(
         table = _encode(distinct, source, max_length, report)
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_name(f"{cached.name}.{os.getpid()}.partial")
+            partial = partial_name(cached)
             save_file({"embeddings": table}, partial)
             partial.replace(cached)
         except OSError as error:

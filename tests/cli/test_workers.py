@@ -1,0 +1,130 @@
+"""``--workers N``: processes with their GPU and threads, shown and ended as one."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+
+from paretune.cli import progress, workers
+from paretune.cli.workers import Events, Fleet, run_workers, worker_environments
+from paretune.errors import InputError
+
+
+def test_each_has_a_gpu_and_its_part_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(10)), raising=False)
+    for count in (1, 3, 4, 10, 16):
+        environments = worker_environments(count, ["4", "6"])
+        gpus = [each["CUDA_VISIBLE_DEVICES"] for each in environments]
+        assert gpus == [("4", "6")[number % 2] for number in range(count)]
+        threads = {int(each["OMP_NUM_THREADS"]) for each in environments}
+        assert threads == {max(1, 10 // count)}
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert worker_environments(3, [])[0]["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, 1")
+    assert workers._gpus() == ["3", "1"]
+
+
+def test_not_within_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="leave out torchrun"):
+        run_workers(2, ["sweep", "demo"])
+
+
+def test_one_display(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.StringIO()
+    for module in (progress, workers):
+        console = Console(file=file, width=100)
+        monkeypatch.setattr(module, "console", lambda console=console, **_: console)
+    monkeypatch.setenv("PARETUNE_WORKER", "1")
+    fleet = Fleet(2, None)
+    with progress.console_progress(None) as watcher:
+        assert isinstance(watcher, Events)
+        watcher.begin(["a", "b", "c"], 1, ("train",))
+        watcher.point("b")
+        watcher.phase("train", 0.0)
+        watcher.phase("train", 0.5)  # too soon
+        watcher.finished(2)
+        watcher.end()
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    for line in lines:
+        fleet.tell(1, workers.json.loads(line[1:]))
+    assert file.getvalue().startswith("[1/3] worker 2: b: training")
+    assert fleet._of_all().startswith("2 of 3 points, about")
+
+
+def fake(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Make workers that run this, with their number as argument, in place of the program."""
+    popen, started = subprocess.Popen, []
+
+    def start(command: Any, **more: Any) -> Any:
+        started.append(command)
+        return popen([sys.executable, "-c", code, str(len(started))], **more)
+
+    monkeypatch.setattr(workers.subprocess, "Popen", start)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "printed"),
+    [
+        ("import sys; print('table'); print('same', file=sys.stderr)", 0, ["table"]),
+        ("import os, sys; n = sys.argv[1]; n == '1' and os.kill(os.getpid(), 9); print(n)", 0, "2"),
+        ("import sys; n = int(sys.argv[1]); print(n); sys.exit(n == 1)", 0, "2"),
+        ("import sys; print('no', file=sys.stderr); sys.exit(2)", 2, []),
+        ("import os; os.kill(os.getpid(), 15)", 1, []),
+    ],
+)
+def test_it_ends_as_the_best_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    code: str,
+    expected: int,
+    printed: Any,
+) -> None:
+    fake(monkeypatch, code)
+    if expected:
+        with pytest.raises(typer.Exit) as exit_:
+            run_workers(2, ["sweep", "demo"])
+        assert exit_.value.exit_code == expected
+    else:
+        run_workers(2, ["sweep", "demo"])
+    out, err = capsys.readouterr()
+    assert out.split() == list(printed)
+    lines = err.splitlines()
+    assert len(lines) == len(set(lines))  # what both say is said once
+
+
+def test_a_signal_stops_all(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from paretune.cli import workers\n"
+        "popen = workers.subprocess.Popen\n"
+        "inner = ('import os, sys, time; open(sys.argv[1] + str(os.getpid()), \"w\");'\n"
+        "    'time.sleep(60)')\n"
+        "workers.subprocess.Popen = lambda command, **more: popen(\n"
+        "    [sys.executable, '-c', inner, sys.argv[1]], **more)\n"
+        "os.environ['CUDA_VISIBLE_DEVICES'] = ''\n"
+        "try: workers.run_workers(2, [])\n"
+        "except KeyboardInterrupt: sys.exit(130)\n"
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        place = tmp_path / str(int(number))
+        place.mkdir()
+        process = subprocess.Popen([sys.executable, "-c", code, f"{place}/"])
+        end = time.monotonic() + 30
+        while len(list(place.iterdir())) < 2 and time.monotonic() < end:
+            time.sleep(0.02)
+        process.send_signal(number)
+        assert process.wait(20) == 130
+        for path in place.iterdir():
+            with pytest.raises(ProcessLookupError):
+                os.kill(int(path.name), 0)

@@ -1,0 +1,115 @@
+"""What a recipe needs on paper: parameters exactly, memory by its parts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from paretune.errors import InputError
+from paretune.experiment import forecast
+from paretune.experiment.forecast import Precision, Shape, memory, shape_of
+from paretune.recipes import shipped_recipes
+from paretune.recipes.schema import Lora, Model
+from paretune.runs.needs import needs, size
+
+# Of the models' cards and files; adapters of rank 8 by hand: 8 (in + out) for every projection.
+PUBLISHED = {
+    "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+    "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    "meta-llama/Llama-3.1-70B-Instruct": 70_553_706_496,
+    "Qwen/Qwen3-8B": 8_190_735_360,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_those_published(name: str) -> None:
+    shape = shape_of(Model(name=name), Lora(r=8))
+    assert shape.base == PUBLISHED[name]
+    h, i, q, kv = shape.hidden, shape.inner, shape.query, shape.kv
+    sides = (h + q) + 2 * (h + kv) + (q + h) + 3 * (h + i)
+    assert shape.trained == 8 * sides * shape.layers
+    assert shape.linear == shape.layers * (2 * h * q + 2 * h * kv + 3 * h * i)
+
+
+def test_a_model_in_a_folder(tmp_path: Path, tiny_llama: Any) -> None:
+    model = tiny_llama()
+    model.config.save_pretrained(tmp_path)  # no weights
+    shape = shape_of(Model(name=str(tmp_path)), None)
+    assert shape.base == shape.trained == sum(p.numel() for p in model.parameters())
+    with pytest.raises(InputError, match="known without the hub are"):
+        shape_of(Model(name="nobody/nothing"), None)
+
+
+def test_memory_by_its_parts() -> None:
+    shape = Shape("", 1000, 800, 10, 4, 8, 4, 2, 3, 100, 2, False)
+    wide = Precision(4.0, 4.0, 4.0, mixed=False)
+    found = memory(shape, wide, objectives=5, tokens=7)
+    assert (found.weights, found.optimiser, found.bank) == (4000, 80, 200)
+    assert found.total == sum(vars(found).values())
+    assert found.sharded(4) == found.total - 3000
+    more = memory(shape, wide, objectives=5, tokens=14)
+    assert more.activations == 2 * found.activations
+    assert memory(shape, wide, 5, 7, checkpointing=True).activations < found.activations
+    four = Precision.of(Model(name="x", dtype="bfloat16", quantization="4bit"))
+    assert memory(shape, four, 5, 7).weights == 800 * 0.5625 + 200 * 2
+
+
+def test_sizes_for_people() -> None:
+    assert [size(each) for each in (2e3, 3.14e6, 1.5e9, 2e12)] == [
+        "2 kB",
+        "3.14 MB",
+        "1.5 GB",
+        "2 TB",
+    ]
+
+
+LANGUAGE = [
+    name
+    for kind in ("sweep", "compare", "weigh")
+    for name in shipped_recipes(kind)
+    if not name.startswith(("weigh_mnist", "weigh_reward"))
+]
+
+
+@pytest.mark.model
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_every_shipped_recipe(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("weights are loaded")
+
+    monkeypatch.setattr("transformers.PreTrainedModel.from_pretrained", never)
+    before = torch.get_rng_state()
+    found = needs(name)
+    assert torch.equal(before, torch.get_rng_state())
+    assert found.points
+    assert found.work
+    for table in found.tables():
+        assert table.to_markdown()
+    for each in found.work:
+        if each.memory is not None:
+            assert each.memory.total > 1e8
+    exact = {each.tokens.exact for each in found.work}
+    assert exact == {True} or "the most there can be" in " ".join(found.remarks)
+
+
+def test_a_task_without_a_language_model() -> None:
+    with pytest.raises(InputError, match="trains no language model"):
+        needs("weigh_mnist")
+
+
+def test_tokens_of_packed_batches(tmp_path: Path) -> None:
+    from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence
+
+    sequences = [TokenSequence((1, 2, 3, 4, 5), 3), TokenSequence((1, 2, 3, 6), 3)]
+    index = PairIndex([0], [1], [0], [1.0])
+    pairs = TokenizedPairs(sequences, {"a": index, "b": index})
+    found = forecast.count_tokens(pairs, ["a", "b"], "auto", 4, 2, 0)
+    # The prompt but its last token once, and as many as each response has.
+    assert (found.peak, found.step, found.rows) == (2 + 2 + 1, 10, 1)
+    bound = forecast.bound_tokens(2, 4, 2, 5)
+    assert (bound.peak, bound.step, bound.exact) == (80, 160, False)
+    assert forecast.steps_of({"num_train_epochs": 2}, 10, 4) == 6
+    assert forecast.steps_of({"max_steps": 7}, None, 4) == 7
+    assert forecast.steps_of({}, None, 4) is None

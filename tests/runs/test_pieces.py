@@ -1,0 +1,255 @@
+"""Workers on one folder: nothing done twice, nothing lost, whoever is killed, slow or doubled."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from paretune import claims
+from paretune.claims import LostClaimError
+from paretune.files import read_json, write_json
+from paretune.progress import Silent
+from paretune.runs.folder import RunFolder
+
+NAMES = [f"points/{number}" for number in range(9)]
+
+# A point that takes milliseconds: who did it and, in the end, its mark, made of its predecessor's.
+WORKER = """
+import os, sys, time, random
+from pathlib import Path
+from paretune import claims
+from paretune.files import append_jsonl, read_json, write_json, write_text
+from paretune.runs.folder import RunFolder
+
+run, pause, warm = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3] == "warm"
+claims.BEAT, claims.STALE = 0.02, 5.0
+names = [f"points/{number}" for number in range(9)]
+folder = RunFolder(run, identity=None)
+
+def before(name):
+    at = names.index(name)
+    return names[at - 1] if warm and at else None
+
+def do(name):
+    (run / name).mkdir(parents=True, exist_ok=True)
+    append_jsonl(run / name / "log.jsonl", [{"begun": os.getpid()}])
+    write_text(run / name / "answer.txt", name)
+    time.sleep(pause)
+    start = before(name)
+    value = read_json(run / start / "metrics.json")["value"] if start else 1
+    append_jsonl(run / name / "log.jsonl", [{"done": os.getpid()}])
+    write_json(run / name / "metrics.json", {"value": 2 * value + len(name)})
+
+print("ready", flush=True)
+sys.stdin.readline()
+with folder.shared_session():
+    folder.note({"pid": os.getpid()})
+    failed = folder.work(names, do, lambda: None, after=before)
+    assert not failed, failed
+    marks = [read_json(run / name / "metrics.json")["value"] for name in names]
+    with folder.alone():
+        write_json(run / "front.json", {"values": marks})
+"""
+
+
+def start(run: Path, pause: float = 0.02, how: str = "") -> subprocess.Popen[str]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", WORKER, str(run), str(pause), how]
+    process: subprocess.Popen[str] = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(*workers: subprocess.Popen[str]) -> None:
+    for worker in workers:
+        assert worker.stdin is not None
+        worker.stdin.write("go\n")
+        worker.stdin.flush()
+
+
+def end(*workers: subprocess.Popen[str]) -> None:
+    for worker in workers:
+        worker.communicate(timeout=60)
+        assert worker.returncode == 0
+
+
+def content(run: Path) -> dict[str, bytes]:
+    files = (path for path in run.rglob("*") if path.is_file())
+    whole = {str(path.relative_to(run)): path.read_bytes() for path in files}
+    return {k: v for k, v in whole.items() if k != "manifest.json" and "log.jsonl" not in k}
+
+
+def done(run: Path, what: str = "done") -> list[int]:
+    """How many times each piece was done."""
+    return [(run / name / "log.jsonl").read_text().count(what) for name in NAMES]
+
+
+@pytest.fixture(scope="module", params=["", "warm"])
+def how(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def expected(how: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    run = tmp_path_factory.mktemp("one") / "run"
+    worker = start(run, 0.0, how)
+    go(worker)
+    end(worker)
+    return content(run)
+
+
+@pytest.mark.slow  # four processes
+def test_four_workers_make_what_one_does(
+    tmp_path: Path, how: str, expected: dict[str, bytes]
+) -> None:
+    workers = [start(tmp_path, 0.02, how) for _ in range(4)]
+    go(*workers)
+    end(*workers)
+    assert content(tmp_path) == expected
+    assert done(tmp_path) == done(tmp_path, "begun") == [1] * 9
+    sessions = read_json(tmp_path / "manifest.json")["sessions"]
+    assert sorted(each["pid"] for each in sessions) == sorted(worker.pid for worker in workers)
+
+
+@pytest.mark.slow
+def test_killed_suspended_and_doubled_workers(
+    tmp_path: Path, how: str, expected: dict[str, bytes]
+) -> None:
+    """SIGKILL at random moments, SIGSTOP, and new ones that come later."""
+    moments = random.Random(3)
+    workers = [start(tmp_path, 0.05, how) for _ in range(4)]
+    late = [start(tmp_path, 0.05, how) for _ in range(2)]
+    go(*workers)
+    for victim in workers[:2]:
+        time.sleep(moments.uniform(0.02, 0.15))
+        victim.kill()  # and not waited for
+    workers[2].send_signal(signal.SIGSTOP)
+    go(*late)
+    time.sleep(moments.uniform(0.1, 0.3))
+    workers[2].send_signal(signal.SIGCONT)
+    end(*workers[2:], *late)
+    for victim in workers[:2]:
+        victim.communicate()
+    assert content(tmp_path) == expected
+    assert done(tmp_path) == [1] * 9
+    assert sum(done(tmp_path, "begun")) <= 9 + 2  # a killed worker's piece is begun again
+
+
+def test_a_killed_run_is_resumed(tmp_path: Path, how: str, expected: dict[str, bytes]) -> None:
+    for _ in range(2):
+        worker = start(tmp_path, 0.02, how)
+        go(worker)
+        time.sleep(0.1)
+        worker.kill()
+        worker.communicate()
+    worker = start(tmp_path, 0.0, how)
+    go(worker)
+    end(worker)
+    assert content(tmp_path) == expected
+    assert done(tmp_path) == [1] * 9
+
+
+# ------------------------------------------------------------------ in this process
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Callable[[], RunFolder]:
+    return lambda: RunFolder(tmp_path, identity=None)
+
+
+def finish(folder: RunFolder, name: str) -> None:
+    write_json(folder.path / name / folder.mark, {})
+
+
+def test_what_was_taken_over_is_left(
+    folder: Callable[[], RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that was away for too long finds its piece in other hands, and goes on elsewhere."""
+    monkeypatch.setattr(claims, "_CHECKED", 0.0)
+    slow, told = folder(), []
+
+    def do(name: str) -> None:
+        watched = slow.pieces.watched(Silent())
+        watched.phase("train", 0.0)
+        if name == "a" and not told:
+            told.append(name)
+            claim = slow.path / "claims" / "a.0"
+            claim.rename(claim.with_name("a.1"))  # another machine's now
+            write_json(claim.with_name("a.1"), {**read_json(claim.with_name("a.1")), "token": "x"})
+            finish(slow, "a")  # which does it
+            watched.phase("train", 0.5)
+            raise AssertionError
+        finish(slow, name)
+
+    with slow.shared_session():
+        assert slow.work(["a", "b"], do, lambda: None) == {}
+    assert told == ["a"]
+    assert slow.finished("b")
+
+
+def test_a_failure_is_known_to_all_and_tried_again_later(folder: Callable[[], RunFolder]) -> None:
+    first, second, later = folder(), folder(), folder()
+    tried: list[str] = []
+
+    def do(name: str) -> str | None:
+        tried.append(name)
+        if name == "a":
+            return "no luck"
+        finish(first, name)
+        return None
+
+    def after(name: str) -> str | None:
+        return "a" if name == "c" else None
+
+    expected = {"a": "no luck", "c": "what it starts from failed (a: no luck)"}
+    with first.shared_session(), second.shared_session():
+        for worker in (first, second):
+            assert worker.work(["a", "b", "c"], do, lambda: None, after=after) == expected
+        assert tried == ["a", "b"]
+
+    def raises(name: str) -> None:
+        raise ValueError(name)
+
+    with first.shared_session(), second.shared_session():
+        with pytest.raises(ValueError, match="d"):
+            first.work(["d"], raises, lambda: None)
+        assert second.work(["d"], raises, lambda: None) == {"d": "d"}
+
+    def works(name: str) -> None:
+        finish(later, name)
+
+    with later.shared_session():
+        assert later.work(["a", "b", "c", "d"], works, lambda: None, after=after) == {}
+    assert not (later.path / "claims").exists()
+
+
+def test_half_written_files_of_the_killed_are_removed(folder: Callable[[], RunFolder]) -> None:
+    one = folder()
+    half = one.path / "points" / "a" / "metrics.json.0123.partial"
+    half.parent.mkdir(parents=True)
+    half.write_text("{")
+    (half.parent / "weights.4567.partial").mkdir()
+    with one.shared_session():
+        one.work(["points/a"], lambda name: finish(one, name), lambda: None)
+    assert [path.name for path in half.parent.iterdir()] == ["metrics.json"]
+
+
+def test_a_lost_claim_ends_in_no_failure(folder: Callable[[], RunFolder]) -> None:
+    one, tries = folder(), []
+
+    def do(name: str) -> None:
+        tries.append(os.getpid())
+        if len(tries) == 1:
+            raise LostClaimError("slow")
+        finish(one, name)
+
+    with one.shared_session():
+        assert one.work(["a"], do, lambda: None) == {}
+    assert len(tries) == 2
