@@ -22,6 +22,7 @@ PUBLISHED = {
 }
 
 
+@pytest.mark.slow  # seconds each: the modules are made, without numbers
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_those_published(name: str) -> None:
     shape = shape_of(Model(name=name), Lora(r=8))
