@@ -54,7 +54,7 @@ def test_one_display(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
         watcher.phase("train", 0.5)  # too soon
         watcher.finished(2)
         watcher.end()
-    lines = capsys.readouterr().out.splitlines()
+    lines = capsys.readouterr().out.rstrip("\n").split("\n")
     assert len(lines) == 5
     for line in lines:
         fleet.tell(1, workers.json.loads(line[1:]))

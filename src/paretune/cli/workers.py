@@ -233,17 +233,19 @@ class _Worker:
         return code
 
     def _read_output(self, file: IO[str]) -> None:
-        for line in file:
-            if line.startswith(_MARK):
-                self._fleet.tell(self._number, json.loads(line[1:]))
-            else:
-                self.printed.append(line)
+        with file:
+            for line in file:
+                if line.startswith(_MARK):
+                    self._fleet.tell(self._number, json.loads(line[1:]))
+                else:
+                    self.printed.append(line)
 
     def _read_errors(self, file: IO[str]) -> None:
-        for line in file:
-            text = line.rstrip("\n")
-            if text and self._fleet.is_new(text):
-                self._say(text)
+        with file:
+            for line in file:
+                text = line.rstrip("\n")
+                if text and self._fleet.is_new(text):
+                    self._say(text)
 
     def _say(self, text: str) -> None:
         console(stderr=True).print(text, highlight=False, markup=False, soft_wrap=True)
