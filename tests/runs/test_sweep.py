@@ -236,6 +236,36 @@ def test_a_killed_sweep_goes_on_bit_for_bit(
 
 
 @pytest.mark.slow
+def test_workers_make_what_one_does(
+    finished: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one of them killed as it begins to train, and a cache that nobody has filled."""
+    run = tmp_path / "run"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    recipe = [str(tiny / "tiny.yaml"), f"output_dir={run}"]
+    command = [sys.executable, "-m", "paretune", "sweep", *recipe, "--workers", "2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process: Any = subprocess.Popen(command, **pipes)  # type: ignore[call-overload]
+    while not (begun := list(run.glob("points/*/checkpoints"))):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.002)
+    claim = next(run.glob(f"claims/points.{begun[0].parent.name}.*"))
+    os.kill(json.loads(claim.read_text())["pid"], signal.SIGKILL)
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "ended by SIGKILL" in errors
+    assert "worker 2: " in errors
+    assert printed.count("hypervolume") == 1
+    assert digests(run) == digests(finished)
+    fronts = [Front.read(folder / "front.json") for folder in (run, finished)]
+    assert fronts[0].hypervolume == fronts[1].hypervolume  # seconds differ
+    assert not (run / "claims").exists()
+    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3  # scored once
+    assert not list(tmp_path.rglob("*.claim.*"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["paretune.experiment.train_point._save", "paretune.runs.point._measure"]
 )
