@@ -3,7 +3,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("sweep", "--help"), ("--version",)])
-def test_help_is_quick(arguments: tuple[str, ...]) -> None:
+def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     code = (
         "import sys; sys.argv = ['paretune', *{!r}]\n"
         "from paretune.cli import main\n"
@@ -35,12 +34,6 @@ def test_help_is_quick(arguments: tuple[str, ...]) -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code.format(arguments)], check=True, capture_output=True)
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert run(*arguments).returncode == 0
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.0  # 0.25 s on an idle machine; the goal is half a second
 
 
 @pytest.mark.parametrize(
