@@ -190,4 +190,4 @@ def test_a_training_that_changes_no_weight_is_an_error(
     # Objectives that oppose each other exactly: the trainer says so, and no point is made of it.
     with pytest.raises(UntrainedError, match="the combined gradient"):
         train_point(clamp(folder="opposed"), tmp_path / "point", lambda phase, done: None)
-    assert not (tmp_path / "point").exists()
+    assert not (tmp_path / "point" / "training.json").exists()
