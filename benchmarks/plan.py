@@ -42,7 +42,7 @@ BASES = {
 def load(case: str) -> tuple[str, list[str]]:
     name, *overrides = CASES[case]
     quick = ["loss={name: simpo, beta: 2.0, gamma: 1.0}", "train.max_steps=2"]
-    return name, [*overrides, *quick, "train.save_strategy=no"]
+    return name, ["method={name: clamp}", *overrides, *quick, "train.save_strategy=no"]
 
 
 def status(key: str) -> int:
