@@ -261,7 +261,8 @@ def test_workers_make_what_one_does(
     fronts = [Front.read(folder / "front.json") for folder in (run, finished)]
     assert fronts[0].hypervolume == fronts[1].hypervolume  # seconds differ
     assert not (run / "claims").exists()
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 3  # scored once
+    scored = (tmp_path / "cache" / "paretune" / "reference").rglob("000000000.safetensors")
+    assert len(list(scored)) == 3  # of training, validation and test
     assert not list(tmp_path.rglob("*.claim.*"))
 
 
