@@ -7,7 +7,7 @@ from paretune.cli.output import console, echo
 def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
     """Say what a recipe needs before it is started: parameters, memory, tokens, steps, disk.
 
-    No weights are loaded; memory is an estimate (docs/scaling.md has the formulas' check).
+    No weights are loaded; memory is an estimate (docs/guides/scaling.md has its formulas).
     """
     from paretune.runs.needs import needs, size
 
