@@ -43,9 +43,12 @@ class Pieces:
             yield
 
     def leave(self) -> None:
-        """Remove the folder of claims, if nobody has one."""
+        """Remove the folder of claims, if nobody has one; failures are told to those at work."""
         bury(self._claims, "worker.")
         with contextlib.suppress(OSError):
+            if not owners(self._claims, "worker."):
+                for record in self._claims.glob("*.failed"):
+                    record.unlink(missing_ok=True)
             self._claims.rmdir()
 
     def refuse_workers(self) -> None:
