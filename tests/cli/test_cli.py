@@ -36,6 +36,7 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     subprocess.run([sys.executable, "-c", code.format(arguments)], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -60,6 +60,7 @@ def run(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_log_grows_and_lines_are_told(
     run: Path, train: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -78,6 +79,7 @@ def test_the_log_grows_and_lines_are_told(
     assert trainer.state.global_step == 6
 
 
+@pytest.mark.slow
 def test_tensorboard(run: Path, train: Any) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -107,6 +109,7 @@ class _Fake(TrainerCallback):
         self.seen |= {"name": args.run_name, "project": args.project}
 
 
+@pytest.mark.slow
 def test_names_and_identity_of_a_run(
     run: Path, train: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,6 +84,7 @@ def test_the_page_holds_the_run_and_loads_nothing(sweep: Make, tmp_path: Path) -
     assert len(page.encode()) < 8e6
 
 
+@pytest.mark.slow
 def test_one_adapter_for_all_p_is_a_curve(steerable: Make, tmp_path: Path) -> None:
     run = steerable(tmp_path / "dial", TWO)
     page = render(read_runs([run]))

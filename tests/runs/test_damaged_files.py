@@ -122,6 +122,7 @@ def test_a_damaged_adapter_is_never_used(
         (run / POINT / name).write_bytes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_checksum", [True, False])
 @pytest.mark.parametrize("how", ["no tensors", "half of them", "NaN", "another shape"])
 def test_an_adapter_that_is_another(

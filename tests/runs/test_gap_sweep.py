@@ -78,6 +78,7 @@ def stub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Stub:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["clamp", "linear"])
 def test_points_lie_evenly_and_are_all_there(stub: Stub, tmp_path: Path, method: str) -> None:
     run = tmp_path / "run"
@@ -101,6 +102,7 @@ def placed(run: Path) -> list[tuple[int, tuple[float, ...]]]:
     return [(point.seed, point.preference.weights) for point in points]
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_places_the_same_points(stub: Stub, tmp_path: Path) -> None:
     run_sweep(recipe(tmp_path / "whole", "sweep.seeds=[0, 1]"))
     whole, stub.done = stub.done, []
@@ -128,6 +130,7 @@ def test_killed_anywhere_it_places_the_same_points(stub: Stub, tmp_path: Path) -
     assert len(plan(asked, moved)) == 14
 
 
+@pytest.mark.slow
 def test_a_point_that_does_not_train_ends_the_placing(stub: Stub, tmp_path: Path) -> None:
     stub.fails = lambda n: UntrainedError("No weight changed.") if n == 3 else None
     with pytest.raises(Exception, match="1 of 4 points did not train"):
@@ -135,6 +138,7 @@ def test_a_point_that_does_not_train_ends_the_placing(stub: Stub, tmp_path: Path
     assert len(stub.done) == 3
 
 
+@pytest.mark.slow
 def test_damaged_losses_are_one_sentence(stub: Stub, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_sweep(recipe(run))

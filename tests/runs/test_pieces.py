@@ -142,6 +142,7 @@ def test_killed_suspended_and_doubled_workers(
     assert sum(done(tmp_path, "begun")) <= 9 + 2  # a killed worker's piece is begun again
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_resumed(tmp_path: Path, how: str, expected: dict[str, bytes]) -> None:
     for _ in range(2):
         worker = start(tmp_path, 0.02, how)

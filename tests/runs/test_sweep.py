@@ -128,6 +128,7 @@ def test_the_run_folder(finished: Path, tiny: Path) -> None:
     assert front.points[0].metrics["helpful"].loss != front.points[1].metrics["helpful"].loss
 
 
+@pytest.mark.slow
 def test_what_trainings_left_out_is_in_the_manifest(finished: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_bytes((finished / "manifest.json").read_bytes())
     front = Front.read(finished / "front.json")
@@ -141,6 +142,7 @@ def test_what_trainings_left_out_is_in_the_manifest(finished: Path, tmp_path: Pa
     assert "cut" not in train
 
 
+@pytest.mark.slow
 def test_skipped_steps_stand_in_training_manifest_table_and_facts(
     recipe: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -415,6 +415,7 @@ def test_an_adapter_names_the_hub_s_model(
     assert not (tmp_path / "out/base").exists()
 
 
+@pytest.mark.slow
 def test_the_page(make: Make, closed_loops: None) -> None:
     pytest.importorskip("gradio", reason="needs paretune[serve]")
     from paretune.serving.page import BASE, OTHER, Page, build_page

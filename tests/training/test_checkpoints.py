@@ -182,6 +182,7 @@ def test_a_training_without_a_step_is_an_error(clamp: Any) -> None:
     assert trainer.totals.summary()["skipped_steps"] == 3
 
 
+@pytest.mark.slow
 def test_a_training_that_changes_no_weight_is_an_error(
     clamp: Any, random_pairs: Any, tmp_path: Path
 ) -> None:
