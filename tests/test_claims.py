@@ -103,6 +103,7 @@ def test_a_pid_that_another_process_has_now(tmp_path: Path) -> None:
         assert not claim._ours()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("since", ["1970-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"])
 def test_another_machine_is_judged_by_its_beats_and_no_clock(
     tmp_path: Path, quick: None, since: str

@@ -411,6 +411,7 @@ def test_words_that_go_over_the_border_with_a_space_before_texts() -> None:
     assert tok.decode([*before, *after]) == "Answer: Yes it is.<|im_end|>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 @settings(max_examples=15, deadline=None)
 @given(rows=st.lists(conversations(), min_size=1, max_size=6), plain=st.booleans())

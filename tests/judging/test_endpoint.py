@@ -274,6 +274,7 @@ def test_ctrl_c_takes_in_what_is_paid_for(serve: Any, run_folder: Any, reply: An
     assert_no_key(run, printed)
 
 
+@pytest.mark.slow
 def test_unparsable_replies_are_asked_again_on_demand(
     serve: Any, run_folder: Any, reply: Any
 ) -> None:
@@ -297,6 +298,7 @@ def test_unparsable_replies_are_asked_again_on_demand(
     assert kept(run) == 12  # earlier replies stay in the file, the last one counts
 
 
+@pytest.mark.slow
 def test_the_key_is_refused(serve: Any, run_folder: Any) -> None:
     def refuse(handler: Any, body: dict[str, Any], attempt: int) -> None:
         text = f"Incorrect API key provided: {KEY} {handler.headers['Authorization']}"

@@ -29,6 +29,7 @@ def words(run: Path) -> list[tuple[str, str | None]]:
     return [(row["status"], row["text"]) for row in rows]
 
 
+@pytest.mark.slow
 def test_a_served_model_judges_like_a_local_one(
     model: Path, serve: Any, run_folder: Any, reply: Any, tmp_path: Path
 ) -> None:

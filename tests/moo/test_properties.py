@@ -423,6 +423,7 @@ def test_it_ends_where_the_lower_level_is_solved_and_the_hypergradients_cancel(c
     assert float((scaled / scaled.sum() @ rows).norm()) < error
 
 
+@pytest.mark.slow
 @every_method
 def test_whether_the_preference_decides_where_it_ends(case):
     known = quadratic_bilevel(p=2, q=3, n_objectives=5)

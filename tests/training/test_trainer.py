@@ -44,6 +44,7 @@ def test_fresh_adapter_has_loss_ln2_and_everything_is_logged(clamp: Any) -> None
     assert first["clamp/chebyshev_term"] == pytest.approx(100 * 0.5 * math.log(2), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_chebyshev_value(clamp: Any, random_pairs: Any) -> None:
     pairs = random_pairs()
     for index, row in enumerate(pairs["two"]):  # so that both can fall
