@@ -107,7 +107,7 @@ class _Display:
             text = f"point {self._number} of {self._total}, {left}"
             self._bars.update(run, description=text, completed=self._number - 1 + inside)
             self._bars.update(point, description=doing, completed=inside)
-        elif self._at != (self._number, phase):
+        elif self._at != (self._number, phase) and done < 1:  # not what ends as it begins
             self._at = self._number, phase
             line = f"[{self._number}/{self._total}] {doing}, {left}"
             self._console.print(line, highlight=False, soft_wrap=True)

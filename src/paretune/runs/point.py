@@ -193,9 +193,9 @@ def _measure(
         )
         for name in recipe.data.objectives
     }
-    report("generate", 0.0)
     answers: list[Answer] = []
     if recipe.evaluation.generate and (main_process() or is_sharded(trainer.model)):
+        report("generate", 0.0)
         answers = _answers(recipe, trainer, data, report, rewrite)
     if main_process():
         if answers:
