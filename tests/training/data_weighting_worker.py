@@ -23,7 +23,7 @@ def load(name: str, path: Path) -> Any:
     return module
 
 
-def train(folder: Path) -> None:
+def train(folder: Path, method: Any) -> None:
     here = Path(__file__).parent
     made = load("paretune_conftest", here.parent / "conftest.py")
     rows = load("paretune_rows", here / "test_data_weighting.py")
@@ -31,8 +31,9 @@ def train(folder: Path) -> None:
     args = DataWeightingConfig(
         output_dir=str(folder),
         preference={"one": 0.4, "two": 0.6},
-        u=0.5,
+        method=method,
         v=1.0,
+        x_learning_rate=0.01,
         max_steps=2,
         learning_rate=0.05,
         optim="sgd",  # Adam turns rounding into steps where a gradient is nearly zero
@@ -40,6 +41,7 @@ def train(folder: Path) -> None:
         per_device_train_batch_size=2 // int(os.environ["WORLD_SIZE"]),
         gradient_accumulation_steps=2,
         save_strategy="no",
+        **({} if method == "lookahead" else {"u": 0.5}),
         disable_tqdm=True,
         use_cpu=True,
         ddp_backend="gloo",
@@ -52,9 +54,10 @@ def train(folder: Path) -> None:
         processing_class=tokenizer,
     )
     trainer.train()
-    assert trainer.multipliers is not None
+    state = trainer.state_dict()
+    omega = state["w0"] if method == "lookahead" else state["multipliers"]["w0"]
     report = trainer.polish(steps=1)
-    end = [*trainer.x.tolist(), *trainer.multipliers.w0, *trainer.evaluate().values()]
+    end = [*trainer.x.tolist(), *omega, *trainer.evaluate().values()]
     end += [report.lower_gradient_norm_before, *report.losses.values()]
     (folder / f"end-{args.process_index}.json").write_text(json.dumps(end))
     if args.process_index == 0:
@@ -64,6 +67,6 @@ def train(folder: Path) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", NonConvexLowerLevelWarning)
-    train(Path(sys.argv[1]))
+    train(Path(sys.argv[1]), sys.argv[2])
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

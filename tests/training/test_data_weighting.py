@@ -62,8 +62,10 @@ def weigher(tmp_path: Path, tiny_lora: Any, tokenizer: Any) -> Any:
             "lr_scheduler_type": "constant",
             "per_device_train_batch_size": 3,
             "max_grad_norm": 0.0,
+            "method": "wc_augmented",
             "u": 0.5,
             "v": 1.0,
+            "x_learning_rate": 0.01,
             "save_strategy": "no",
             "disable_tqdm": True,
             "use_cpu": True,
@@ -99,7 +101,7 @@ class _Batches(TrainerCallback):
         self.trainer: Any = None
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        micro = self.trainer._micro
+        micro = self.trainer.steps.micro
         self.seen.append([Batches.of(draws) for draws in zip(*micro, strict=True)])
 
 
@@ -217,8 +219,10 @@ def test_resume_is_bit_exact(weigher: Any, tiny_lora: Any) -> None:
     resumed.train(resume_from_checkpoint=True)
     torch.testing.assert_close(adapter(resumed), adapter(whole), rtol=0, atol=0)
     torch.testing.assert_close(resumed.x, whole.x, rtol=0, atol=0)
-    torch.testing.assert_close(resumed.multipliers.nu, whole.multipliers.nu, rtol=0, atol=0)
-    assert resumed.multipliers.w0 == whole.multipliers.w0
+    torch.testing.assert_close(
+        resumed.steps.multipliers.nu, whole.steps.multipliers.nu, rtol=0, atol=0
+    )
+    assert resumed.steps.multipliers.w0 == whole.steps.multipliers.w0
     again = make("whole")
     again.train(resume_from_checkpoint=True)  # there is nothing left to do
     assert again.set_weights == whole.set_weights
@@ -314,21 +318,21 @@ def test_polishing_solves_the_lower_level_and_measures(weigher: Any) -> None:
 @pytest.mark.slow
 def test_nonfinite_steps_change_nothing(weigher: Any) -> None:
     trainer = weigher(max_steps=3)
-    right, seen = trainer.oracle.values, {}
+    right, seen = trainer.steps.oracle.values, {}
 
     def values(x: Any, y: Any) -> Any:
         step = trainer.state.global_step
         seen.setdefault(step, (x.clone(), y))
         return right(x, y) * (math.nan if step == 1 else 1.0)
 
-    trainer.oracle.values = values
+    trainer.steps.oracle.values = values
     trainer.train()
     (x1, y1), (x2, y2) = seen[1], seen[2]
     assert torch.equal(x1, x2)
     assert torch.equal(y1, y2)
     assert [row.get("nonfinite_steps") for row in step_logs(trainer)] == [None, 1.0, None]
     hopeless = weigher(max_nonfinite_steps=2, folder="hopeless")
-    hopeless.oracle.values = lambda x, y: right(x, y) * math.nan
+    hopeless.steps.oracle.values = lambda x, y: right(x, y) * math.nan
     with pytest.raises(TrainingStoppedError, match="2 steps in a row"):
         hopeless.train()
 
@@ -358,12 +362,13 @@ WORKER = Path(__file__).with_name("data_weighting_worker.py")
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lookahead", "wc_augmented"])
+def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
     found = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={processes}", str(WORKER), str(folder)]
+        command += [f"--nproc_per_node={processes}", str(WORKER), str(folder), method]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
         found.append(folder)

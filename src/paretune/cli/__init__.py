@@ -26,7 +26,7 @@ from paretune.cli.reward import reward
 from paretune.cli.serve import serve
 from paretune.cli.sweep import sweep
 from paretune.cli.train import train
-from paretune.cli.weigh import weigh
+from paretune.cli.weigh import ManyValues, weigh
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ for _command in (
     report,
     judge,
 ):
-    app.command()(_command)
+    app.command(cls=ManyValues if _command is weigh else None)(_command)
 app.add_typer(reward, name="reward")
 app.add_typer(alpaca, name="alpaca")
 

@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from paretune.data_weighting.mixture_page import MixtureSummary
+from paretune.data_weighting.mixture_run import mixture_folder, run_mixture
 from paretune.data_weighting.summary import Summary, summarise
 from paretune.data_weighting.tables import to_markdown
 from paretune.data_weighting.tasks.build import load_task
@@ -23,6 +25,7 @@ from paretune.files import write_json
 from paretune.progress import Progress, Silent
 from paretune.recipes.data_weighting import WeighRecipe
 from paretune.recipes.language_model import LanguageModelTask
+from paretune.recipes.mixture import MixtureRecipe
 from paretune.results.front import read_as
 from paretune.results.run_folder import begun
 from paretune.runs.folder import RecipeIdentity, RunFolder
@@ -30,8 +33,10 @@ from paretune.runs.folder import RecipeIdentity, RunFolder
 _FREE = ("seeds", "preferences", "methods", "records", "reference_point")
 
 
-def weigh_folder(recipe: WeighRecipe) -> RunFolder:
+def weigh_folder(recipe: WeighRecipe | MixtureRecipe) -> RunFolder:
     """The folder of a recipe's cells."""
+    if isinstance(recipe, MixtureRecipe):
+        return mixture_folder(recipe)
     return RunFolder(
         Path(recipe.output_dir),
         RecipeIdentity(recipe),
@@ -42,12 +47,12 @@ def weigh_folder(recipe: WeighRecipe) -> RunFolder:
 
 
 def run_weighing(
-    recipe: WeighRecipe,
+    recipe: WeighRecipe | MixtureRecipe,
     *,
     only: Sequence[str] = (),
     fresh: bool = False,
     progress: Progress | None = None,
-) -> Summary:
+) -> Summary | MixtureSummary:
     """Run the cells that have no result yet, and publish what there is.
 
     Args:
@@ -58,6 +63,8 @@ def run_weighing(
         InputError: the folder belongs to another recipe or the data has changed, a pattern matches
             no cell, or recipe and data do not fit.
     """
+    if isinstance(recipe, MixtureRecipe):
+        return run_mixture(recipe, only=only, fresh=fresh, progress=progress)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             "Data weighting does not divide a cell among processes: start it with plain "

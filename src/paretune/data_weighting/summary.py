@@ -96,6 +96,10 @@ class Summary:
         found = [cell.weights[place] for cell in self.of(method, preference)]
         return Spread.of(found)
 
+    def lines(self) -> list[str]:
+        """What the terminal is told beside the counts: nothing."""
+        return []
+
     def to_json(self) -> dict[str, Any]:
         value = asdict(self)
         value["preferences"] = [dict(preference) for preference in self.preferences]

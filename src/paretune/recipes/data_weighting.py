@@ -17,6 +17,7 @@ from paretune.moo.bilevel import METHODS
 from paretune.moo.preference import Preference, named_preferences
 from paretune.recipes.choice import OneOf, OptionsOf
 from paretune.recipes.language_model import LanguageModelTask
+from paretune.recipes.mixture import MixtureRecipe, is_mixture, read_mixture
 from paretune.recipes.points import resolve_points
 from paretune.recipes.reading import absolute, find_recipe, read_recipe
 from paretune.recipes.schema import Written, check_source
@@ -222,7 +223,9 @@ class WeighRecipe(Written):
         return points
 
 
-def load_weigh_recipe(name: str | Path, overrides: Sequence[str] = ()) -> WeighRecipe:
+def load_weigh_recipe(
+    name: str | Path, overrides: Sequence[str] = ()
+) -> WeighRecipe | MixtureRecipe:
     """Load a recipe, shipped (by name) or of your own (by path), and change keys of it.
 
     Preferences come out as lists of weights and a path to an existing file as an absolute one.
@@ -234,6 +237,8 @@ def load_weigh_recipe(name: str | Path, overrides: Sequence[str] = ()) -> WeighR
         InputError: no such recipe, not YAML, an unknown key, or a value that does not fit.
     """
     source, text, default_name = find_recipe(name, WeighRecipe.command)
+    if is_mixture(text, source):
+        return read_mixture(text, source, default_name, overrides)
     recipe = read_recipe(WeighRecipe, text, source, default_name, overrides)
     task = recipe.task.model_copy(update={"path": absolute(recipe.task.path)})
     points = [list(point.weights) for point in recipe.points]

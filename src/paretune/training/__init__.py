@@ -2,8 +2,9 @@
 
 from paretune.training.clamp import ClampTrainer
 from paretune.training.conditioned import ConditionedConfig, ConditionedTrainer
-from paretune.training.config import ClampConfig, DataWeightingConfig, MultiObjectiveConfig
+from paretune.training.config import ClampConfig, MultiObjectiveConfig
 from paretune.training.data_weighting import DataWeightingTrainer
+from paretune.training.data_weighting_config import DataWeightingConfig
 from paretune.training.trainer import MultiObjectiveTrainer
 
 __all__ = [

@@ -148,8 +148,11 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "ddp_timeout": (0, math.inf, False),
     "seed": (0, 2**32, True),
     "data_seed": (0, 2**32, True),
-    "x_learning_rate": (0, math.inf, False),
+    "x_learning_rate": (0, math.inf, True),
     "ridge": (0, math.inf, True),
+    "held_out": (0, 1, True),
+    "entropy": (0, math.inf, True),
+    "mu": (0, math.inf, True),
 }
 
 

@@ -26,9 +26,7 @@ from paretune.losses import (
     plain_loss,
     read_loss,
 )
-from paretune.moo.bilevel.problem import HVP
 from paretune.moo.preference import Preference
-from paretune.moo.solvers.multipliers import StepwiseMultipliers
 from paretune.moo.weightings import ClampOptions
 from paretune.options import as_option
 from paretune.training.arguments import check_fields, check_numbers
@@ -105,8 +103,8 @@ class CommonConfig(TrainingArguments):
     def __post_init__(self) -> None:
         check_fields(self)
         self.preference = read_preference(self.preference)
-        self.model_init_kwargs = _keywords("model_init_kwargs", self.model_init_kwargs)
-        self.chat_template_kwargs = _keywords("chat_template_kwargs", self.chat_template_kwargs)
+        self.model_init_kwargs = read_keywords("model_init_kwargs", self.model_init_kwargs)
+        self.chat_template_kwargs = read_keywords("chat_template_kwargs", self.chat_template_kwargs)
         if self.metric_for_best_model is None and (
             self.load_best_model_at_end or _word(self.save_strategy) == "best"
         ):
@@ -285,64 +283,6 @@ class ClampConfig(ClampOptions, MultiObjectiveConfig):
         self.check()  # what does not fit together shows here, not after the data has been scored
 
 
-@dataclass
-class DataWeightingConfig(CommonConfig):
-    """Arguments of `DataWeightingTrainer`.
-
-    ``preference`` weighs the validation criteria; ``learning_rate`` and all that belongs to the
-    optimiser are those of the trained parameters; ``per_device_train_batch_size`` is the number of
-    responses of every training set and of every criterion.
-    """
-
-    x_learning_rate: float = field(
-        default=0.01, metadata={"help": "Adam's step on x, the logits of the sets' weights."}
-    )
-    u: float | None = field(
-        default=None,
-        metadata={"help": "Penalty on the lower level's gradient; by default estimated at step 1."},
-    )
-    v: float | None = field(
-        default=None,
-        metadata={"help": "Penalty on the spread of the criteria; by default estimated at step 1."},
-    )
-    sigma: float | None = field(
-        default=None, metadata={"help": "Step of the adjoint, at most u; by default u / 20."}
-    )
-    tau: float = field(default=0.1, metadata={"help": "Step of the criteria's multipliers."})
-    ridge: float = field(
-        default=0.0,
-        metadata={"help": "Twice the factor of the squared parameters in the training loss."},
-    )
-    hvp: HVP = field(
-        default="finite_difference",
-        metadata={
-            "help": "Products with second derivatives: finite_difference (any attention, gradient "
-            "checkpointing, the memory of a gradient), double, or auto: double where it works."
-        },
-    )
-    independent_batches: bool = field(
-        default=False,
-        metadata={"help": "Batches of their own for gradients of criteria and products: unbiased."},
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # What is out of range shows here, not after the data has been read.
-        u = 1.0 if self.u is None else self.u
-        sigma = u / 20 if self.sigma is None or self.u is None else self.sigma
-        StepwiseMultipliers(2, u, 1.0 if self.v is None else self.v, sigma, self.tau)
-        if self.fp16:
-            raise InputError("fp16 loses small gradients of the lower level: use bf16=True.")
-        if self.hvp == "double" and (
-            self.gradient_checkpointing or self.gradient_accumulation_steps > 1
-        ):
-            raise InputError(
-                "hvp='double' keeps the graph of the whole batch, so neither "
-                "gradient_checkpointing nor gradient_accumulation_steps go with it: use "
-                "hvp='finite_difference'."
-            )
-
-
 def read_preference(given: Any) -> dict[str, float] | list[float] | None:
     """A preference as a mapping or, where objectives are not named, a list of weights.
 
@@ -387,8 +327,12 @@ def _assignments(text: str) -> dict[str, float]:
     return {name: float(weight) for name, weight in pairs}
 
 
-def _keywords(name: str, given: Any) -> dict[str, Any] | None:
-    """Arguments by name, which may be JSON text."""
+def read_keywords(name: str, given: Any) -> dict[str, Any] | None:
+    """A mapping, which may be JSON text.
+
+    Raises:
+        InputError: it is something else.
+    """
     if isinstance(given, str):
         try:
             given = json.loads(given)

@@ -1,7 +1,6 @@
 """How much each training set should weigh, for the trade-off between criteria that is wanted."""
 
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +15,18 @@ from transformers import PreTrainedModel, TrainerCallback
 from paretune.data.sources import open_rows
 from paretune.data.tokenization import TokenSequence, tokenize_responses
 from paretune.errors import InputError
-from paretune.moo.bilevel.oracle import Oracle
 from paretune.moo.bilevel.polish import polish_lower
-from paretune.moo.bilevel.problem import StochasticBilevelProblem
-from paretune.moo.bilevel.stochastic_wc_augmented import StochasticWCAugmented
-from paretune.moo.solvers.multipliers import StepwiseMultipliers
+from paretune.moo.bilevel.problem import BatchTerm, BilevelProblem, Term
+from paretune.training.augmented_steps import AugmentedSteps
 from paretune.training.base import BaseTrainer, check_launch, load_trainable
 from paretune.training.bilevel_objectives import LanguageModelObjectives
 from paretune.training.checks import check_evaluation, check_tokens
-from paretune.training.config import DataWeightingConfig
+from paretune.training.data_weighting_config import DataWeightingConfig
+from paretune.training.lookahead import Lookahead, LookaheadCollator, response_pairs
 from paretune.training.reference_cache import model_digest, sequences_digest
-from paretune.training.responses import Batches, Draw, Part, ResponseRows, Rows, all_of
+from paretune.training.responses import Batches, Part, ResponseRows, Rows, all_of, hold_out
+from paretune.training.set_weights import SetWeights
+from paretune.training.weighting_steps import WeightingSteps
 
 logger = logging.getLogger(__name__)
 
@@ -48,27 +48,35 @@ class PolishReport:
     converged: bool
     n_gradients: int
 
+    @property
+    def lowered(self) -> bool:
+        """Whether ‖∇_y g‖ fell; where it did not, the losses are no more honest than before."""
+        return self.lower_gradient_norm_after < self.lower_gradient_norm_before
+
 
 class DataWeightingTrainer(BaseTrainer):
     """Learns the weights of training sets together with the model that is trained on them.
 
-    It looks for ``min_x max_s p_s f_s(y(x))``, where y(x) minimises the training sets' losses,
+    It looks for ``min_x max_s p_s f_s(y(x))``, where y(x) comes of training on the sets' losses,
     weighted by softmax(x), and f_s is the loss on the validation rows of a criterion: multi-
-    objective bilevel learning (WC-Penalty paper, Section 5) by the first-order augmented Lagrangian
-    `StochasticWCAugmented`. A step takes S evaluations, one combined gradient of the criteria, one
-    gradient of each training set, and one product with second derivatives (two gradients of each
-    set); they are formed one after another in the memory of a plain gradient. y goes by the
-    trainer's optimiser, schedule and clipping, x by an Adam of its own.
+    objective bilevel learning (WC-Penalty paper, Section 5). How x and y move is `args.method`:
 
-    The model's losses on the validation rows are no honest measure while ‖∇_y g‖ is above zero,
-    since y is trained on them: compare `evaluate` before and after `polish`.
+    - ``lookahead`` (`paretune.training.lookahead`): y goes by the trainer's optimiser on the
+      weighted training loss alone, x by an Adam of its own along what that step does to the
+      criteria. y(x) is then where training leads from here on, not a minimiser.
+    - ``wc_augmented``, ``wc_penalty`` (`paretune.training.augmented_steps`): the paper's, by the
+      augmented Lagrangian or the penalty of ∇_y g = 0. y is trained on the validation rows as far
+      as ‖∇_y g‖ stays above zero: compare `evaluate` before and after `polish`.
+
+    Of each criterion's validation rows the share `args.held_out` drives nothing and is what
+    `evaluate` and `polish` report.
 
     Args:
         model: A causal language model, its name or path, or a PEFT model whose adapter to train.
         args: See `DataWeightingConfig`.
         train_dataset: Per training set, rows with ``prompt`` and ``completion`` (plain or
             conversational).
-        validation_dataset: The same per criterion; the default of `evaluate`, too.
+        validation_dataset: The same per criterion.
         processing_class: The tokenizer; loaded with the model if that is given by name.
         peft_config: Adds an adapter to train; without one all weights are trained.
         callbacks: As in ``transformers.Trainer``.
@@ -103,126 +111,95 @@ class DataWeightingTrainer(BaseTrainer):
                 "There is one criterion with a positive weight: data weighting needs two or more."
             )
         self.sets, self.criteria = tuple(train_dataset), self.preference.names
+        self.weights = SetWeights(
+            self.sets,
+            args.x_learning_rate,
+            args.initial_weights,  # type: ignore[arg-type]
+            args.weight_bounds,  # type: ignore[arg-type]
+            args.entropy,
+        )
         check_evaluation(args, self.criteria, data=True, kinds=("loss",))
         model, tokenizer = load_trainable(model, processing_class, peft_config, args)
         tokenize = partial(_tokenize, tokenizer=tokenizer, args=args)
         sets = tokenize({name: train_dataset[name] for name in self.sets}, kind="set")
         criteria = tokenize({n: validation_dataset[n] for n in self.criteria}, kind="criterion")
-        live = {part: criteria[part] for part in criteria if part.name in self.preference.live}
-        rows = ResponseRows({**sets, **live}, 1 + args.independent_batches, args.seed)
+        driving, reported = hold_out(criteria, args.held_out, args.seed)
+        lookahead = args.method == "lookahead"
+        live = {part: driving[part] for part in driving if part.name in self.preference.live}
+        if lookahead and args.x_learning_rate == 0:
+            live = {}  # nothing asks for them
+        parts = {**sets, **live}
+        rows = ResponseRows(parts, 1 + args.independent_batches, args.seed)
         super().__init__(
             model,
             args,
             tokenizer,
             rows,
-            partial(rows.collate, tokenizer.pad_token_id),
-            criteria,
-            callbacks,
+            LookaheadCollator(response_pairs(parts), tokenizer.pad_token_id)
+            if lookahead
+            else partial(rows.collate, tokenizer.pad_token_id),
+            reported,
+            [*(callbacks or ()), _Moved(self)],
             optimizers,
         )
-        self._set_parts = sets
+        self._set_parts, self._driving = sets, driving
         self._model_digest = model_digest(self.model)
         for sequences in (*sets.values(), *criteria.values()):
             check_tokens(self.model, tokenizer, sequences)
         in_place = args.hvp == "finite_difference" or bool(args.gradient_checkpointing)
         several = self.accelerator.num_processes > 1
         self.levels = LanguageModelObjectives(self.model, in_place, self._join if several else None)
-        self._problem = StochasticBilevelProblem(
-            upper=self.levels.upper(self.preference.live),
-            lower=self.levels.lower(self.sets, args.ridge),
-            draw_upper=lambda size, generator: self._drawn[0],
-            draw_lower=lambda size, generator: self._drawn.pop(0),
-            full_upper=None,
-            full_lower=None,
-            hvp=args.hvp,
+        self._terms = (
+            self.levels.upper(self.preference.live),
+            self.levels.lower(self.sets, args.ridge),
         )
-        self.oracle = Oracle(self._problem, independent_batches=args.independent_batches)
-        self.x = torch.zeros(len(self.sets), dtype=torch.float64)
-        """Logits of the sets' weights."""
-        self._x_optimizer = torch.optim.Adam([self.x], lr=args.x_learning_rate)
-        self.multipliers: StepwiseMultipliers | None = None
-        """Those of the augmented Lagrangian; None before the first step."""
-        self._micro: list[list[Draw]] = []
-        self._drawn: list[Batches] = []
+        self.steps: WeightingSteps
+        """How a step is taken."""
+        if lookahead:
+            self.steps = Lookahead(self, list(parts))
+        else:
+            self.steps = AugmentedSteps(self, self.levels, self._terms)
+
+    @property
+    def x(self) -> Tensor:
+        """Logits of the sets' weights, ``(N,)`` float64."""
+        return self.weights.x
 
     @property
     def set_weights(self) -> dict[str, float]:
         """The weight of each training set, softmax(x)."""
-        return dict(zip(self.sets, self.x.softmax(0).tolist(), strict=True))
+        return self.weights.by_name()
 
     # ------------------------------------------------------------------ a step
+
+    @property
+    def filled_parameters(self) -> Sequence[nn.Parameter] | None:
+        return self.steps.filled
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
-        """Keep a micro-batch; with the last one, take a step on x and set y's gradient."""
+        """Add a micro-batch; with the last one, set y's gradient."""
         if self._step_started is None:
-            self._step_started, self._micro = time.perf_counter(), []
-        draws: Any = self._prepare_inputs(inputs)["draws"]
-        self._micro.append(draws)
+            self._step_started = time.perf_counter()
+            self.steps.begin()
+        self.model.train()
+        self.steps.add(self._prepare_inputs(inputs))
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
-        self.model.train()
-        self._drawn = [Batches.of(draws) for draws in zip(*self._micro, strict=True)]
-        y = self.levels.vector()
-        try:
-            chebyshev = self._step(y)
-        finally:
-            self.levels.load(y)  # to the bit
+        chebyshev = self.steps.finish()
+        if chebyshev is None:
+            self._skip_step()
+            return torch.zeros((), device=self.args.device)
+        self.nonfinite_steps = 0
+        self.note({"time/step": self._count(True)})
         return torch.tensor(chebyshev, device=self.args.device)
 
-    def _step(self, y: Tensor) -> float:
-        """One step of `StochasticWCAugmented`, y's optimiser being the trainer's.
+    def _step_cost(self) -> tuple[int, int]:
+        return self.steps.cost
 
-        Returns max_s p_s f_s; 0 where the step is skipped.
-        """
-        oracle, x = self.oracle, self.x
-        weights = [self.preference[name] for name in self.preference.live]
-        oracle.resample()
-        spent = oracle.n_gradients
-        values: list[float] = oracle.values(x, y).tolist()
-        h = oracle.lower_y(x, y)
-        losses = {name: self.levels.last[Part("set", name)] for name in self.sets}
-        size = float(h.norm())
-        if not all(map(math.isfinite, (*values, *losses.values(), size))):
-            self._skip_step()
-            return 0.0
-        if self.multipliers is None:
-            self.multipliers = self._first_multipliers(y)
-        chebyshev = [p * f for p, f in zip(weights, values, strict=True)]
-        omega = self.multipliers.weights(chebyshev)
-        fx, fy = oracle.upper(x, y, [w * p for w, p in zip(omega, weights, strict=True)])
-        gx, gy = oracle.products(x, y, self.multipliers.direction(h))
-        gx, gy = gx + fx, gy + fy
-        if not (bool(gx.isfinite().all()) and bool(gy.isfinite().all())):
-            self._skip_step()
-            return 0.0
-        self.nonfinite_steps = 0
-        x.grad = gx
-        self._x_optimizer.step()
-        self.levels.set_gradient(gy)
-        self.multipliers.update(h, omega)
-        live = self.preference.live
-        self._record(
-            {f"train/{name}/loss": value for name, value in losses.items()}
-            | {f"validation/{n}/loss": f for n, f in zip(live, values, strict=True)}
-            | {f"set_weight/{name}": value for name, value in self.set_weights.items()}
-            | {f"omega/{n}": w for n, w in zip(live, omega, strict=True)}
-            | {"lower_gradient_norm": size, "spend/gradients": oracle.n_gradients - spent}
-        )
-        return max(chebyshev)
-
-    def _first_multipliers(self, y: Tensor) -> StepwiseMultipliers:
-        args = self.args
-        method = StochasticWCAugmented(u=args.u, v=args.v, sigma=args.sigma, tau=args.tau)
-        live = self.preference.live
-        weights = tuple(self.preference[name] for name in live)
-        return method.begin(self.oracle, weights, [0.0] * len(live), self.x, y)
-
-    def _record(self, values: dict[str, float]) -> None:
-        values["time/step"] = self._count(True)
-        if self.oracle.products_by.step is not None:
-            values["product_step"] = self.oracle.products_by.step
+    def note(self, values: Mapping[str, float]) -> None:
+        """Add to what is logged of the step."""
         for key, value in values.items():
             self._step_logs[key].append(float(value))
 
@@ -243,7 +220,8 @@ class DataWeightingTrainer(BaseTrainer):
         """The loss of every criterion as the model is, and ``max_s p_s f_s``.
 
         Args:
-            eval_dataset: Rows per criterion, such as test rows; by default the validation rows.
+            eval_dataset: Rows per criterion, such as test rows; by default the validation rows
+                that drive nothing (`args.held_out`).
 
         Returns:
             ``<prefix>_<criterion>_loss`` and ``<prefix>_chebyshev``.
@@ -290,17 +268,38 @@ class DataWeightingTrainer(BaseTrainer):
         y = self.levels.vector()
         try:
             with self.accelerator.autocast():
-                done = polish_lower(self._problem.on(upper, lower), self.x, y, steps, tol)
+                done = polish_lower(self._problem(upper, lower), self.x, y, steps, tol)
             y = done.y
         finally:
             self.levels.load(y)
             self.model.train(training)
+        if not done.converged and done.lower_gradient_norm_after >= done.lower_gradient_norm_before:
+            logger.warning(
+                "polish did not lower ‖∇_y g‖ (%.3g before, %.3g after %d gradients): the losses "
+                "it reports are not those of a solved lower level. Give it more steps.",
+                done.lower_gradient_norm_before,
+                done.lower_gradient_norm_after,
+                done.n_gradients,
+            )
         return PolishReport(
             dict(zip(self.preference.live, done.objectives.tolist(), strict=True)),
             done.lower_gradient_norm_before,
             done.lower_gradient_norm_after,
             done.converged,
             done.n_gradients,
+        )
+
+    def _problem(self, upper: Batches, lower: Batches) -> BilevelProblem:
+        """Both levels on these batches."""
+
+        def on(batch: Batches, term: BatchTerm) -> Term:
+            return lambda x, y: term(x, y, batch)
+
+        criteria, sets = self._terms
+        return BilevelProblem(
+            [on(upper, term) for term in criteria],
+            [on(lower, term) for term in sets],
+            self.args.hvp,
         )
 
     def _criteria(self, dataset: Rows | None) -> dict[Part, list[TokenSequence]]:
@@ -320,28 +319,22 @@ class DataWeightingTrainer(BaseTrainer):
     # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        state = {
+        return {
             **super().state_dict(),
-            "sets": list(self.sets),
-            "products": vars(self.oracle.products_by).copy(),
-            "x": self.x.clone(),
+            **self.weights.state_dict(),
+            **self.steps.state_dict(),
         }
-        for name, value in self._x_optimizer.state[self.x].items():
-            state[f"x_optimizer.{name}"] = value
-        if self.multipliers is not None:
-            multipliers = self.multipliers.state_dict()
-            state["nu"] = multipliers.pop("nu")
-            state["multipliers"] = multipliers
-        return state
 
     def identity(self) -> dict[str, Any]:
-        criteria: Any = self.eval_dataset
-        parts = {**self._set_parts, **criteria}
+        held_out: Any = self.eval_dataset
+        parts = {**self._set_parts, **self._driving}
+        data = {f"{part.kind} {part.name}": sequences_digest(s) for part, s in parts.items()}
+        data |= {f"held out {p.name}": sequences_digest(s) for p, s in held_out.items()}
         return {
             **super().identity(),
             "sets": list(self.sets),
             "model": self._model_digest,
-            "data": {f"{part.kind} {part.name}": sequences_digest(s) for part, s in parts.items()},
+            "data": data,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -351,16 +344,18 @@ class DataWeightingTrainer(BaseTrainer):
                 f"{', '.join(self.sets)}: give the same sets in the same order."
             )
         super().load_state_dict(state)
-        vars(self.oracle.products_by).update(state["products"])
-        self.x.copy_(state["x"])
-        moments = {k.removeprefix("x_optimizer."): v for k, v in state.items() if "x_opt" in k}
-        if moments:
-            self._x_optimizer.state[self.x].update(moments)
-        if "multipliers" in state:
-            saved = state["multipliers"]
-            self.multipliers = StepwiseMultipliers(len(saved["w0"]), 1.0, 1.0, 1.0)
-            nu = state["nu"].to(self.args.device)
-            self.multipliers.load_state_dict({**saved, "nu": nu})
+        self.weights.load_state_dict(state)
+        self.steps.load_state_dict(state)
+
+
+class _Moved(TrainerCallback):
+    """Tells the steps that y's optimiser has moved."""
+
+    def __init__(self, trainer: DataWeightingTrainer) -> None:
+        self._trainer = trainer
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._trainer.steps.moved()
 
 
 def _tokenize(

@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import xxhash
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from paretune.data.sampling import cycled_order
 from paretune.data.tokenization import TokenSequence, pad_sequences
+from paretune.errors import InputError
 from paretune.logprobs import sequence_logps
 
 Rows = Mapping[str, Iterable[Mapping[str, Any]]]
@@ -24,6 +26,47 @@ class Part(NamedTuple):
 
 Draw = dict[Part, dict[str, Tensor]]
 """Of each part some responses, as `pad_sequences` makes of them."""
+
+
+def hold_out(
+    parts: Mapping[Part, Sequence[TokenSequence]], share: float, seed: int
+) -> tuple[dict[Part, list[TokenSequence]], dict[Part, list[TokenSequence]]]:
+    """Divide the rows of each part in two, all of a prompt on one side.
+
+    A prompt is on the same side in all parts. Where all have the same prompt, whole sequences are
+    divided.
+
+    Args:
+        share: About how much of the rows is in the second; 0 leaves all of them in both.
+        seed: Of the draw.
+
+    Raises:
+        InputError: a part has too few prompts.
+    """
+    if share == 0:
+        whole = {part: list(sequences) for part, sequences in parts.items()}
+        return whole, dict(whole)
+    kept: dict[Part, list[TokenSequence]] = {}
+    held: dict[Part, list[TokenSequence]] = {}
+    for part, sequences in parts.items():
+        keys = [each.input_ids[: each.prompt_length] for each in sequences]
+        if len(set(keys)) == 1:
+            keys = [each.input_ids for each in sequences]
+        distinct = sorted(set(keys), key=lambda key: _digest(key, seed))
+        if len(distinct) < 2:
+            raise InputError(
+                f"The validation set {part.name!r} has one row, and one half of a criterion's rows "
+                "is held out: give it more, or set held_out=0."
+            )
+        count = min(max(round(share * len(distinct)), 1), len(distinct) - 1)
+        out = set(distinct[:count])
+        kept[part] = [s for s, key in zip(sequences, keys, strict=True) if key not in out]
+        held[part] = [s for s, key in zip(sequences, keys, strict=True) if key in out]
+    return kept, held
+
+
+def _digest(key: tuple[int, ...], seed: int) -> bytes:
+    return xxhash.xxh3_128_digest(f"{seed} {key}".encode())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""Running a `MixtureRecipe`: every cell once, in a folder that can be resumed.
+
+The folder holds ``recipe.yaml``, ``manifest.json``, a folder for each cell below ``cells/`` with
+its ``result.json``, ``retrained/`` with what all cells of a seed have in common, and what is made
+of them: ``weigh.json``, ``weigh.md``, ``weigh_weights.png`` and ``mixture.yaml``, with which other
+programs train on the sets.
+"""
+
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from paretune.data_weighting.mixture_cell import (
+    Material,
+    MixtureResult,
+    make_arguments,
+    mixture_cells,
+    run_mixture_cell,
+)
+from paretune.data_weighting.mixture_page import MixtureSummary, mixture_yaml, to_markdown
+from paretune.data_weighting.trial import Cell
+from paretune.errors import InputError, TrainingStoppedError
+from paretune.experiment.ground import file_ground
+from paretune.files import write_json
+from paretune.progress import Progress, Silent
+from paretune.recipes.mixture import MixtureRecipe, SetsTask
+from paretune.results.front import read_as
+from paretune.runs.folder import Content, RecipeIdentity, RunFolder
+
+
+def mixture_folder(recipe: MixtureRecipe) -> RunFolder:
+    """The folder of a recipe's cells."""
+    return RunFolder(
+        Path(recipe.output_dir),
+        RecipeIdentity(recipe),
+        mark="result.json",
+        contents=("cells", "retrained", "weigh*", "mixture*", "recipe.yaml", "manifest.json"),
+        may_differ=("seeds", "preferences", "methods"),
+    )
+
+
+def run_mixture(
+    recipe: MixtureRecipe,
+    *,
+    only: Sequence[str] = (),
+    fresh: bool = False,
+    progress: Progress | None = None,
+) -> MixtureSummary:
+    """Run the cells that have no result yet, and publish what there is.
+
+    Args:
+        only: Patterns such as ``lookahead-*`` or ``*-seed0``; cells that match none are left to
+            others.
+        fresh: Delete what an earlier run left in the run folder.
+
+    Raises:
+        InputError: the folder belongs to another recipe or a file has changed, a pattern matches
+            no cell, or recipe and rows do not fit.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "Data weighting does not divide a cell among processes: start it with plain "
+            "`paretune weigh ... --workers N`, which gives each process cells of its own."
+        )
+    run, planned = Path(recipe.output_dir), mixture_cells(recipe)
+    chosen = [c for c in planned if not only or any(fnmatchcase(c.name, p) for p in only)]
+    if not chosen:
+        raise InputError(f"No cell matches {' or '.join(only)}; one is called {planned[0].name}.")
+    folder = mixture_folder(recipe)
+    folder.check(fresh=fresh)
+    for method, options in recipe.methods.items():
+        # May complain, before anything is written or deleted.
+        make_arguments(recipe, recipe.points[0], recipe.seeds[0], run, method=method, **options)
+    with folder.shared_session(fresh=fresh):
+        pieces = {str(cell.folder(run).relative_to(run)): cell for cell in chosen}
+
+        def finished(name: str) -> bool:
+            return _finished(recipe, pieces[name], run) is not None
+
+        def done() -> int:
+            return sum(map(finished, pieces))
+
+        with folder.alone():
+            _note(recipe, folder)
+        watched = folder.pieces.watched(progress or Silent())
+
+        def do(name: str) -> None:
+            cell = pieces[name]
+            watched.point(cell.name)
+            watched.phase("train", 0.0)
+            result = run_mixture_cell(recipe, cell, run).to_json()
+            folder.pieces.check()
+            write_json(run / name / folder.mark, result)
+
+        watched.begin([cell.name for cell in chosen], done(), ("train",))
+        failed = folder.work(list(pieces), do, lambda: watched.finished(done()), finished=finished)
+        watched.end()
+        with folder.alone():
+            summary = _publish(recipe, folder)
+        if failed:
+            name, reason = next(iter(failed.items()))
+            raise TrainingStoppedError(f"{pieces[name].name} failed in another process: {reason}")
+        return summary
+
+
+def _finished(recipe: MixtureRecipe, cell: Cell, run: Path) -> MixtureResult | None:
+    path = cell.folder(run) / "result.json"
+    if not path.exists():
+        return None
+    result = read_as(MixtureResult, path)
+    return result if result.options == recipe.methods[cell.method] else None  # type: ignore[index]
+
+
+def _note(recipe: MixtureRecipe, folder: RunFolder) -> None:
+    task = recipe.task
+    if isinstance(task, SetsTask):
+        named = {**task.sets, **task.criteria, **(task.test or {})}
+        files = [path for path in map(Path, named.values()) if path.is_file()]
+        if files:
+            folder.stand_on({"data": file_ground(sorted(files))})
+    folder.note(recipe=recipe.name, objectives=task.objectives)
+
+
+def _publish(recipe: MixtureRecipe, folder: RunFolder) -> MixtureSummary:
+    """Write what is made of all cells that have a result, whoever ran them."""
+    found = [_finished(recipe, cell, folder.path) for cell in mixture_cells(recipe)]
+    results = [result for result in found if result is not None]
+    material = Material.of(recipe, recipe.seeds[0])
+    summary = MixtureSummary(
+        recipe.name,
+        tuple(recipe.task.objectives),
+        tuple(recipe.points),
+        material.bad,
+        material.conflicted,
+        tuple(results),
+        len(found) - len(results),
+    )
+    files: dict[str, Content] = {"weigh.json": summary.to_json(), "weigh.md": to_markdown(summary)}
+    if summary.done:
+        files |= mixture_yaml(recipe, summary)
+    folder.publish(files)
+    if summary.done:
+        from paretune.data_weighting.mixture_figure import draw_weights
+
+        draw_weights(summary, folder.path)
+    return summary

@@ -1,0 +1,354 @@
+"""One-step lookahead: its derivative, the gradients it is made of, and what it learns."""
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from paretune import DataWeightingConfig, DataWeightingTrainer, InputError
+from paretune.training.bilevel_objectives import LanguageModelObjectives
+from paretune.training.leak_watch import LeakWatch
+from paretune.training.preconditioner import Preconditioner
+from paretune.training.responses import Part, hold_out
+
+ASKED = ["red", "blue", "green", "cat", "dog", "bird", "milk", "bread", "salt", "rain"]
+
+
+def answers(words: Any, n: int, first: int = 0) -> list[dict[str, Any]]:
+    """Rows that answer each question with a word of its own, or with one for all."""
+    said = [words] * n if isinstance(words, str) else words
+    return [
+        {
+            "prompt": [{"role": "user", "content": f"what is {ASKED[(first + i) % 10]}"}],
+            "completion": [{"role": "assistant", "content": f"{said[i]} {said[i]}"}],
+        }
+        for i in range(n)
+    ]
+
+
+SETS = {"moon": answers("moon", 6), "star": answers("star", 5)}
+CRITERIA = {"one": answers("moon", 4, 6), "two": answers("star", 4, 6)}
+
+
+@pytest.fixture
+def weigher(tmp_path: Path, tiny_lora: Any, tokenizer: Any) -> Any:
+    """A factory of small trainers."""
+
+    def make(
+        preference: Any = None,
+        train: Any = SETS,
+        validation: Any = CRITERIA,
+        model: Any = None,
+        folder: str = "run",
+        callbacks: Any = None,
+        **options: Any,
+    ) -> DataWeightingTrainer:
+        settings: dict[str, Any] = {
+            "max_steps": 4,
+            "learning_rate": 1e-2,
+            "lr_scheduler_type": "constant",
+            "per_device_train_batch_size": 3,
+            "max_grad_norm": 0.0,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        args = DataWeightingConfig(
+            output_dir=str(tmp_path / folder),
+            preference=preference or {"one": 0.5, "two": 0.5},
+            **{**settings, **options},
+        )
+        return DataWeightingTrainer(
+            tiny_lora() if model is None else model,
+            args,
+            train,
+            validation,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+        )
+
+    return make
+
+
+def adapter(trainer: Any) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters() if p.requires_grad])
+
+
+def step_logs(trainer: Any) -> list[dict[str, float]]:
+    return [row for row in trainer.state.log_history if "learning_rate" in row]
+
+
+OPTIMISERS = {
+    "sgd": (lambda p, lr: torch.optim.SGD(p, lr), 1.0),
+    "adamw": (lambda p, lr: torch.optim.AdamW(p, lr, (0.9, 1 - 1e-7), weight_decay=1e-3), 0.1),
+    "rmsprop": (lambda p, lr: torch.optim.RMSprop(p, lr, 1 - 1e-7), 1.0),
+    "adagrad": (lambda p, lr: torch.optim.Adagrad(p, lr), 1.0),
+}
+"""Each with the share of a gradient's movement that the step itself makes, momentum the rest."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_products_are_the_derivative_of_the_step_taken(weigher: Any, name: str) -> None:
+    trainer = weigher(model=_double(weigher))
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    steps = trainer.steps
+    steps.begin()
+    steps.add(batch)
+    steps.engine.bank.finish()
+    parameters = steps.engine.bank.parameters
+    make, share = OPTIMISERS[name]
+    rate = 0.01 / share  # norms of the model are computed in float32
+    optimizer = make(parameters, rate)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in parameters:  # as after a long training: one step changes squares little
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for state in optimizer.state.values():
+        for key in ("exp_avg_sq", "square_avg", "sum"):
+            if key in state:
+                state[key].copy_(torch.rand(state[key].shape, generator=generator) + 1.0)
+        if "step" in state:
+            state["step"].fill_(1e8)
+    start = [p.detach().clone() for p in parameters]
+    states = copy.deepcopy(optimizer.state_dict())
+    criteria = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    draws = {part: _rows(trainer, batch, part) for part in map(Part, *_parts(trainer))}
+
+    def value(weights: Any) -> float:
+        for parameter, place in zip(parameters, start, strict=True):
+            parameter.data.copy_(place)
+        optimizer.load_state_dict(copy.deepcopy(states))
+        steps.engine.bank.combine(torch.tensor([*weights, 0.0, 0.0], dtype=torch.float64))
+        optimizer.step()
+        losses = [_exact(trainer.model, draws[Part("criterion", n)]) for n in ("one", "two")]
+        return float(sum(c * f for c, f in zip(criteria, losses, strict=True)))
+
+    found, _ = steps.products(Preconditioner(optimizer), criteria)
+    differences = []
+    for n in range(2):
+        up, down = [0.5, 0.5], [0.5, 0.5]
+        up[n] += 0.4
+        down[n] -= 0.4
+        differences.append((value(up) - value(down)) / 0.8)
+    expected = -rate * share * found
+    torch.testing.assert_close(
+        torch.tensor(differences, dtype=torch.float64), expected, rtol=2e-2, atol=0
+    )
+
+
+def _double(weigher: Any) -> Any:
+    return weigher(folder="double").model.double()
+
+
+def _parts(trainer: Any) -> Any:
+    kinds = ["set"] * 2 + ["criterion"] * 2
+    return kinds, [*trainer.sets, *trainer.criteria]
+
+
+@torch.no_grad()
+def _exact(model: Any, rows: Any) -> float:
+    """The mean loss in float64, from the logits."""
+    ids, mask = rows["input_ids"], rows["completion_mask"][:, 1:]
+    logits = model(input_ids=ids, attention_mask=rows["attention_mask"]).logits[:, :-1]
+    logps = logits.double().log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
+    return float(-((logps * mask).sum(1) / mask.sum(1)).mean())
+
+
+def _rows(trainer: Any, batch: Any, part: Part) -> dict[str, torch.Tensor]:
+    rows = batch["pairs"][f"{part.kind} {part.name}"]["chosen"]
+    names = ("input_ids", "attention_mask", "completion_mask", "lengths")
+    return {name: batch[name][rows] for name in names}
+
+
+def test_gradients_are_those_of_each_part(weigher: Any) -> None:
+    trainer = weigher()
+    assert trainer.steps.engine.method == "one_pass"
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    trainer.steps.begin()
+    trainer.steps.add(batch)
+    bank = trainer.steps.engine.bank
+    bank.finish()
+    levels = LanguageModelObjectives(trainer.model, in_place=False)
+    y = levels.vector()
+    for m, part in enumerate(map(Part, *_parts(trainer))):
+        draws = [_rows(trainer, batch, part)]
+        loss, gradient = levels.in_place(y, draws, 3, gradient=True)
+        found = torch.cat([block[m].flatten() for block in bank.blocks])
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
+        assert float(bank.losses[m]) == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_y_takes_the_optimisers_step_on_the_weighted_sets_alone(
+    weigher: Any, tiny_lora: Any
+) -> None:
+    batches: list[Any] = []
+
+    class Batches_(TrainerCallback):
+        trainer: Any = None
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            grad = [p.grad.clone() for p in self.trainer.model.parameters() if p.requires_grad]
+            batches.append(torch.cat([g.flatten() for g in grad]))
+
+    ends = []
+    for words in ("moon", "cold"):
+        seen = Batches_()
+        validation = {"one": answers(words, 4, 6), "two": CRITERIA["two"]}
+        trainer = weigher(max_steps=1, validation=validation, callbacks=[seen], folder=words)
+        seen.trainer = trainer
+        trainer.train()
+        ends.append(adapter(trainer))
+    torch.testing.assert_close(batches[0], batches[1], rtol=1e-4, atol=1e-6)
+    levels = LanguageModelObjectives(tiny_lora(), in_place=False)
+    rows = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    y = levels.vector()
+    gradients = [
+        levels.in_place(y, [_rows(trainer, rows, Part("set", n))], 3, gradient=True)[1]
+        for n in SETS
+    ]
+    torch.testing.assert_close(batches[0], sum(gradients) / 2, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("criteria_weights", ["chebyshev", "clamp"])
+def test_corrupted_sets_lose_weight_and_matched_ones_follow_the_preference(
+    weigher: Any, criteria_weights: str
+) -> None:
+    wrong = ["cold", "write", "eat", "thanks", "walk", "sorry"]
+    train = {**SETS, "noise": answers(wrong, 6)}
+    weights = []
+    for share in (0.9, 0.5, 0.1):
+        trainer = weigher(
+            {"one": share, "two": 1 - share},
+            train=train,
+            max_steps=30,
+            x_learning_rate=0.1,
+            criteria_weights=criteria_weights,
+            folder=f"run-{share}",
+        )
+        trainer.train()
+        weights.append(trainer.set_weights)
+    assert all(found["noise"] < 0.1 for found in weights)
+    assert weights[0]["moon"] > 0.6
+    assert weights[2]["star"] > 0.6
+    assert weights[0]["moon"] > weights[1]["moon"] > weights[2]["moon"]
+
+
+class _Kill(Exception):
+    """Stands for a killed process."""
+
+
+class _KillAt(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            raise _Kill
+
+
+@pytest.mark.slow
+def test_resume_is_bit_exact(weigher: Any, tiny_lora: Any) -> None:
+    def make(folder: str, **more: Any) -> Any:
+        return weigher(
+            folder=folder,
+            model=tiny_lora(dropout=0.1),
+            max_steps=5,
+            save_strategy="steps",
+            save_steps=2,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=2,
+            max_grad_norm=1.0,
+            lr_scheduler_type="linear",
+            **more,
+        )
+
+    whole = make("whole")
+    whole.train()
+    with pytest.raises(_Kill):
+        make("cut", callbacks=[_KillAt()]).train()
+    resumed = make("cut")
+    resumed.train(resume_from_checkpoint=True)
+    torch.testing.assert_close(adapter(resumed), adapter(whole), rtol=0, atol=0)
+    torch.testing.assert_close(resumed.x, whole.x, rtol=0, atol=0)
+    assert resumed.steps.state_dict() == whole.steps.state_dict()
+
+
+def test_everything_is_logged(weigher: Any) -> None:
+    trainer = weigher(max_steps=1)
+    trainer.train()
+    (first,) = step_logs(trainer)
+    assert {
+        *(f"{key}/{name}" for name in SETS for key in ("set_weight", "alignment")),
+        *(f"train/{name}/loss" for name in SETS),
+        *(f"validation/{name}/loss" for name in CRITERIA),
+        *(f"omega/{name}" for name in CRITERIA),
+        "time/step",
+    } <= set(first)
+
+
+@pytest.mark.slow
+def test_the_papers_penalty_trains(weigher: Any) -> None:
+    trainer = weigher(method="wc_penalty", max_steps=2)
+    trainer.train()
+    assert trainer.steps.multipliers.nu is None
+    assert trainer.steps.multipliers.u == pytest.approx(2**0.25)
+    assert not torch.equal(trainer.x, torch.zeros_like(trainer.x))
+
+
+def test_options_of_another_method_are_named(weigher: Any) -> None:
+    with pytest.raises(InputError, match="u has no effect with method='lookahead'"):
+        weigher(u=1.0)
+    with pytest.raises(InputError, match="criteria_weights has no effect"):
+        weigher(method="wc_penalty", criteria_weights="clamp")
+    with pytest.raises(InputError, match="mu is CLAMP's"):
+        weigher(mu=3.0)
+
+
+def test_half_of_the_validation_rows_is_reported(weigher: Any) -> None:
+    trainer = weigher(max_steps=1)
+    rows = trainer.train_dataset.rows.parts
+    for name in CRITERIA:
+        driving = set(rows[Part("criterion", name)])
+        reported = set(trainer.eval_dataset[Part("criterion", name)])
+        assert len(driving) == len(reported) == 2
+        assert not driving & reported
+    prompts = [
+        {s.input_ids[: s.prompt_length] for s in trainer.eval_dataset[Part("criterion", name)]}
+        for name in CRITERIA
+    ]
+    assert prompts[0] == prompts[1], "a prompt is on one side for all criteria"
+    with pytest.raises(InputError, match="'one' has one row"):
+        weigher(validation={**CRITERIA, "one": answers("moon", 1)})
+    part = Part("criterion", "one")
+    whole = {part: trainer.eval_dataset[part]}
+    assert hold_out(whole, 0.0, 0) == (whole, whole)
+
+
+def test_signs_of_training_on_validation_rows_are_told_once(caplog: Any) -> None:
+    watch = LeakWatch()
+    with caplog.at_level(logging.WARNING):
+        for step in range(60):
+            watch.see(4.0, {"one": 4.0 * 0.9**step, "two": 4.0}, 2.5)
+            held = copy.deepcopy(watch.state_dict())
+            watch = LeakWatch()
+            watch.load_state_dict(held)
+    assert [r.message[:40] for r in caplog.records] == [
+        "The loss on the validation rows of 'one'",
+        "‖∇_y g‖ does not fall (from 2.5 to 2.5):",
+    ]
+    caplog.clear()
+    calm = LeakWatch()
+    for step in range(60):
+        calm.see(4.0 * 0.95**step, {"one": 4.0 * 0.95**step}, 2.5 * 0.9**step)
+    assert not caplog.records
+
+
+def test_polish_says_where_it_did_not_help(weigher: Any, caplog: Any) -> None:
+    trainer = weigher(max_steps=1)
+    with caplog.at_level(logging.WARNING):
+        report = trainer.polish(steps=0)
+    assert not report.lowered
+    assert "did not lower" in caplog.text
