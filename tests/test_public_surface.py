@@ -55,6 +55,7 @@ WEIGH_METHODS: dict[str, tuple[type[Any], ...]] = {
     "moco": (bilevel.MoCo,),
     "forum": (bilevel.FORUM,),
     "gmoba": (bilevel.GMOBA,),
+    "lookahead": (bilevel.Lookahead,),
 }
 """The classes whose fields are a method's options in a recipe of `paretune weigh`."""
 NOT_OPTIONS = ("method", "record_every", "on_record", "seed", "batch")

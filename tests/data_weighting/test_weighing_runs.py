@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from paretune.data_weighting import run as runner
+from paretune.data_weighting.mixture_cell import mixture_cells
 from paretune.data_weighting.summary import shortfall, time_to_match
 from paretune.data_weighting.tables import to_markdown
 from paretune.data_weighting.tasks.task import Task
@@ -20,6 +21,7 @@ from paretune.moo.bilevel.problem import BilevelProblem
 from paretune.moo.preference import named_preferences
 from paretune.progress import Silent
 from paretune.recipes.data_weighting import METHODS, WeighRecipe, load_weigh_recipe
+from paretune.recipes.mixture import MixtureRecipe
 from paretune.recipes.reading import shipped_recipes
 
 pytestmark = pytest.mark.slow
@@ -233,7 +235,10 @@ def test_options_are_checked_before_anything_runs(
 def test_shipped_recipes_load_and_round_trip(name: str) -> None:
     loaded = load_weigh_recipe(name)
     assert loaded.description
-    assert WeighRecipe.from_yaml(loaded.to_yaml(), name) == loaded
+    assert type(loaded).from_yaml(loaded.to_yaml(), name) == loaded
+    if isinstance(loaded, MixtureRecipe):
+        assert len(mixture_cells(loaded)) == len(loaded.seeds) * 3 * len(loaded.points)
+        return
     names = [cell.name for cell in cells(loaded)]
     assert len(set(names)) == len(names)
     from paretune.data_weighting.trial import solver

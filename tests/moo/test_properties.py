@@ -33,6 +33,7 @@ from paretune.moo.bilevel import (
     MOML,
     SOBA,
     WCSOBA,
+    Lookahead,
     MoCo,
     StochasticWCAugmented,
 )
@@ -270,6 +271,8 @@ METHODS = [
     Method(ITD(**FEW), lambda S: 4 + 1 + 2 * 4, True, ends=(60, 1e-4, MANY)),
     Method(SOBA(alpha=0.05, beta=0.4, decay=0.0), lambda S: 4, True, ends=(400, 1e-3, {})),
     Method(WCSOBA(alpha=0.05, beta=0.4), lambda S: 4, True, ends=(400, 1e-3, {})),
+    # Its y goes for g alone, one step at a time: it does not end where the bilevel problem does.
+    Method(Lookahead(), lambda S: 4, True, ends=None, diverges=False),
     Method(StochasticWCAugmented(), lambda S: 4, True, ends=(600, 3e-3, {}), diverges=False),
     Method(
         WCPenalty(u=30.0, v=30.0, eta=0.005),

@@ -63,6 +63,7 @@ def weigher(tmp_path: Path, tiny_lora: Any, tokenizer: Any) -> Any:
             "per_device_train_batch_size": 3,
             "max_grad_norm": 0.0,
             "method": "wc_augmented",
+            "held_out": 0.0,
             "u": 0.5,
             "v": 1.0,
             "x_learning_rate": 0.01,

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from paretune.training.bilevel_objectives import LanguageModelObjectives
 from paretune.training.leak_watch import LeakWatch
 from paretune.training.preconditioner import Preconditioner
 from paretune.training.responses import Part, hold_out
+from paretune.training.set_weights import SetWeights
 
 ASKED = ["red", "blue", "green", "cat", "dog", "bird", "milk", "bread", "salt", "rain"]
 
@@ -102,7 +104,7 @@ def test_products_are_the_derivative_of_the_step_taken(weigher: Any, name: str) 
     steps.engine.bank.finish()
     parameters = steps.engine.bank.parameters
     make, share = OPTIMISERS[name]
-    rate = 0.01 / share  # norms of the model are computed in float32
+    rate = 1e-3 / share  # norms of the model are computed in float32
     optimizer = make(parameters, rate)
     generator = torch.Generator().manual_seed(0)
     for parameter in parameters:  # as after a long training: one step changes squares little
@@ -136,9 +138,8 @@ def test_products_are_the_derivative_of_the_step_taken(weigher: Any, name: str) 
         down[n] -= 0.4
         differences.append((value(up) - value(down)) / 0.8)
     expected = -rate * share * found
-    torch.testing.assert_close(
-        torch.tensor(differences, dtype=torch.float64), expected, rtol=2e-2, atol=0
-    )
+    error = (torch.tensor(differences, dtype=torch.float64) - expected).abs().max()
+    assert float(error) < 1e-2 * float(expected.abs().max())
 
 
 def _double(weigher: Any) -> Any:
@@ -188,8 +189,15 @@ def test_y_takes_the_optimisers_step_on_the_weighted_sets_alone(
 ) -> None:
     batches: list[Any] = []
 
-    class Batches_(TrainerCallback):
+    class Seen(TrainerCallback):
+        """Keeps the batches and the gradients that y's optimiser gets."""
+
         trainer: Any = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.rows: list[Any] = []
+            add = self.trainer.steps.add
+            self.trainer.steps.add = lambda rows: [self.rows.append(rows), add(rows)]
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             grad = [p.grad.clone() for p in self.trainer.model.parameters() if p.requires_grad]
@@ -197,7 +205,7 @@ def test_y_takes_the_optimisers_step_on_the_weighted_sets_alone(
 
     ends = []
     for words in ("moon", "cold"):
-        seen = Batches_()
+        seen = Seen()
         validation = {"one": answers(words, 4, 6), "two": CRITERIA["two"]}
         trainer = weigher(max_steps=1, validation=validation, callbacks=[seen], folder=words)
         seen.trainer = trainer
@@ -205,7 +213,7 @@ def test_y_takes_the_optimisers_step_on_the_weighted_sets_alone(
         ends.append(adapter(trainer))
     torch.testing.assert_close(batches[0], batches[1], rtol=1e-4, atol=1e-6)
     levels = LanguageModelObjectives(tiny_lora(), in_place=False)
-    rows = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    (rows,) = seen.rows
     y = levels.vector()
     gradients = [
         levels.in_place(y, [_rows(trainer, rows, Part("set", n))], 3, gradient=True)[1]
@@ -233,7 +241,7 @@ def test_corrupted_sets_lose_weight_and_matched_ones_follow_the_preference(
         )
         trainer.train()
         weights.append(trainer.set_weights)
-    assert all(found["noise"] < 0.1 for found in weights)
+    assert all(found["noise"] < 0.15 for found in weights), weights
     assert weights[0]["moon"] > 0.6
     assert weights[2]["star"] > 0.6
     assert weights[0]["moon"] > weights[1]["moon"] > weights[2]["moon"]
@@ -290,6 +298,7 @@ def test_everything_is_logged(weigher: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::paretune.moo.bilevel.oracle.NonConvexLowerLevelWarning")
 def test_the_papers_penalty_trains(weigher: Any) -> None:
     trainer = weigher(method="wc_penalty", max_steps=2)
     trainer.train()
@@ -352,3 +361,68 @@ def test_polish_says_where_it_did_not_help(weigher: Any, caplog: Any) -> None:
         report = trainer.polish(steps=0)
     assert not report.lowered
     assert "did not lower" in caplog.text
+
+
+def test_weights_start_and_stay_where_they_are_told(weigher: Any) -> None:
+    weights = SetWeights("abc", 0.5, {"a": 0.6, "b": 0.3, "c": 0.1}, {"a": (0.2, 0.7)})
+    assert weights.by_name() == pytest.approx({"a": 0.6, "b": 0.3, "c": 0.1})
+    for _ in range(20):
+        weights.move(torch.tensor([-1.0, 0.5, 0.5]))
+    assert weights.by_name() == pytest.approx({"a": 0.7, "b": 0.225, "c": 0.075}, abs=1e-6)
+    for _ in range(80):
+        weights.move(torch.tensor([1.0, -0.5, 0.5]))
+    assert weights.by_name()["a"] == pytest.approx(0.2)
+    pulled = SetWeights("ab", 0.1, {"a": 0.9, "b": 0.1}, entropy=1.0)
+    for _ in range(200):
+        pulled.move(torch.zeros(2))
+    assert pulled.by_name()["a"] == pytest.approx(0.5, abs=1e-2)
+    with pytest.raises(InputError, match="names 'sun', which is no training set"):
+        weigher(initial_weights={"sun": 1.0})
+    with pytest.raises(InputError, match="adding up to one"):
+        weigher(initial_weights={"moon": 0.9, "star": 0.9})
+    with pytest.raises(InputError, match="weight_bounds must be pairs"):
+        weigher(weight_bounds={"moon": [0.0, 0.1], "star": [0.0, 0.1]})
+
+
+def test_held_weights_are_plain_training(weigher: Any) -> None:
+    trainer = weigher(x_learning_rate=0.0, initial_weights='{"moon": 0.8, "star": 0.2}')
+    trainer.train()
+    assert trainer.set_weights == pytest.approx({"moon": 0.8, "star": 0.2})
+    assert trainer.steps.engine.bank.n_objectives == 2, "no criterion is computed"
+
+
+def pairs(better: str, worse: str, n: int, first: int = 0) -> list[dict[str, Any]]:
+    return [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
+        for row, other in zip(answers(better, n, first), answers(worse, n, first), strict=True)
+    ]
+
+
+@pytest.mark.slow
+def test_pairs_are_weighed_by_dpo(weigher: Any) -> None:
+    train = {"moon": pairs("moon", "cold", 6), "cold": pairs("cold", "moon", 6)}
+    validation = {"one": pairs("moon", "cold", 4, 6), "two": pairs("moon", "star", 4, 6)}
+    trainer = weigher(train=train, validation=validation, max_steps=12, x_learning_rate=0.2)
+    before = trainer.evaluate()
+    assert before["eval_one_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    trainer.train()
+    assert trainer.set_weights["moon"] > 0.8
+    assert trainer.evaluate()["eval_one_loss"] < 0.65
+    with pytest.raises(InputError, match="polish is for likelihoods"):
+        trainer.polish()
+    with pytest.raises(InputError, match="for pairs use method='lookahead'"):
+        weigher(train=train, validation=validation, method="wc_penalty")
+
+
+def test_texts_are_rows_of_a_token_and_what_follows(weigher: Any) -> None:
+    texts = {
+        "moon": [{"text": "the moon is good the moon is warm"}],
+        "star": [{"text": "a star a star a star"}],
+    }
+    wanted = {"one": [*texts["moon"], *texts["star"]], "two": [*texts["star"], *texts["moon"]]}
+    trainer = weigher(train=texts, validation=wanted, max_steps=1, max_length=4)
+    (long, short) = trainer._set_parts[Part("set", "moon")]
+    assert (len(long.input_ids), len(short.input_ids), long.prompt_length) == (4, 4, 1)
+    trainer.train()
+    with pytest.raises(InputError, match="row 1 of the training set 'moon', 'text' must be text"):
+        weigher(train={**texts, "moon": [{"text": " "}]}, validation=wanted)

@@ -24,7 +24,7 @@ Only = Annotated[
 Recipe = Annotated[
     str | None,
     typer.Argument(
-        metavar="[RECIPE]",
+        metavar="RECIPE",
         help="A shipped recipe by name, or a path to your own; none with --data.",
     ),
 ]

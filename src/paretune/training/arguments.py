@@ -152,7 +152,6 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "ridge": (0, math.inf, True),
     "held_out": (0, 1, True),
     "entropy": (0, math.inf, True),
-    "mu": (0, math.inf, True),
 }
 
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,9 +13,9 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from transformers import PreTrainedModel, TrainerCallback
 
-from paretune.data.sources import open_rows
-from paretune.data.tokenization import TokenSequence, tokenize_responses
+from paretune.data.tokenization import TokenSequence
 from paretune.errors import InputError
+from paretune.losses import Scored
 from paretune.moo.bilevel.polish import polish_lower
 from paretune.moo.bilevel.problem import BatchTerm, BilevelProblem, Term
 from paretune.training.augmented_steps import AugmentedSteps
@@ -22,7 +23,14 @@ from paretune.training.base import BaseTrainer, check_launch, load_trainable
 from paretune.training.bilevel_objectives import LanguageModelObjectives
 from paretune.training.checks import check_evaluation, check_tokens
 from paretune.training.data_weighting_config import DataWeightingConfig
-from paretune.training.lookahead import Lookahead, LookaheadCollator, response_pairs
+from paretune.training.lookahead import (
+    Lookahead,
+    LookaheadCollator,
+    part_loss,
+    response_pairs,
+)
+from paretune.training.part_rows import PairSequence, distinct, tokenize_rows
+from paretune.training.reference import Reference
 from paretune.training.reference_cache import model_digest, sequences_digest
 from paretune.training.responses import Batches, Part, ResponseRows, Rows, all_of, hold_out
 from paretune.training.set_weights import SetWeights
@@ -75,7 +83,8 @@ class DataWeightingTrainer(BaseTrainer):
         model: A causal language model, its name or path, or a PEFT model whose adapter to train.
         args: See `DataWeightingConfig`.
         train_dataset: Per training set, rows with ``prompt`` and ``completion`` (plain or
-            conversational).
+            conversational), or ``prompt``, ``chosen`` and ``rejected`` (their loss is DPO's), or
+            ``text``; or a file or hub id that has such rows.
         validation_dataset: The same per criterion.
         processing_class: The tokenizer; loaded with the model if that is given by name.
         peft_config: Adds an adapter to train; without one all weights are trained.
@@ -129,13 +138,14 @@ class DataWeightingTrainer(BaseTrainer):
         if lookahead and args.x_learning_rate == 0:
             live = {}  # nothing asks for them
         parts = {**sets, **live}
+        pairs = response_pairs(parts)
         rows = ResponseRows(parts, 1 + args.independent_batches, args.seed)
         super().__init__(
             model,
             args,
             tokenizer,
             rows,
-            LookaheadCollator(response_pairs(parts), tokenizer.pad_token_id)
+            LookaheadCollator(pairs, tokenizer.pad_token_id)
             if lookahead
             else partial(rows.collate, tokenizer.pad_token_id),
             reported,
@@ -144,8 +154,17 @@ class DataWeightingTrainer(BaseTrainer):
         )
         self._set_parts, self._driving = sets, driving
         self._model_digest = model_digest(self.model)
-        for sequences in (*sets.values(), *criteria.values()):
-            check_tokens(self.model, tokenizer, sequences)
+        every = [*chain(*sets.values(), *criteria.values())]
+        check_tokens(self.model, tokenizer, distinct(every))
+        self._reference: Reference | None = None
+        if any(isinstance(each, PairSequence) for each in every):
+            if not lookahead:
+                raise InputError(
+                    f"method={args.method!r} takes rows with prompt and completion, or text: for "
+                    "pairs use method='lookahead'."
+                )
+            self._reference = Reference(self.model)
+            pairs.reference = self._score(pairs.sequences, "reference")
         in_place = args.hvp == "finite_difference" or bool(args.gradient_checkpointing)
         several = self.accelerator.num_processes > 1
         self.levels = LanguageModelObjectives(self.model, in_place, self._join if several else None)
@@ -156,7 +175,7 @@ class DataWeightingTrainer(BaseTrainer):
         self.steps: WeightingSteps
         """How a step is taken."""
         if lookahead:
-            self.steps = Lookahead(self, list(parts))
+            self.steps = Lookahead(self, parts)
         else:
             self.steps = AugmentedSteps(self, self.levels, self._terms)
 
@@ -229,12 +248,28 @@ class DataWeightingTrainer(BaseTrainer):
         result: dict[str, float] = {}
         highest = 0.0
         for part, sequences in self._criteria(eval_dataset).items():
-            logps = self._score(sequences, "evaluating").double()
-            lengths = torch.tensor([sequence.completion_length for sequence in sequences])
-            loss = -float((logps / lengths).mean())
+            loss = self._mean_loss(sequences)
             result[f"{metric_key_prefix}_{part.name}_loss"] = loss
             highest = max(highest, self.preference[part.name] * loss)
         return self._note(result | {f"{metric_key_prefix}_chebyshev": highest})
+
+    def _mean_loss(self, sequences: Sequence[TokenSequence]) -> float:
+        every = distinct(sequences)
+        logps, reference = self._score(every, "evaluating"), None
+        if isinstance(sequences[0], PairSequence):
+            if self._reference is None:
+                raise InputError("Pairs can be evaluated where there are some in the training.")
+            with self._reference.as_given():
+                reference = self._score(every, "reference").double()
+        lengths = torch.tensor([each.completion_length for each in every])
+        scored = Scored(logps.double(), lengths, reference)
+        place = {each: n for n, each in enumerate(every)}
+        sides = [
+            (s.chosen, s.rejected) if isinstance(s, PairSequence) else (s, s) for s in sequences
+        ]
+        chosen, rejected = (torch.tensor([place[pair[k]] for pair in sides]) for k in (0, 1))
+        loss = part_loss(sequences, self.args.beta)
+        return float(loss(scored[chosen], scored[rejected]).mean())
 
     def polish(
         self, steps: int = 20, tol: float = 1e-4, eval_dataset: Rows | None = None
@@ -250,6 +285,8 @@ class DataWeightingTrainer(BaseTrainer):
             tol: On ‖∇_y g‖.
             eval_dataset: As in `evaluate`, for the report's losses.
         """
+        if self._reference is not None:
+            raise InputError("polish is for likelihoods: there are pairs among the rows.")
         full = partial(
             all_of,
             pad_token_id=self._tokenizer.pad_token_id,
@@ -328,8 +365,8 @@ class DataWeightingTrainer(BaseTrainer):
     def identity(self) -> dict[str, Any]:
         held_out: Any = self.eval_dataset
         parts = {**self._set_parts, **self._driving}
-        data = {f"{part.kind} {part.name}": sequences_digest(s) for part, s in parts.items()}
-        data |= {f"held out {p.name}": sequences_digest(s) for p, s in held_out.items()}
+        data = {f"{part.kind} {part.name}": sequences_digest(_flat(s)) for part, s in parts.items()}
+        data |= {f"held out {p.name}": sequences_digest(_flat(s)) for p, s in held_out.items()}
         return {
             **super().identity(),
             "sets": list(self.sets),
@@ -362,19 +399,14 @@ def _tokenize(
     dataset: Mapping[str, Any], tokenizer: Any, args: DataWeightingConfig, kind: Any
 ) -> dict[Part, list[TokenSequence]]:
     """Sequences per part; what is left out for its length is told."""
-    parts = {}
-    for name, rows in dataset.items():
-        title = f"training set {name!r}" if kind == "set" else f"validation set {name!r}"
-        sequences, dropped = tokenize_responses(
-            open_rows(rows), tokenizer, title, args.max_length, args.overlong
-        )
-        if dropped:
-            logger.warning(
-                "%d of %d rows of the %s are longer than max_length=%s and are left out.",
-                dropped,
-                dropped + len(sequences),
-                title,
-                args.max_length,
-            )
-        parts[Part(kind, name)] = sequences
-    return parts
+    title = {"set": "training set", "criterion": "validation set"}[kind]
+    return {
+        Part(kind, name): tokenize_rows(rows, tokenizer, f"{title} {name!r}", args)
+        for name, rows in dataset.items()
+    }
+
+
+def _flat(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
+    """With the rejected responses of pairs behind the chosen ones."""
+    rejected = [each.rejected for each in sequences if isinstance(each, PairSequence)]
+    return [*sequences, *rejected]

@@ -26,6 +26,7 @@ _ONLY = {
     "independent_batches": ("wc_augmented", "wc_penalty"),
     "criteria_weights": ("lookahead",),
     "mu": ("lookahead",),
+    "beta": ("lookahead",),
 }
 """Fields that some of the methods alone read."""
 
@@ -84,6 +85,9 @@ class DataWeightingConfig(CommonConfig):
         },
     )
     mu: float = field(default=100.0, metadata={"help": "CLAMP's μ, for criteria_weights='clamp'."})
+    beta: float = field(
+        default=0.1, metadata={"help": "Of DPO, the loss of rows with chosen and rejected."}
+    )
     u: float | None = field(
         default=None,
         metadata={"help": "Penalty on the lower level's gradient; by default estimated at step 1."},

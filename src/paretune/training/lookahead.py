@@ -13,9 +13,10 @@ from torch import Tensor
 from paretune.data.sampling import PairCollator
 from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence
 from paretune.gradients import ObjectiveGradients
-from paretune.losses import PreferenceLoss, Scored
+from paretune.losses import DPO, PreferenceLoss, Scored
 from paretune.moo.solvers.multipliers import DampedMultipliers
 from paretune.moo.weightings import Clamp
+from paretune.training.part_rows import PairSequence
 from paretune.training.preconditioner import Preconditioner
 from paretune.training.responses import Part
 from paretune.training.weighting_steps import WeightingSteps
@@ -37,16 +38,23 @@ class TokenLikelihood(PreferenceLoss):
 
 
 def response_pairs(parts: Mapping[Part, Sequence[TokenSequence]]) -> TokenizedPairs:
-    """Responses as pairs with themselves, each distinct sequence once; see `TokenLikelihood`."""
+    """Pairs, and responses as pairs with themselves, each distinct sequence once."""
     position: dict[TokenSequence, int] = {}
     pairs = {}
     for part, sequences in parts.items():
-        places = [position.setdefault(each, len(position)) for each in sequences]
-        count = range(len(places))
-        pairs[label(part)] = PairIndex(
-            places, places, list(count), [1.0] * len(places), list(count)
-        )
+        count = list(range(len(sequences)))
+        sides: list[list[int]] = [[], []]
+        for each in sequences:
+            both = (each.chosen, each.rejected) if isinstance(each, PairSequence) else (each, each)
+            for side, one in zip(sides, both, strict=True):
+                side.append(position.setdefault(one, len(position)))
+        pairs[label(part)] = PairIndex(sides[0], sides[1], count, [1.0] * len(count), count)
     return TokenizedPairs(list(position), pairs)
+
+
+def part_loss(sequences: Sequence[TokenSequence], beta: float) -> PreferenceLoss:
+    """DPO for pairs, else the likelihood of the responses."""
+    return DPO(beta) if isinstance(sequences[0], PairSequence) else TokenLikelihood()
 
 
 def label(part: Part) -> str:
@@ -58,6 +66,7 @@ class LookaheadCollator:
     """Turns rows of `ResponseRows` into a batch of `ObjectiveGradients`."""
 
     def __init__(self, pairs: TokenizedPairs, pad_token_id: int) -> None:
+        self.pairs = pairs
         self._collate = PairCollator(pairs, pad_token_id)
 
     def __call__(self, rows: Sequence[list[dict[Part, int]]]) -> dict[str, Any]:
@@ -81,12 +90,14 @@ class Lookahead(WeightingSteps):
 
     Args:
         trainer: Its model, arguments, set weights and preference.
-        parts: The N sets, then the S criteria.
+        parts: Rows of the N sets, then of the S criteria.
     """
 
-    def __init__(self, trainer: DataWeightingTrainer, parts: Sequence[Part]) -> None:
+    def __init__(
+        self, trainer: DataWeightingTrainer, parts: Mapping[Part, Sequence[TokenSequence]]
+    ) -> None:
         self._trainer, args = trainer, trainer.args
-        losses = dict.fromkeys(map(label, parts), TokenLikelihood())
+        losses = {label(part): part_loss(rows, args.beta) for part, rows in parts.items()}
         self.engine = ObjectiveGradients(trainer.model, losses, "auto", trainer.packing)
         self.filled = self.engine.bank.parameters
         live = trainer.preference.live

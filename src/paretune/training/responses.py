@@ -33,8 +33,8 @@ def hold_out(
 ) -> tuple[dict[Part, list[TokenSequence]], dict[Part, list[TokenSequence]]]:
     """Divide the rows of each part in two, all of a prompt on one side.
 
-    A prompt is on the same side in all parts. Where all have the same prompt, whole sequences are
-    divided.
+    A prompt is on the same side in all parts. Where all have the same prompt, or one of a single
+    token as plain texts do, whole sequences are divided.
 
     Args:
         share: About how much of the rows is in the second; 0 leaves all of them in both.
@@ -50,7 +50,7 @@ def hold_out(
     held: dict[Part, list[TokenSequence]] = {}
     for part, sequences in parts.items():
         keys = [each.input_ids[: each.prompt_length] for each in sequences]
-        if len(set(keys)) == 1:
+        if len(set(keys)) == 1 or all(len(key) == 1 for key in keys):
             keys = [each.input_ids for each in sequences]
         distinct = sorted(set(keys), key=lambda key: _digest(key, seed))
         if len(distinct) < 2:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from paretune.moo.bilevel.forum import FORUM
     from paretune.moo.bilevel.gmoba import GMOBA
     from paretune.moo.bilevel.itd import ITD
+    from paretune.moo.bilevel.lookahead import Lookahead
     from paretune.moo.bilevel.method import BilevelMethod, Iterate
     from paretune.moo.bilevel.moco import MoCo
     from paretune.moo.bilevel.module import ModuleVector
@@ -35,6 +36,7 @@ METHODS: dict[str, Any] = {
     "moco": "paretune.moo.bilevel.moco:MoCo",
     "forum": "paretune.moo.bilevel.forum:FORUM",
     "gmoba": "paretune.moo.bilevel.gmoba:GMOBA",
+    "lookahead": "paretune.moo.bilevel.lookahead:Lookahead",
 }
 """By name, in the order of tables and figures: a class, or ``"module:class"``. The first two are
 solvers for constraints, here with ∇_y g = 0 as the constraint."""
@@ -49,6 +51,7 @@ _HOME = {
     "GMOBA": "paretune.moo.bilevel.gmoba",
     "ITD": "paretune.moo.bilevel.itd",
     "Iterate": "paretune.moo.bilevel.method",
+    "Lookahead": "paretune.moo.bilevel.lookahead",
     "MOML": "paretune.moo.bilevel.moml",
     "MoCo": "paretune.moo.bilevel.moco",
     "ModuleVector": "paretune.moo.bilevel.module",
@@ -77,6 +80,7 @@ __all__ = [
     "BilevelResult",
     "EqualityConstrained",
     "Iterate",
+    "Lookahead",
     "MoCo",
     "ModuleVector",
     "NonConvexLowerLevelWarning",

@@ -1,0 +1,171 @@
+"""Sets that are weighed by the trainer: planted truths, own files, and what is made of a run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from paretune import cli
+from paretune.cli.weigh import spread
+from paretune.data_weighting.mixture_cell import MixtureResult
+from paretune.data_weighting.mixture_page import MixtureSummary, to_markdown
+from paretune.data_weighting.tasks.planted import CASES, planted
+from paretune.errors import InputError
+from paretune.moo.preference import Preference
+from paretune.recipes.data_weighting import load_weigh_recipe
+from paretune.recipes.mixture import MixtureRecipe, named_files
+
+MODEL = Path(__file__).parents[1] / "fixtures" / "tiny" / "model"
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def said(word: str, n: int = 4) -> list[dict[str, Any]]:
+    asked = ["red", "blue", "green", "cat", "dog", "bird"]
+    return [{"prompt": f"what is {asked[i]}", "completion": f" {word} {word}"} for i in range(n)]
+
+
+def run(*words: Any) -> Any:
+    return CliRunner().invoke(cli.app, [str(word) for word in words], catch_exceptions=False)
+
+
+def command(folder: Path, output: Path, *more: Any) -> list[Any]:
+    files = {n: write(folder, n, said(w)) for n, w in (("a", "moon"), ("b", "star"))}
+    wanted = {n: write(folder, n, said(w)) for n, w in (("x", "moon"), ("y", "star"))}
+    words: list[Any] = ["weigh", "--data", files["a"], files["b"], "--criteria", *wanted.values()]
+    words += ["--prefer", "x=0.7", "y=0.3", f"model.name={MODEL}", f"output_dir={output}"]
+    return [*words, "train={per_device_train_batch_size: 2, max_length: 32}", *more]
+
+
+@pytest.mark.slow
+def test_own_files_without_a_recipe(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    words = command(tmp_path, output, "retrain_steps=1", "seeds=[0, 1]")
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    assert "2 cells done." in done.stdout
+    assert "lookahead, x 0.7, y 0.3: a " in done.stdout
+    found = yaml.safe_load((output / "mixture.yaml").read_text())
+    assert sum(found["weights"].values()) == pytest.approx(1, abs=1e-3)
+    shares = found["dataset_mixer"]
+    assert max(shares.values()) == 1.0
+    a, b = (found["weights"][name] for name in "ab")
+    assert shares[str(tmp_path / "b.jsonl")] / shares[str(tmp_path / "a.jsonl")] == pytest.approx(
+        b / a, rel=1e-2
+    )
+    assert [d["weight"] for d in found["axolotl"]["datasets"]] == list(shares.values())
+    assert found["llama_factory"]["dataset"] == "a,b"
+    assert (output / "weigh_weights.png").exists()
+    page = (output / "weigh.md").read_text()
+    assert "weight of a" in page
+    assert "| lookahead | learned |" in page
+    (result,) = (output / "cells").glob("*-seed0/result.json")
+    held = json.loads(result.read_text())
+    assert set(held["retrained"]) == {"uniform", "learned"}
+    assert held["deviation"].keys() == {"a", "b"}
+    before = result.stat().st_mtime_ns
+    assert run(*words).exit_code == 0
+    assert result.stat().st_mtime_ns == before, "what is finished is not run again"
+    changed = command(tmp_path, output, "retrain_steps=2")
+    refused = CliRunner().invoke(cli.app, [str(word) for word in changed])
+    assert isinstance(refused.exception, InputError)
+
+
+OWN = ["weigh", "--data", "a", "b", "--criteria", "x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["weigh"], "Name a recipe"),
+        (["weigh", "--data", "a.jsonl", "b.jsonl"], "go together"),
+        (["weigh", "weigh_mnist", *OWN[1:]], "takes the place of"),
+        ([*OWN, "--prefer", "x=much"], "not a weight"),
+        ([*OWN, "--prefer", "z=1"], "objective"),
+        (["weigh", "--data", "u/a", "v/a", "--criteria", "x", "y"], "name them"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_sentence(words: list[str], expected: str) -> None:
+    result = CliRunner().invoke(cli.app, words)
+    assert isinstance(result.exception, InputError), result.output
+    with pytest.raises(InputError, match=expected):
+        raise result.exception
+
+
+def test_words_after_an_option_are_its_own() -> None:
+    words = ["r", "--data", "a", "b", "--fresh", "k=v", "--prefer", "x=1", "y=2"]
+    assert spread(words) == [
+        *("r", "--data", "a", "--data", "b", "--fresh", "k=v"),
+        *("--prefer", "x=1", "--prefer", "y=2"),
+    ]
+    assert named_files(["u/a.jsonl", "news=v/b.jsonl"], "--data") == {
+        "a": "u/a.jsonl",
+        "news": "v/b.jsonl",
+    }
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_planted_sets_are_what_they_say(case: str) -> None:
+    made = planted(case, 48, 3)
+    again = planted(case, 48, 3)
+    assert made == again
+    assert made != planted(case, 48, 4)
+    trained = {row["prompt"] for rows in made.sets.values() for row in rows}
+    asked = [
+        {row["prompt"] for rows in part.values() for row in rows}
+        for part in (made.validation, made.test)
+    ]
+    assert not trained & asked[0]
+    assert not trained & asked[1]
+    assert not asked[0] & asked[1]
+    sizes = {name: len(rows) for name, rows in made.sets.items()}
+    if case in ("shuffled", "duplicated", "larger"):
+        right = {(r["prompt"], r["completion"]) for r in made.sets["clean"]}
+        wrong = [(r["prompt"], r["completion"]) for r in made.sets["shuffled"]]
+        assert sum(each in right for each in wrong) <= 2  # a few answers are alike
+        assert sizes["shuffled"] == (96 if case == "larger" else 48)
+    if case == "duplicated":
+        assert made.sets["clean"] == made.sets["copy"]
+    recipe = load_weigh_recipe(f"weigh_planted_{case}")
+    assert isinstance(recipe, MixtureRecipe)
+    assert recipe.task.objectives == list(made.validation) == list(made.test)
+    assert MixtureRecipe.from_yaml(recipe.to_yaml(), "it") == recipe
+
+
+def test_the_page_says_what_was_found() -> None:
+    def cell(point: float, seed: int, weight: float) -> MixtureResult:
+        losses = {"plain": 2.0, "polite": 3.0}
+        return MixtureResult(
+            "lookahead",
+            {"plain": 1 - point, "polite": point},
+            seed,
+            {},
+            "done",
+            weights={"clean": 1 - weight, "bad": weight},
+            deviation={"clean": 0.1, "bad": 0.1},
+            before=losses,
+            after=losses,
+            retrained={"uniform": losses, "learned": {"plain": 1.0, "polite": 2.0 + seed / 10}},
+            steps=3,
+            curve=[[0.5, 0.5]],
+        )
+
+    points = tuple(Preference.of({"plain": 1 - p, "polite": p}) for p in (0.2, 0.8))
+    cells = tuple(
+        cell(p, seed, 0.05 + (p > 0.5) * 0.2 - seed * 0.01) for p in (0.2, 0.8) for seed in (0, 1)
+    )
+    summary = MixtureSummary(
+        "it", ("plain", "polite"), points, ("bad",), ("bad", "polite"), cells, 0
+    )
+    page = to_markdown(summary)
+    assert "2 of 2" in page  # below 0.075 at the first point
+    assert "0 of 2" in page
+    assert "rises with the preference for polite throughout for 2 of 2 seeds" in page
+    assert "-0.7600 ± 0.0400" in page  # at polite 0.8: 0.8 · (2 and 2.1) less 0.8 · 3
