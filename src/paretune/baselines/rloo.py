@@ -13,7 +13,7 @@ from paretune.baselines.context import Context
 from paretune.baselines.reward import ScalarReward
 from paretune.evaluation.generation import encode_prompt, end_token_ids
 from paretune.experiment.resume import train_to_end
-from paretune.experiment.setup import lora_config, trl_arguments
+from paretune.experiment.setup import float32_adapter, lora_config, trl_arguments
 from paretune.experiment.train_point import StepReport, save_weights
 from paretune.files import write_jsonl
 from paretune.models import gpu, load_model_and_tokenizer
@@ -48,15 +48,16 @@ def train_rloo(
     )
     account = _Account(reward, tokenizer, options, ends)
     rows = Dataset.from_dict({"prompt": list(prompts)})
-    trainer = _Trainer(
-        model,
-        [account],
-        args=_arguments(options, folder / "checkpoints", context.seed),
-        train_dataset=rows,
-        processing_class=tokenizer,
-        peft_config=lora_config(context.recipe),  # drawn with the arguments' seed
-        callbacks=[StepReport(context.report)],
-    )
+    with float32_adapter(model):
+        trainer = _Trainer(
+            model,
+            [account],
+            args=_arguments(options, folder / "checkpoints", context.seed),
+            train_dataset=rows,
+            processing_class=tokenizer,
+            peft_config=lora_config(context.recipe),  # drawn with the arguments' seed
+            callbacks=[StepReport(context.report)],
+        )
     trainer.remove_callback(PrinterCallback)
     train_to_end(trainer, account, rows, identity)
     account.add()

@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # all are l
 
 from paretune.data.tokenization import TokenSequence
 from paretune.experiment.resume import Clock, train_to_end
-from paretune.experiment.setup import trl_arguments
+from paretune.experiment.setup import float32_adapter, trl_arguments
 from paretune.experiment.train_point import StepReport
 from paretune.progress import Report
 from paretune.spend import Spend, Watch
@@ -66,13 +66,14 @@ def fine_tune(
     )
     data = Dataset.from_list(rows)
     clock, watch = Clock(), Watch()
-    trainer = SFTTrainer(
-        model,
-        args,
-        train_dataset=data,
-        processing_class=tokenizer,
-        callbacks=[StepReport(report)],
-    )
+    with float32_adapter(model):
+        trainer = SFTTrainer(
+            model,
+            args,
+            train_dataset=data,
+            processing_class=tokenizer,
+            callbacks=[StepReport(report)],
+        )
     trainer.remove_callback(PrinterCallback)  # prints every log entry
     report("train", 0.0)
     train_to_end(trainer, clock, data)

@@ -20,7 +20,12 @@ from paretune.errors import InputError
 from paretune.evaluation.reward_models import RewardInput, RewardModelScorer
 from paretune.evaluation.scorers import normalise, pair_accuracy, text_of
 from paretune.experiment.resume import Clock, train_to_end
-from paretune.experiment.setup import checked_arguments, lora_config, trl_arguments
+from paretune.experiment.setup import (
+    checked_arguments,
+    float32_adapter,
+    lora_config,
+    trl_arguments,
+)
 from paretune.experiment.train_point import (
     StepReport,
     drop_checkpoints,
@@ -112,15 +117,16 @@ def train_reward(
     rows, dropped = _tokenize(train, objective, form, tokenizer, limit)
     held_out = splits["validation"].pairs[objective] if evaluates else None
     clock = Clock()
-    trainer = RewardTrainer(
-        model,
-        args,
-        train_dataset=rows,
-        eval_dataset=held_out and _tokenize(held_out, objective, form, tokenizer, limit)[0],
-        processing_class=tokenizer,
-        peft_config=lora_config(recipe, "SEQ_CLS"),
-        callbacks=[StepReport(report)],
-    )
+    with float32_adapter(model):
+        trainer = RewardTrainer(
+            model,
+            args,
+            train_dataset=rows,
+            eval_dataset=held_out and _tokenize(held_out, objective, form, tokenizer, limit)[0],
+            processing_class=tokenizer,
+            peft_config=lora_config(recipe, "SEQ_CLS"),
+            callbacks=[StepReport(report)],
+        )
     trainer.remove_callback(PrinterCallback)  # prints every log entry
     report("train", 0.0)
     train_to_end(trainer, clock, rows)
@@ -168,7 +174,7 @@ def _base(recipe: "Recipe") -> dict[str, Any]:
     model = recipe.model.model_dump()
     if recipe.reward.model is None:
         return model
-    return {**model, "name": recipe.reward.model, "template_variables": {}}
+    return {**model, "name": recipe.reward.model, "template_variables": {}, "revision": None}
 
 
 def _form(row: Mapping[str, Any]) -> RewardInput:

@@ -1,6 +1,7 @@
 """From a recipe to what it speaks of: the data, and the trainer of one point."""
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,26 @@ def quiet_arguments() -> dict[str, Any]:
 def trl_arguments() -> dict[str, Any]:
     """The same for TRL's trainers, whose defaults fail where there is no GPU."""
     return {**quiet_arguments(), "bf16": False, "gradient_checkpointing": False}
+
+
+@contextlib.contextmanager
+def float32_adapter(model: Any) -> Iterator[None]:
+    """Undo what TRL's trainers do, when they are made, to the adapter of an 8- or 4-bit base.
+
+    They put it into bfloat16, whose rounding swallows most updates of a learning rate such as 1e-5,
+    and no other method's adapter is in it. Weights that are there before keep their values exactly;
+    of an adapter that the trainer itself draws, the first ones stay rounded.
+
+    Args:
+        model: The base, or the base with its adapter; the trainer changes it in place.
+    """
+    before = {weight: weight.data for weight in model.parameters() if weight.requires_grad}
+    yield
+    if not getattr(model, "is_quantized", False):
+        return
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = before[weight] if weight in before else weight.data.float()
 
 
 def training_arguments(
