@@ -10,7 +10,12 @@ import torch
 
 from paretune.data.messages import user
 from paretune.errors import InputError
-from paretune.evaluation.reward_models import RewardInput, RewardModelScorer, load_reward_model
+from paretune.evaluation.reward_models import (
+    Outputs,
+    RewardInput,
+    RewardModelScorer,
+    load_reward_model,
+)
 from paretune.evaluation.scorers import normalise, pair_accuracy
 
 PROMPTS: list[Any] = [
@@ -93,6 +98,25 @@ def test_the_score_is_the_models_output_at_the_last_token(tokenizer: Any) -> Non
         expected = (hidden @ model.score.weight[2]).item()
     assert scorer.score(["who was it"], ["yes please"])[0] == pytest.approx(expected, abs=1e-5)
     assert scorer.tokens == ids.shape[1]
+
+
+def test_outputs_of_one_model_are_read_once_for_all_objectives(tokenizer: Any) -> None:
+    model = make_classifier(tokenizer, labels=3)
+    shared, moved = Outputs(), list[Any]()
+    model.to = moved.append  # type: ignore[method-assign]
+
+    def scorer(label: int, **more: Any) -> RewardModelScorer:
+        return RewardModelScorer(model, tokenizer, name="m", input=TEXT, label=label, **more)
+
+    three = [scorer(label, outputs=shared, device="cuda") for label in range(3)]
+    scores = [each.score(PROMPTS, RESPONSES) for each in three]
+    assert scores == [scorer(label).score(PROMPTS, RESPONSES) for label in range(3)]
+    assert len({tuple(each) for each in scores}) == 3
+    assert three[0].tokens > 0
+    assert [each.tokens for each in three[1:]] == [0, 0]
+    assert moved == ["cuda", "cpu"]  # it leaves the card when it has scored
+    assert three[1].score(PROMPTS[:2], RESPONSES[:2]) == pytest.approx(scores[1][:2])
+    assert three[1].tokens > 0
 
 
 def test_chat_input_is_the_chat_template(tokenizer: Any) -> None:

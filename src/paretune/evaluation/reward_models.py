@@ -1,8 +1,11 @@
 """Reward models: sequence classifiers that score an answer, whatever form of input they want."""
 
+import contextlib
+import hashlib
+import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +140,28 @@ def _conversation(
     return {name: fields[name] for name in tokenizer.model_input_names if name in fields}
 
 
+class Outputs:
+    """What a model put out for the last lists of inputs, for all scorers that share it.
+
+    The outputs of a model with several, one for each objective, are read once; so are those of the
+    training answers, which are scored to be normalised and again by Rewards-in-Context. Only whole
+    lists are kept: other batches would round otherwise.
+    """
+
+    _MOST = 4
+
+    def __init__(self) -> None:
+        self._kept: dict[bytes, torch.Tensor] = {}
+
+    def of(self, key: bytes, read: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """All outputs, (inputs, outputs), read if they are not kept."""
+        values = self._kept.pop(key, None)
+        self._kept[key] = read() if values is None else values
+        while len(self._kept) > self._MOST:
+            del self._kept[next(iter(self._kept))]
+        return self._kept[key]
+
+
 class RewardModelScorer:
     """A sequence classifier as a `Scorer`: the chosen output of the model, no sigmoid or softmax.
 
@@ -155,9 +180,12 @@ class RewardModelScorer:
             tokenizer says otherwise, which is counted in `truncated` and logged. By default the
             model's own limit.
         batch_size: Answers to a forward pass.
+        device: Where the model is while it scores; between that it is on the CPU. By default it
+            stays where it is.
+        outputs: Shared by scorers of the same model.
 
     Attributes:
-        tokens: Tokens read so far, without padding.
+        tokens: Tokens read so far, without padding; what is kept in `outputs` is not read again.
         truncated: Inputs cut so far.
 
     Raises:
@@ -175,8 +203,11 @@ class RewardModelScorer:
         lower_is_better: bool = False,
         max_length: int | None = None,
         batch_size: int = 16,
+        device: str | torch.device | None = None,
+        outputs: Outputs | None = None,
     ) -> None:
         self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self._device, self._outputs = device, outputs or Outputs()
         self.input = input or RewardInput()
         self.max_length = max_length or _limit(model.config, tokenizer)
         self.tokens = self.truncated = 0
@@ -191,24 +222,51 @@ class RewardModelScorer:
         Raises:
             InputError: a prompt the model's input cannot express, or a score that is not finite.
         """
-        rows = self._encode(prompts, responses)
+        rows, cut = self._encode(prompts, responses)
+        key = hashlib.sha256(json.dumps([self._batch_size, rows]).encode()).digest()
+
+        def read() -> torch.Tensor:
+            self._tell(rows, cut)
+            with self._at_work():
+                return self._read(rows)
+
+        values = self._sign * self._outputs.of(key, read)[:, self._label]
+        if not values.isfinite().all():
+            raise InputError(
+                f"The reward model '{self.name}' gave a score that is not finite: try dtype "
+                "float32."
+            )
+        scores: list[float] = values.tolist()
+        return scores
+
+    def _read(self, rows: Sequence[Mapping[str, list[int]]]) -> torch.Tensor:
+        """All outputs of the model for each row, float64 on the CPU."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))
-        scores: dict[int, float] = {}
+        found = torch.empty(len(rows), self.model.config.num_labels, dtype=torch.float64)
         for start in range(0, len(order), self._batch_size):
             batch = order[start : start + self._batch_size]
             logits = self.model(**self._pad([rows[i] for i in batch])).logits
-            values = self._sign * logits[:, self._label].double().cpu()
-            if not values.isfinite().all():
-                raise InputError(
-                    f"The reward model '{self.name}' gave a score that is not finite: try dtype "
-                    "float32."
-                )
-            scores |= dict(zip(batch, values.tolist(), strict=True))
-        return [scores[i] for i in range(len(rows))]
+            found[batch] = logits.double().cpu()
+        return found
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """The model on its device, which it leaves again: the policy needs the room."""
+        if self._device is None:
+            yield
+            return
+        self.model.to(self._device)
+        try:
+            yield
+        finally:
+            self.model.to("cpu")
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def _encode(
         self, prompts: Sequence[Text], responses: Sequence[str]
-    ) -> list[dict[str, list[int]]]:
+    ) -> tuple[list[dict[str, list[int]]], int]:
+        """What the model reads, and how many of these had to be cut."""
         rows, cut = [], 0
         for prompt, response in zip(prompts, responses, strict=True):
             row = self.input.encode(self.tokenizer, prompt, response)
@@ -218,6 +276,9 @@ class RewardModelScorer:
             if not row["input_ids"]:
                 raise InputError(f"The reward model '{self.name}' has nothing to read: empty text.")
             rows.append(row)
+        return rows, cut
+
+    def _tell(self, rows: Sequence[Mapping[str, list[int]]], cut: int) -> None:
         if cut:
             logger.warning(
                 "%s: %d of %d inputs were longer than %d tokens and were cut",
@@ -228,7 +289,6 @@ class RewardModelScorer:
             )
         self.truncated += cut
         self.tokens += sum(len(row["input_ids"]) for row in rows)
-        return rows
 
     def _pad(self, rows: Sequence[Mapping[str, list[int]]]) -> dict[str, torch.Tensor]:
         # Decoders score the last token that is not the padding of their own configuration.

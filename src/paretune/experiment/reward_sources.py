@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from paretune.errors import InputError
-from paretune.evaluation.reward_models import RewardInput, RewardModelScorer, load_reward_model
+from paretune.evaluation.reward_models import (
+    Outputs,
+    RewardInput,
+    RewardModelScorer,
+    load_reward_model,
+)
 from paretune.evaluation.scorers import Scorer, demo_scorer
 from paretune.experiment.ground import Ground, file_ground, model_ground
 from paretune.experiment.weights import with_adapter
@@ -37,7 +42,7 @@ def recipe_sources(recipe: "Recipe") -> dict[str, RewardSource]:
 def recipe_scorers(recipe: "Recipe") -> dict[str, Scorer]:
     """The scorers of `recipe_sources`, by objective.
 
-    Reward models are loaded once a process, to its GPU if it has one, and kept.
+    Reward models are loaded once a process and kept; they score on its GPU if it has one.
 
     Raises:
         InputError: as `build_scorers`.
@@ -108,12 +113,13 @@ def build_scorers(
     Args:
         sources: Per objective, what scores it.
         trained: The folder with the run's own reward models, one folder an objective.
-        device: Where reward models go; by default they stay on the CPU.
+        device: Where reward models score; between that, and by default always, they are on the
+            CPU.
 
     Raises:
         InputError: a reward model that is not there, or options that do not fit it.
     """
-    loaded: dict[tuple[Any, ...], tuple[Any, Any]] = {}
+    loaded: dict[tuple[Any, ...], tuple[Any, Any, Outputs]] = {}
     return {name: _scorer(name, each, trained, device, loaded) for name, each in sources.items()}
 
 
@@ -122,7 +128,7 @@ def _scorer(
     source: RewardSource,
     trained: Path | None,
     device: Any,
-    loaded: dict[tuple[Any, ...], tuple[Any, Any]],
+    loaded: dict[tuple[Any, ...], tuple[Any, Any, Outputs]],
 ) -> Scorer:
     if source.scorer == "demo":
         return demo_scorer(source.name or objective)
@@ -132,13 +138,11 @@ def _scorer(
     assert source.name is not None  # the schema has seen to it
     key = (source.name, source.dtype, source.trust_remote_code)
     if key not in loaded:
-        loaded[key] = load_reward_model(
-            source.name,
-            dtype=source.dtype,
-            trust_remote_code=source.trust_remote_code,
-            device=device,
+        pair = load_reward_model(
+            source.name, dtype=source.dtype, trust_remote_code=source.trust_remote_code
         )
-    model, tokenizer = loaded[key]
+        loaded[key] = (*pair, Outputs())
+    model, tokenizer, outputs = loaded[key]
     return RewardModelScorer(
         model,
         tokenizer,
@@ -148,6 +152,8 @@ def _scorer(
         lower_is_better=source.lower_is_better,
         max_length=source.max_length,
         batch_size=source.batch_size,
+        device=device,
+        outputs=outputs,
     )
 
 
@@ -179,12 +185,10 @@ def load_trained(folder: Path, device: Any = None, batch_size: int = 16) -> Rewa
     check_weights(folder, _RECORD)
     model: Any
     if (folder / "adapter_config.json").exists():
-        base, tokenizer = load_model_and_tokenizer(
-            **record["model"], head="new_score", device=device
-        )
+        base, tokenizer = load_model_and_tokenizer(**record["model"], head="new_score")
         model = with_adapter(base, folder)
     else:
-        model, tokenizer = load_reward_model(folder, dtype=record["model"]["dtype"], device=device)
+        model, tokenizer = load_reward_model(folder, dtype=record["model"]["dtype"])
     return RewardModelScorer(
         model,
         tokenizer,
@@ -192,4 +196,5 @@ def load_trained(folder: Path, device: Any = None, batch_size: int = 16) -> Rewa
         input=RewardInput(**record["input"]),
         max_length=record["max_length"],
         batch_size=batch_size,
+        device=None if getattr(model, "is_quantized", False) else device,  # that cannot be moved
     )
