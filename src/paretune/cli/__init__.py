@@ -19,6 +19,7 @@ from paretune.cli.evaluate import evaluate
 from paretune.cli.export import export
 from paretune.cli.judge import judge
 from paretune.cli.output import clean_messages, echo
+from paretune.cli.paper_tables import tables
 from paretune.cli.plan import plan
 from paretune.cli.recipes import recipes
 from paretune.cli.report import report
@@ -49,6 +50,7 @@ for _command in (
     export,
     serve,
     report,
+    tables,
     judge,
 ):
     app.command(cls=ManyValues if _command is weigh else None)(_command)

@@ -89,9 +89,11 @@ def score(
 ) -> None:
     """Win rates, plain and length-controlled, from a judge's annotations.
 
+    They are kept beside each file, in win_rate.json, where `paretune tables` finds them.
+
     With --instructions (all of them) annotations may be of some instructions only and in any order.
     """
-    from paretune.cli.output import console
+    from paretune.cli.output import print_table
     from paretune.errors import InputError
     from paretune.evaluation.alpaca_eval import read_annotations, read_instructions, win_rate
     from paretune.evaluation.length_control import (
@@ -99,6 +101,7 @@ def score(
         read_difficulties,
         read_gamed,
     )
+    from paretune.files import write_json
 
     if gamed is not None and difficulty is not None:
         raise InputError("Give --gamed or --difficulty: the gamed table has the difficulties.")
@@ -110,8 +113,12 @@ def score(
     for path in annotations:
         read = read_annotations(path, listed, None if difficulties is None else len(difficulties))
         controlled = length_controlled(read, gamed=table, difficulties=known)
-        rows.append((read[0].generator_2, win_rate(read), controlled))
-    console().print(_table(rows).to_rich())
+        rate = win_rate(read)
+        rows.append((read[0].generator_2, rate, controlled))
+        record = {"model": read[0].generator_2, "lc_win_rate": controlled.win_rate}
+        record |= {"standard_error": controlled.standard_error, "formula": controlled.formula}
+        write_json(path.with_name("win_rate.json"), {**record, "win_rate": rate.win_rate})
+    print_table(_table(rows))
 
 
 def _table(rows: "list[tuple[str, WinRate, LengthControlled]]") -> "Table":

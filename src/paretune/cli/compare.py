@@ -35,13 +35,13 @@ def compare(
             return
         with console_progress(loaded.model.name) as progress:
             comparison = run_compare(loaded, fresh=fresh, progress=progress)
-        from paretune.cli.output import console
+        from paretune.cli.output import print_table
         from paretune.cli.tables import comparison_table
         from paretune.report.tables import spacings
 
-        console().print(comparison_table(comparison).to_rich())
+        print_table(comparison_table(comparison))
         if (dials := spacings(comparison)) is not None:
-            console().print(dials.to_rich())
+            print_table(dials)
         echo(f"\nIn {loaded.output_dir}: compare.md, compare.png, compare.json, cells/")
     for cell in comparison.failures:
         echo(f"failed: {cell.title}, seed {cell.seed}: {cell.failure}", err=True)

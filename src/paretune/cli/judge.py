@@ -145,10 +145,10 @@ def judge(
     if summary is None:
         echo("Nothing was asked.")
         raise typer.Exit(1)
-    from paretune.cli.output import console
+    from paretune.cli.output import print_table
     from paretune.report.judges import account_text, improvements
 
-    console().print(improvements(summary).to_rich())
+    print_table(improvements(summary))
     echo(f"{account_text(summary)}; {summary.asked} asked now.")
     names = ("judge.md", "judge.png", "judge.json")
     shown = [name for name in names if (run / FOLDER / name).exists()]

@@ -4,13 +4,16 @@ import logging
 import sys
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from paretune.names import printable
+
+if TYPE_CHECKING:
+    from paretune.results.table import Table
 
 _WIDTH = 120  # where the output is no terminal
 
@@ -38,6 +41,13 @@ def console(*, stderr: bool = False) -> Console:
     plain: Any = {"markup": False, "emoji": False, "stderr": stderr}  # a name may hold [brackets]
     found = _Console(**plain)
     return found if found.is_terminal or stderr else _Console(**plain, width=_WIDTH)
+
+
+def print_table(table: "Table", terminal: Console | None = None) -> None:
+    """Print a table; where its numbers do not fit, in parts below each other."""
+    terminal = terminal or console()
+    for part in table.fitting(terminal.width):
+        terminal.print(part.to_rich())
 
 
 class _Formatter(logging.Formatter):

@@ -1,7 +1,7 @@
 """``paretune plan``."""
 
 from paretune.cli.arguments import Overrides, RecipeName
-from paretune.cli.output import console, echo
+from paretune.cli.output import echo, print_table
 
 
 def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
@@ -19,6 +19,6 @@ def plan(recipe: RecipeName, overrides: Overrides = None) -> None:
     )
     echo(f"{found.points} points; {size(found.disk)} on disk\n")
     for table in found.tables():
-        console().print(table.to_rich())
+        print_table(table)
     for remark in found.remarks:
         echo(remark)

@@ -30,7 +30,7 @@ def train(
     the same command is given again.
     """
     with resumable():
-        from paretune.cli.output import console
+        from paretune.cli.output import console, print_table
         from paretune.cli.progress import console_progress
         from paretune.files import main_process
         from paretune.recipes import load_recipe
@@ -41,7 +41,7 @@ def train(
             records = run_rewards(loaded, fresh=fresh, progress=progress)
         if main_process():
             terminal = console()
-            terminal.print(_table(records).to_rich())
+            print_table(_table(records), terminal)
             terminal.print(f"In {loaded.output_dir}/{FOLDER}", highlight=False, markup=False)
 
 

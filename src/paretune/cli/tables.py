@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paretune.cli.output import console
+from paretune.cli.output import console, print_table
 from paretune.files import main_process
 from paretune.report.tables import dial, methods
 from paretune.results.answers import read_answers
@@ -30,7 +30,7 @@ def print_front(front: Front, folder: str | Path) -> None:
         return
     terminal = console()
     folder = Path(folder)
-    terminal.print(front_table(front).to_rich())
+    print_table(front_table(front), terminal)
     best = sum(point.nondominated for point in front.points)
     reference = ", ".join(
         f"{name} {value:.3f}"
@@ -45,14 +45,14 @@ def print_front(front: Front, folder: str | Path) -> None:
     calibration = points_calibration(folder, front.points, front.objectives)
     if calibration is not None:
         terminal.print()
-        terminal.print(dial(calibration, front.objectives).to_rich())
+        print_table(dial(calibration, front.objectives), terminal)
         terminal.print(
             "Losses expected on the validation split; the gate is where the adapter is put.",
             highlight=False,
         )
     if any(point.text for point in front.points):
         terminal.print()
-        terminal.print(text_table(front).to_rich())
+        print_table(text_table(front), terminal)
     shown = [point for point in front.points if point.scores][:: _stride(front)]
     for table in answer_tables(shown, folder):
         terminal.print()

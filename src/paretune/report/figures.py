@@ -32,8 +32,11 @@ from paretune.results.dial import dial_grid, dial_rows
 
 # Okabe and Ito's colours, which the common colour-vision deficiencies keep apart; every colour
 # also has its own marker, so that nothing hangs on colour alone.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#882255", "#999933", "#6A3D9A", "#8C564B"),  # further ones: Tol's, and two of ColorBrewer's
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "8")
 MOST_INCHES = 150  # of a figure's height: matplotlib draws no more than 2^16 pixels
 _MOST_LABELS = 60  # more would cover the points, or the page
 _GREY, _DARK = "#666666", "#222222"
@@ -143,7 +146,7 @@ def _draw_plane(
     sign = 1 if lower_is_better else -1
     labels = []
     for (name, points), colour, marker in zip(
-        series.items(), cycle(COLOURS), cycle(_MARKERS), strict=False
+        series.items(), cycle(COLOURS), cycle(MARKERS), strict=False
     ):
         xy = np.array([[p.values[o] for o in objectives] for p in points]).reshape(-1, 2)
         best = _nondominated(sign * xy)
@@ -250,7 +253,7 @@ def line_looks(count: int) -> list[dict[str, Any]]:
     return [
         {"color": colour, "marker": marker, "ls": style}
         for colour, marker, style in islice(
-            zip(cycle(COLOURS), cycle(_MARKERS), cycle(styles), strict=False), count
+            zip(cycle(COLOURS), cycle(MARKERS), cycle(styles), strict=False), count
         )
     ]
 

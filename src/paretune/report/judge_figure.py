@@ -9,10 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paretune.judging.summary import Estimate, Summary
-from paretune.report.figures import COLOURS, MOST_INCHES, STYLE, legend_columns, save_figure
+from paretune.report.figures import (
+    COLOURS,
+    MARKERS,
+    MOST_INCHES,
+    STYLE,
+    legend_columns,
+    save_figure,
+)
 from paretune.results.text import preference_text
-
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
 def draw_judges(judges: Sequence[Summary], path: Path) -> None:
@@ -88,7 +93,7 @@ def _draw(axes: Axes, judged: Summary, values: Values, neutral: float) -> None:
     titles = list(dict.fromkeys(row.title for row in judged.rows))
     axes.axvline(neutral, color="#666666", lw=1.0, ls="--", label="base model")
     for number, (title, colour, marker) in enumerate(
-        zip(titles, cycle(COLOURS), cycle(_MARKERS), strict=False)
+        zip(titles, cycle(COLOURS), cycle(MARKERS), strict=False)
     ):
         shift = 0.6 * ((number + 0.5) / len(titles) - 0.5)
         axes.plot([], [], color=colour, marker=marker, ls="", label=title)

@@ -188,10 +188,15 @@ def _training(training: Mapping[str, Any]) -> list[Fact]:
         found["gate"] = _weights(list(training["position"].values()), ".3g")
     elif "steps" in training:
         found["steps"] = f"{training['steps']:,}"
+        if "best_step" in training:
+            found["steps"] += f", best at {training['best_step']:,}"
     if skipped := training.get("skipped_steps"):
         found["skipped steps"] = f"{skipped:,}"
     if "seconds" in training and "position" not in training:
         found["minutes"] = signed(training["seconds"] / 60, ".1f")
+    if (times := training.get("times")) and times.get("validation"):
+        shares = (f"{name} {signed(times[name] / 60, '.1f')}" for name in times)
+        found["minutes"] += f" ({', '.join(shares)})"
     if "vertex_share" in training:
         found["λ* at a corner"] = signed(training["vertex_share"], ".0%")
     if "solver_share" in training:

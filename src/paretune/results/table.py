@@ -3,12 +3,15 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Literal
 
 from paretune.results.text import markdown_text
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
+
+_TEXT_WIDTH = 16  # letters of a column of texts on a terminal, at least, if it has so many
 
 Cell = object
 """A text, or what its column's format writes; None and NaN are empty."""
@@ -86,6 +89,42 @@ class Table:
             f"<tbody>\n{''.join(lines)}</tbody>\n</table>"
         )
 
+    def fitting(self, width: int) -> "list[Table]":
+        """The table, or as many below each other as have their numbers whole in so many letters.
+
+        Each part begins with the columns of texts that stand before the first number.
+        """
+        first = next((k for k, column in enumerate(self.columns) if column.align == "right"), 0)
+        widths = [self._least(k) + 3 for k in range(len(self.columns))]
+        room = width - 1 - sum(widths[:first])
+        parts: list[list[int]] = [[]]
+        for k in range(first, len(widths)):
+            if parts[-1] and sum(widths[each] for each in [*parts[-1], k]) > room:
+                parts.append([])
+            parts[-1].append(k)
+        if len(parts) == 1:
+            return [self]
+        places = [[*range(first), *part] for part in parts]
+        return [
+            Table(
+                [self.columns[k] for k in place],
+                [[row[k] for k in place] for row in self.rows],
+                self.title if number == 0 else f"{self.title}, continued".lstrip(", "),
+            )
+            for number, place in enumerate(places)
+        ]
+
+    def _least(self, place: int) -> int:
+        """Letters that a column needs: of a number's, its longest; of texts', a few."""
+        column = self.columns[place]
+        cells = [row[place] for row in self.texts]
+        lines = [line for cell in cells for line in cell.split("\n")]
+        longest = max((len(line) for line in lines), default=0)
+        words = max((len(word) for word in column.name.split()), default=0)
+        if column.align == "left" and column.wrap:
+            return min(max(longest, words), _TEXT_WIDTH)
+        return max(longest, words)
+
     def _written(
         self, text: Callable[[str], str], formatted: Callable[[str], str]
     ) -> Iterator[list[str]]:
@@ -102,8 +141,12 @@ class Table:
         from rich.text import Text
 
         table = RichTable(title=Text(self.title) if self.title else None, title_justify="left")
-        for column in self.columns:
-            table.add_column(Text(column.name), justify=column.align, no_wrap=not column.wrap)
+        for place, column in enumerate(self.columns):
+            number = column.align == "right"
+            # Texts give way first: a number is never broken, only the heading above it.
+            name = fill(column.name, max(self._least(place), 1)) if number else column.name
+            whole = number or not column.wrap
+            table.add_column(Text(name), justify=column.align, no_wrap=whole, overflow="fold")
         for row in self.texts:
             table.add_row(*map(Text, row))
         return table

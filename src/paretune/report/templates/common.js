@@ -4,15 +4,18 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = (id) => document.getElementById(id);
 const PALETTE = {
-  light: ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87A00", "#3E9FD4", "#333333"],
-  dark: ["#4DA3E0", "#F08A4B", "#35C79D", "#E3A0C5", "#EDB74A", "#9BD3F7", "#DADDE2"],
+  light: ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B87A00", "#3E9FD4", "#333333", "#882255", "#7A7A1F", "#6A3D9A",
+    "#8C564B"],
+  dark: ["#4DA3E0", "#F08A4B", "#35C79D", "#E3A0C5", "#EDB74A", "#9BD3F7", "#DADDE2", "#D4709F", "#C8C860", "#B490E0",
+    "#C79A8C"],
 };
 const THEME = {
   light: { text: "#1a1f26", muted: "#59636e", grid: "#e6e9ed", card: "#ffffff", line: "#c9cfd6" },
   dark: { text: "#e6e9ee", muted: "#9aa4b2", grid: "#262d37", card: "#161a21", line: "#3a434f" },
 };
-const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "pentagon", "x", "hexagon"];
-const GLYPHS = ["●", "■", "▲", "◆", "▼", "⬟", "✖", "⬢"];
+const SYMBOLS = ["circle", "square", "triangle-up", "diamond", "triangle-down", "pentagon", "x", "hexagon", "cross",
+  "triangle-left", "triangle-right", "bowtie"];
+const GLYPHS = ["●", "■", "▲", "◆", "▼", "⬟", "✖", "⬢", "✚", "◀", "▶", "⧓"];
 const PAGE_SIZE = 5;
 const PAPER = 660; // pixels of a page's width
 const FEW = 12; // points that can each carry a label
