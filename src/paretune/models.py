@@ -13,6 +13,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -62,6 +63,7 @@ def load_model_and_tokenizer(
     shard: bool = False,
     head: Head = "language",
     init_kwargs: Mapping[str, Any] | None = None,
+    revision: str | None = None,
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     """Load a causal language model and its tokenizer, ready for training and generation.
 
@@ -89,6 +91,7 @@ def load_model_and_tokenizer(
         head: what the model puts out.
         init_kwargs: further arguments of `from_pretrained`, which go before those above;
             ``revision`` and ``trust_remote_code`` are of the tokenizer, too.
+        revision: commit, tag or branch of a model on the hub.
 
     Raises:
         InputError: an unknown option, a package that is missing, code of a checkpoint that nobody
@@ -124,7 +127,8 @@ def load_model_and_tokenizer(
 
         options["distributed_config"] = DistributedConfig(fsdp_size=processes)
         device = None  # transformers places the parts
-    options |= {"trust_remote_code": trust_remote_code, **(init_kwargs or {})}
+    pinned = {} if revision is None else {"revision": revision}
+    options |= {"trust_remote_code": trust_remote_code, **pinned, **(init_kwargs or {})}
     shared = {key: options[key] for key in ("trust_remote_code", "revision") if key in options}
     embedded = str(name) == EMBEDDED
     try:
@@ -162,7 +166,9 @@ def load_model_and_tokenizer(
     return model, tokenizer
 
 
-def check_model(name: str | os.PathLike[str], trust_remote_code: bool = False) -> None:
+def check_model(
+    name: str | os.PathLike[str], trust_remote_code: bool = False, revision: str | None = None
+) -> None:
     """See, without loading its weights, that there is a model of this name.
 
     Raises:
@@ -176,7 +182,9 @@ def check_model(name: str | os.PathLike[str], trust_remote_code: bool = False) -
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        AutoConfig.from_pretrained(
+            source, trust_remote_code=trust_remote_code, revision=revision or "main"
+        )
     except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
 
@@ -249,6 +257,28 @@ def _with_date(template: str, date: str) -> str:
     )
     clock = f"{{% macro strftime_now(format) %}}{{{{ format{replacements} }}}}{{% endmacro %}}"
     return clock + "{{ '' }}" + template  # so that the template's first newline stays
+
+
+def asks_for_date(
+    name: str | os.PathLike[str], variables: Mapping[str, Any], revision: str | None = None
+) -> bool:
+    """Whether a model's chat template prints the day on which it is used.
+
+    Args:
+        variables: Values it is given, one of which may be the date itself (``date_string`` of
+            Llama 3).
+    """
+    if str(name) == EMBEDDED:
+        return False
+    from transformers.utils.hub import cached_file
+
+    text = ""
+    for file in ("chat_template.jinja", "tokenizer_config.json"):
+        with contextlib.suppress(OSError, ValueError):
+            if found := cached_file(_source(name), file, revision=revision or "main"):
+                text += Path(found).read_text(encoding="utf-8")
+    kept = re.findall(r"set\s+(\w+)\s*=\s*strftime_now", text)
+    return "strftime_now" in text and not (kept and set(kept) <= set(variables))
 
 
 def embedded_folder() -> Path:

@@ -37,8 +37,19 @@ def test_settings_are_those_of_table_8(name: str) -> None:
     assert (rewarded.offline_steps, rewarded.offline_learning_rate) == (20_000, 1e-4)
     assert (rewarded.online_steps, rewarded.online_learning_rate) == (4_000, 1e-5)
     assert (rewarded.batch_size, rewarded.max_new_tokens, rewarded.rewards) == (1, 256, None)
-    (modpo,) = options(recipe, "modpo")
-    assert modpo.beta == 0.3
+    paper, implicit = options(recipe, "modpo")
+    assert (paper.margins, paper.beta) == ("scorer", 0.3)
+    assert (implicit.margins, implicit.beta) == ("implicit", 0.3)
+
+
+@pytest.mark.parametrize("size", ["llama8b", "qwen8b"])
+def test_larger_models_are_compared_as_they_are_swept(size: str) -> None:
+    compared = load_comparison(f"ultrafeedback_compare_{size}")
+    swept = load_recipe(f"ultrafeedback_clamp_{size}")
+    for section in ("model", "lora", "data", "loss", "train", "evaluation"):
+        assert getattr(compared, section) == getattr(swept, section)
+    assert [entry.title for entry in compared.methods] == ["CLAMP", "PWG", "MODPO", "RiC"]
+    assert compared.rewards == load_comparison("ultrafeedback_compare").rewards
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -20,7 +20,7 @@ from paretune.recipes import Recipe, load_recipe
 from paretune.results.front import Front
 from paretune.runs.folder import RunFolder
 from paretune.runs.plan import plan, warm_start
-from paretune.runs.sweep import _note_left_out, evaluate_run, run_sweep
+from paretune.runs.sweep import evaluate_run, note_left_out, run_sweep
 
 WORDS = ["red", "blue", "cat", "dog", "tea", "milk", "sun", "moon", "rain", "wind", "run", "walk"]
 
@@ -129,17 +129,27 @@ def test_the_run_folder(finished: Path, tiny: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_trainings_left_out_is_in_the_manifest(finished: Path, tmp_path: Path) -> None:
+def test_what_trainings_left_out_is_in_the_manifest(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "manifest.json").write_bytes((finished / "manifest.json").read_bytes())
     front = Front.read(finished / "front.json")
     nothing = {"given": 24, "too_long": 0, "equal": 0, "cut": 0, "unread": {}, "unmatched": 0}
     assert front.points[0].training["pairs"] == {"harmless": nothing, "helpful": nothing}
     for point, unmatched in zip(front.points, (3, 5), strict=True):
         point.training["pairs"]["helpful"] |= {"too_long": 1, "unmatched": unmatched}
-    _note_left_out(front, RunFolder(tmp_path, None))
+    note_left_out(front.points, RunFolder(tmp_path, None))
     train = json.loads((tmp_path / "manifest.json").read_text())["data"]["train"]
     assert (train["too_long"], train["unmatched"]) == ({"helpful": 1}, {"helpful": 5})
     assert "cut" not in train
+    assert all(point.training["sampling"] == "joint" for point in front.points)
+    front.points[0].training["rows"] = 12
+    front.points[1].training["rows"] = 14
+    with caplog.at_level("WARNING"):
+        note_left_out(front.points, RunFolder(tmp_path, None))
+    assert "12 to 14 rows" in caplog.text
+    rows = json.loads((tmp_path / "manifest.json").read_text())["rows"]
+    assert sorted(rows.values()) == [12, 14]
 
 
 @pytest.mark.slow

@@ -295,7 +295,8 @@ def _config(model: "Model") -> tuple[Any, str]:
         shape = json.loads(json.dumps(SHAPES[model.name]))
         return AutoConfig.for_model(shape.pop("model_type"), **shape), "a shape known to paretune"
     try:
-        return AutoConfig.from_pretrained(model.name), f"config.json of '{model.name}' on the hub"
+        config = AutoConfig.from_pretrained(model.name, revision=model.revision or "main")
+        return config, f"config.json of '{model.name}' on the hub"
     except (OSError, ValueError) as error:
         known = ", ".join(SHAPES)
         raise InputError(

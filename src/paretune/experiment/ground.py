@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,14 +36,14 @@ def data_ground(data: "PreferenceData") -> Ground:
     return {"data": {name: rows_digest(pairs) for name, pairs in data.pairs.items()}}
 
 
-def model_ground(name: str) -> Ground:
+def model_ground(name: str, revision: str | None = None) -> Ground:
     """The digests of a model's configuration, weights and code, and of its tokenizer's files.
 
     Of a model from the hub, its commit; nothing where that cannot be had.
     """
     folder = embedded_folder() if name == EMBEDDED else user_path(name)
     if not folder.is_dir():
-        commit = _commit(name)
+        commit = _commit(name, revision)
         return {"model": {"commit": commit}} if commit else {}
     files = sorted(path for path in folder.iterdir() if path.is_file())
     model = [
@@ -90,12 +92,39 @@ def _cached_digest(path: Path) -> str:
         return digest
 
 
-def _commit(name: str) -> str | None:
+def data_commit(name: str | None, revision: str | None = None) -> str | None:
+    """The commit at which a data set of the hub stands in this machine's cache, if it is there."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    if name is None:
+        return None
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="dataset")
+    reference = folder / "refs" / (revision or "main")
+    try:
+        return reference.read_text(encoding="utf-8").strip()
+    except OSError:  # a revision that is a commit has no file
+        return revision
+
+
+def machine() -> dict[str, str]:
+    """The GPUs of this process, CUDA, and packages that a run may use and may lack."""
+    import torch
+
+    found = {name: version(name) for name in ("trl", "bitsandbytes") if find_spec(name)}
+    if not torch.cuda.is_available():
+        return found
+    cards = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    gpus = ", ".join(f"{cards.count(card)} x {card}" for card in dict.fromkeys(cards))
+    return {**found, "gpu": gpus, "cuda": str(torch.version.cuda)}
+
+
+def _commit(name: str, revision: str | None) -> str | None:
     """The commit of a model on the hub, from its configuration's place in the cache."""
     from transformers.utils.hub import cached_file
 
     try:
-        path = cached_file(name, "config.json")
+        path = cached_file(name, "config.json", revision=revision or "main")
     except (OSError, ValueError):
         return None
     return None if path is None else Path(path).parent.name

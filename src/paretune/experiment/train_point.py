@@ -148,7 +148,9 @@ def _save(
         history = trainer.state.log_history
         write_jsonl(folder / "log.jsonl", history)
         summary = _summary(trainer.totals, trainer.state.global_step, peak_memory)
-        finish_training(folder, {**summary, "pairs": trainer.data_counts, **more})
+        best = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+        chosen = {"best_step": best} if best else {}
+        finish_training(folder, {**summary, **chosen, **trainer.data_told, **more})
     wait_for_all()
 
 
@@ -192,7 +194,7 @@ def _ordered(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _summary(totals: Totals, steps: int, peak_memory: int) -> dict[str, Any]:
     """What the training took, over all its sessions."""
-    spend = replace(totals.spend, peak_memory_bytes=peak_memory)
+    spend = replace(totals.spend, seconds=totals.seconds, peak_memory_bytes=peak_memory)
     return {
         "steps": steps,
         "seconds": spend.seconds,

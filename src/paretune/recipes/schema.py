@@ -108,10 +108,12 @@ class Model(Section):
 
     name: Location = EMBEDDED
     """`smollm2-135m-instruct` (embedded), a folder, or an id on the Hugging Face hub."""
+    revision: str | None = None
+    """Commit, tag or branch of a model on the hub; null is what is newest."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Number type of the weights; `auto`: bfloat16 on a GPU that has it, else float32."""
     quantization: Literal["8bit", "4bit"] | None = None
-    """Load the base in 8 or 4 bit; needs bitsandbytes and `lora`."""
+    """Load the base in 8 or 4 bit; needs bitsandbytes and `lora`. 4 bit trains on GPUs alone."""
     trust_remote_code: bool = False
     """The model needs code that comes with its checkpoint; it runs where the command has
     `--trust-remote-code` too."""

@@ -108,7 +108,8 @@ def generate_outputs(
     with folder.session(fresh=fresh):
         if point is not None:
             check_weights(point.folder)
-        ground = model_ground(choices.recipe.model.name)
+        model = choices.recipe.model
+        ground = model_ground(model.name, model.revision)
         check_ground(choices.run, read_manifest(choices.run), ground)
         folder.stand_on(ground)
         kept = _Kept(folder.path / _ANSWERS)

@@ -29,7 +29,7 @@ from paretune.results.weights import TRAINING
 from paretune.runs.dial import measure_dial
 from paretune.runs.folder import RecipeIdentity, RunFolder
 from paretune.runs.plan import plan
-from paretune.runs.sweep import check_recipe, load_splits, note_skipped
+from paretune.runs.sweep import check_recipe, load_splits, note_left_out, note_skipped
 
 if TYPE_CHECKING:
     from paretune.baselines.context import Context
@@ -425,7 +425,9 @@ def _publish(comparison: Comparison, folder: RunFolder) -> None:
     rewards = {path.parent.name: read_object(path) for path in constants}
     if rewards != folder.manifest.get("rewards", {}):
         folder.note(rewards=rewards)
-    note_skipped((point for cell in comparison.cells for point in cell.points), folder)
+    points = [point for cell in comparison.cells for point in cell.points]
+    note_skipped(points, folder)
+    note_left_out(points, folder)
     if folder.holds_already("compare.json", comparison.to_json()) and all(
         (folder.path / name).exists() for name in ("compare.md", "compare.png")
     ):

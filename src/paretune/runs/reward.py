@@ -68,7 +68,8 @@ def _check(recipe: "Recipe", folder: RunFolder) -> "PreferenceData":
     from paretune.models import check_model
 
     reward_arguments(recipe, folder.path)
-    check_model(recipe.reward.model or recipe.model.name, recipe.model.trust_remote_code)
+    name, revision = _base(recipe)
+    check_model(name, recipe.model.trust_remote_code, revision)
     return load_data(recipe.data)
 
 
@@ -84,8 +85,7 @@ def _train(
     from paretune.experiment.reward import train_reward
 
     if main_process():
-        base = recipe.reward.model or recipe.model.name
-        folder.stand_on(data_ground(data) | model_ground(base))
+        folder.stand_on(data_ground(data) | model_ground(*_base(recipe)))
         folder.note(recipe=recipe.name, data={"all": data.counts})
     splits = split_by_prompt(data, recipe.data.split, recipe.data.seed)
     recipe = dated(recipe, folder.started())
@@ -97,3 +97,10 @@ def _train(
         records[name] = train_reward(recipe, name, splits, folder.path / name, progress.phase)
     progress.end()
     return records
+
+
+def _base(recipe: "Recipe") -> tuple[str, str | None]:
+    """Name and revision of the model that becomes a reward model."""
+    if recipe.reward.model is not None:
+        return recipe.reward.model, None
+    return recipe.model.name, recipe.model.revision

@@ -14,10 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretune.data import LOADERS
+from paretune.data.loading import hub_id
 from paretune.data.splitting import Split, split_by_prompt
 from paretune.errors import InputError, TrainingStoppedError, UntrainedError
 from paretune.files import main_process
 from paretune.losses import plain_loss
+from paretune.models import asks_for_date
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import ClampOptions
 from paretune.progress import Progress, Silent, default_progress
@@ -92,7 +95,7 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
             front = _collect(recipe, run, measured, "test")
             with folder.alone():
                 if pending:
-                    _note_left_out(front, folder)
+                    note_left_out(front.points, folder)
                     note_skipped(front.points, folder)
                 _publish(front, folder)
         if untrained:
@@ -284,7 +287,7 @@ def check_recipe(recipe: "Recipe") -> "PreferenceData":
     else:
         training_arguments(recipe, first.preference, first.seed, run)
     check_sources(recipe)
-    check_model(recipe.model.name, recipe.model.trust_remote_code)
+    check_model(recipe.model.name, recipe.model.trust_remote_code, recipe.model.revision)
     data = load_data(recipe.data)
     split_by_prompt(data, recipe.data.split, recipe.data.seed)  # may complain
     return data
@@ -305,14 +308,15 @@ def load_splits(
     Raises:
         InputError: data that is missing or wrong, or has changed; or a base model that has.
     """
-    from paretune.experiment.ground import data_ground, model_ground
+    from paretune.experiment.ground import data_ground, machine, model_ground
     from paretune.experiment.reward_sources import reward_ground
     from paretune.experiment.setup import load_data
 
     data = load_data(recipe.data) if data is None else data
     splits = split_by_prompt(data, recipe.data.split, recipe.data.seed)
     if main_process():
-        ground = data_ground(data) | model_ground(recipe.model.name) | reward_ground(recipe)
+        ground = data_ground(data) | reward_ground(recipe)
+        ground |= model_ground(recipe.model.name, recipe.model.revision)
         if source is not None and source != folder.path:
             changed = {key.split(".")[0] for key in RecipeIdentity(recipe).differences(source)}
             section = {
@@ -330,8 +334,38 @@ def load_splits(
             data={"all": data.counts, **{k: v.counts for k, v in splits.items()}},
             normalisation=_normalisation(recipe),
             losses={name: plain_loss(loss) for name, loss in recipe.losses.items()},
+            revisions=_revisions(recipe, ground),
         )
+        folder.note(machine())
+        _tell_date(recipe, folder)
     return splits
+
+
+def _revisions(recipe: "Recipe", ground: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The commits of base model and data, as far as they are of the hub."""
+    from paretune.experiment.ground import data_commit
+
+    given = recipe.data.path
+    name = hub_id(LOADERS[recipe.data.loader]) if given is None else None
+    found = {
+        "model": ground.get("model", {}).get("commit"),
+        "data": data_commit(name, recipe.data.revision),
+    }
+    return {what: commit for what, commit in found.items() if commit}
+
+
+def _tell_date(recipe: "Recipe", folder: RunFolder) -> None:
+    """Warn where the prompts of this run will not be those of one that is begun tomorrow."""
+    model = recipe.model
+    if model.date is None and asks_for_date(model.name, model.template_variables, model.revision):
+        logger.warning(
+            "The chat template of %s prints the date. In this run it is %s, the day on which it "
+            "was begun, whenever it is resumed; a run of another day has other prompts. To have "
+            "the same, set model.date=%s.",
+            model.name,
+            folder.started(),
+            folder.started(),
+        )
 
 
 def _normalisation(recipe: "Recipe") -> dict[str, Any]:
@@ -352,21 +386,32 @@ def _join(recipe: "Recipe", run: Path) -> None:
             training_arguments(recipe, first.preference, first.seed, run)
 
 
-def _note_left_out(front: Front, folder: RunFolder) -> None:
-    """Add to the manifest's counts of the training split what trainings left out of it or cut.
+def note_left_out(points: Sequence[FrontPoint], folder: RunFolder) -> None:
+    """Tell the manifest what trainings left out of the training split or cut, and of which rows.
 
-    Joint rows depend on the preference: the most of any point counts.
+    Joint rows depend on the preference, an objective of weight zero having no say: the most of any
+    point counts, and ``rows`` has the number of each point where these differ.
     """
     found: dict[str, dict[str, int]] = {}
-    for point in front.points:
+    for point in points:
         for objective, became in (point.training.get("pairs") or {}).items():
             for key in ("too_long", "equal", "cut", "unmatched"):
-                if became[key]:
+                if became.get(key):
                     most = found.setdefault(key, {})
                     most[objective] = max(became[key], most.get(objective, 0))
-    if found:
-        counts = folder.manifest["data"]
-        folder.note(data={**counts, "train": {**counts["train"], **found}})
+    counts = folder.manifest.get("data") or {}
+    train = {**counts.get("train", {}), **found}
+    if train != counts.get("train", {}):
+        folder.note(data={**counts, "train": train})
+    rows = {p.folder: p.training["rows"] for p in points if "rows" in p.training}
+    if len(set(rows.values())) > 1 and rows != folder.manifest.get("rows"):
+        logger.warning(
+            "Points train on %d to %d rows: joint rows are those on which all objectives with "
+            "weight have a pair (train.sampling=independent takes all pairs).",
+            min(rows.values()),
+            max(rows.values()),
+        )
+        folder.note(rows=rows)
 
 
 def note_skipped(points: Iterable[FrontPoint], folder: RunFolder) -> None:

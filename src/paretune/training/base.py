@@ -23,7 +23,7 @@ from paretune.models import is_sharded, load_model_and_tokenizer, with_template_
 from paretune.moo.preference import Preference
 from paretune.spend import Spend
 from paretune.training.arguments import lasting
-from paretune.training.callbacks import EpochRows, Epochs, Movement, SharedEpoch
+from paretune.training.callbacks import EpochRows, Epochs, Movement, SharedEpoch, Times
 from paretune.training.checkpoints import (
     CompleteCheckpoints,
     difference,
@@ -94,6 +94,7 @@ class BaseTrainer(Trainer):
                 *(callbacks or ()),
                 Epochs(shared),
                 Movement(self),
+                Times(self),
                 CompleteCheckpoints(self),
             ],
             optimizers=optimizers,

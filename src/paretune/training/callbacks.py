@@ -1,5 +1,6 @@
 """What the trainers do beside their steps: epochs of rows, and whether steps move the weights."""
 
+import time
 from typing import Any, Protocol
 
 import torch
@@ -101,6 +102,47 @@ class Movement(TrainerCallback):
         """Opposed objectives may leave none: that is a stationary point, not a fault."""
         gradients = (p.grad for p in self._trainer.model.parameters() if p.grad is not None)
         return any(bool(gradient.any()) for gradient in gradients)
+
+
+class Times(TrainerCallback):
+    """Adds up the wall-clock time of steps, of validation, and of putting batches together.
+
+    A step is its passes, the weighting and the optimiser. Writing checkpoints counts as nothing.
+
+    Args:
+        trainer: Its `totals` are told.
+    """
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer: Any = trainer
+        self._mark: float | None = None
+
+    def _lap(self, kind: str | None = None) -> None:
+        if self._mark is None:  # not within a training
+            return
+        now = time.perf_counter()
+        if kind is not None:
+            times = self._trainer.totals.times
+            times[kind] = times.get(kind, 0.0) + now - self._mark
+        self._mark = now
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._mark = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._lap("loading")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._lap("step")
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._lap("validation")
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._lap()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self._mark = None
 
 
 def weight_sums(model: nn.Module) -> list[float]:

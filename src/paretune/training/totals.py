@@ -19,7 +19,10 @@ class Totals:
         solver_share: Sum over the steps taken of the share of time spent on λ*.
         moved: Whether a step has changed a weight.
         unmoved: Steps with a gradient and a learning rate before the first that changed one.
-        spend: Tokens, passes and seconds, those of skipped steps as well.
+        spend: Tokens, passes and seconds, those of skipped steps as well; the seconds are of passes
+            and weighting alone.
+        times: Seconds of whole steps, optimiser included (``step``), of validation (``validation``)
+            and of putting batches together (``loading``).
     """
 
     steps: int = 0
@@ -29,6 +32,12 @@ class Totals:
     moved: bool = False
     unmoved: int = 0
     spend: Spend = field(default_factory=Spend)
+    times: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float:
+        """All that the training took but for writing checkpoints."""
+        return math.fsum(self.times.values()) or self.spend.seconds
 
     def summary(self) -> dict[str, Any]:
         """The means and sums that ``training.json`` holds."""
@@ -37,6 +46,7 @@ class Totals:
             "skipped_steps": self.skipped,
             "vertex_share": self.vertices / taken,
             "solver_share": self.solver_share / taken,
+            "times": dict(self.times),
         }
 
     def to_json(self) -> dict[str, Any]:

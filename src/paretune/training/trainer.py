@@ -171,6 +171,13 @@ class MultiObjectiveTrainer(BaseTrainer):
             for name, counts in self._train_pairs.counts.items()
         }
 
+    @property
+    def data_told(self) -> dict[str, Any]:
+        """`data_counts` as ``pairs``, how batches were drawn and from how many rows; JSON-able."""
+        rows = self._train_rows
+        sampling = "joint" if rows.joint else "independent"
+        return {"pairs": self.data_counts, "sampling": sampling, "rows": len(rows)}
+
     def _attach_reference(self, pairs: TokenizedPairs, title: str) -> None:
         if not any(loss.needs_reference for loss in self.losses.values()):
             return
