@@ -22,6 +22,7 @@ from transformers import TrainingArguments
 
 from paretune.baselines.recipe import CompareRecipe
 from paretune.recipes.data_weighting import WeighRecipe
+from paretune.recipes.mixture import MixtureRecipe
 from paretune.recipes.reference import REQUIRED, SECTION, Key, recipe_keys
 from paretune.recipes.schema import Recipe
 
@@ -49,6 +50,9 @@ def pages() -> dict[str, str]:
             "compare", CompareRecipe, "`paretune compare`", only="methods"
         ),
         "reference/weigh.md": recipe_page("weigh", WeighRecipe, "`paretune weigh`"),
+        "reference/mixture.md": recipe_page(
+            "mixture", MixtureRecipe, "`paretune weigh` with the task `sets` or `planted`"
+        ),
         "reference/commands.md": commands_page(),
     }
 

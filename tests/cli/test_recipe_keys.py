@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from paretune import yaml_syntax
 from paretune.cli import app
 from paretune.recipes import shipped_recipes
+from paretune.recipes.mixture import is_mixture
 from paretune.recipes.reference import keys_of
 from paretune.recipes.schema import Recipe
 
@@ -33,10 +34,14 @@ def test_a_section_that_is_not_there() -> None:
     assert "did you mean 'lora'" in str(found.exception)
 
 
-@pytest.mark.parametrize("kind", ["sweep", "compare", "weigh"])
+@pytest.mark.parametrize("kind", ["sweep", "compare", "weigh", "mixture"])
 def test_shipped_recipes_follow_the_schema(kind: str) -> None:
     schema = json.loads(_run("--schema", "--kind", kind).stdout)
-    for name, text in shipped_recipes(kind).items():
+    command: Any = "weigh" if kind == "mixture" else kind
+    texts = shipped_recipes(command)
+    if command == "weigh":
+        texts = {n: t for n, t in texts.items() if is_mixture(t, n) == (kind == "mixture")}
+    for name, text in texts.items():
         recipe = yaml_syntax.parse(text, name)
         assert list(_faults(recipe, schema, schema)) == []
         assert list(_faults({**recipe, "modle": "x"}, schema, schema)) == ["modle"]

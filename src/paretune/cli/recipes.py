@@ -9,11 +9,12 @@ from paretune.cli.output import console, echo
 
 
 class Kind(StrEnum):
-    """What a recipe is for: the command that reads it."""
+    """What a recipe is for: the command that reads it; `mixture` is the other kind of `weigh`."""
 
     sweep = "sweep"
     compare = "compare"
     weigh = "weigh"
+    mixture = "mixture"
 
 
 def recipes(
@@ -29,7 +30,11 @@ def recipes(
         bool, typer.Option("--schema", help="Print the JSON schema of a recipe, for editors.")
     ] = False,
     kind: Annotated[
-        Kind, typer.Option(help="With --keys and --schema: recipes of which command.")
+        Kind,
+        typer.Option(
+            help="With --keys and --schema: recipes of which command; mixture: of paretune weigh, "
+            "with the task sets or planted."
+        ),
     ] = Kind.sweep,
 ) -> None:
     """List the recipes that ship with paretune, each after its command, or print one; or say which
@@ -63,6 +68,7 @@ def _describe(kind: Kind, section: str | None, schema: bool) -> None:
 
     from paretune.baselines.recipe import CompareRecipe
     from paretune.recipes.data_weighting import WeighRecipe
+    from paretune.recipes.mixture import MixtureRecipe
     from paretune.recipes.reference import json_schema, key_table, keys_of
     from paretune.recipes.schema import Recipe
 
@@ -70,6 +76,7 @@ def _describe(kind: Kind, section: str | None, schema: bool) -> None:
         Kind.sweep: Recipe,
         Kind.compare: CompareRecipe,
         Kind.weigh: WeighRecipe,
+        Kind.mixture: MixtureRecipe,
     }
     recipe = kinds[kind]
     if schema:
