@@ -13,9 +13,18 @@ import pytest
 import typer
 from rich.console import Console
 
+from paretune.cli import fleet as fleets
 from paretune.cli import progress, workers
-from paretune.cli.workers import Events, Fleet, run_workers, worker_environments
+from paretune.cli.fleet import Events, Fleet
+from paretune.cli.workers import (
+    Job,
+    run_workers,
+    shared_out,
+    worker_command,
+    worker_environments,
+)
 from paretune.errors import InputError
+from paretune.recipes.section import Run
 
 
 def test_each_has_a_gpu_and_its_part_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,15 +42,69 @@ def test_each_has_a_gpu_and_its_part_of_the_cores(monkeypatch: pytest.MonkeyPatc
     assert workers._gpus() == ["3", "1"]
 
 
-def test_not_within_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_gpus_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    environments = worker_environments(3, ["0", "1", "2", "3", "4"], ranks=2)
+    assert [each["CUDA_VISIBLE_DEVICES"] for each in environments] == ["0,1", "2,3", "0,1"]
+    assert {each["OMP_NUM_THREADS"] for each in environments} == {"2"}
+    with pytest.raises(InputError, match=r"gpus_per_point is 4, and this machine has 3 GPUs"):
+        worker_environments(1, ["0", "1", "2"], ranks=4)
+    assert worker_command(["sweep"], 2)[1:] == ["-m", "paretune.cli.ranks", "2", "sweep"]
+
+
+def job(gpus_per_point: int | None = None) -> Job:
+    def none() -> Any:
+        raise AssertionError
+
+    return Job(["sweep", "demo"], none, Run(gpus_per_point=gpus_per_point), 3, fresh=False)
+
+
+def test_who_does_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    monkeypatch.setattr(workers, "run_workers", lambda *arguments: started.append(arguments))
+    for gpus, count, expected in (
+        (None, None, []),
+        (1, 1, []),
+        (None, 3, [(3, ["sweep", "demo"], 1)]),
+        (2, None, [(1, ["sweep", "demo"], 2)]),
+        (2, 4, [(4, ["sweep", "demo"], 2)]),
+    ):
+        started.clear()
+        assert shared_out(job(gpus), count, None) is bool(expected)
+        assert started == expected
+
+
+def test_within_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="leave out torchrun"):
-        run_workers(2, ["sweep", "demo"])
+    for count, ray, option in (
+        (2, None, "--workers"),
+        (None, "auto", "--ray"),
+        (2, "auto", "--ray"),
+    ):
+        with pytest.raises(
+            InputError, match=f"{option} starts processes itself: leave out torchrun"
+        ):
+            shared_out(job(), count, ray)
+    assert not shared_out(job(), None, None)
+    assert not shared_out(job(2), None, None)
+    with pytest.raises(InputError, match="gpus_per_point is 3, and 2 processes were started"):
+        shared_out(job(3), None, None)
+
+
+@pytest.mark.slow
+def test_ranks_end_as_the_first_that_failed() -> None:
+    command = [*worker_command(["sweep", "no-such-recipe"], 2)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 2
+    assert set(ended.stderr.splitlines()) == {
+        line for line in ended.stderr.splitlines() if line.startswith("error: There is no recipe")
+    }
 
 
 def test_one_display(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     file = io.StringIO()
-    for module in (progress, workers):
+    for module in (progress, fleets):
         console = Console(file=file, width=100)
         monkeypatch.setattr(module, "console", lambda console=console, **_: console)
     monkeypatch.setenv("PARETUNE_WORKER", "1")
@@ -57,7 +120,7 @@ def test_one_display(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     lines = capsys.readouterr().out.rstrip("\n").split("\n")
     assert len(lines) == 5
     for line in lines:
-        fleet.tell(1, workers.json.loads(line[1:]))
+        fleet.tell(1, fleets.json.loads(line[1:]))
     assert file.getvalue().startswith("[1/3] worker 2: b: training")
     assert fleet._of_all().startswith("2 of 3 points, about")
 

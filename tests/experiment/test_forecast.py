@@ -8,10 +8,10 @@ import torch
 
 from paretune.errors import InputError
 from paretune.experiment import forecast
-from paretune.experiment.forecast import Precision, Shape, memory, shape_of
+from paretune.experiment.forecast import Precision, Rate, Shape, Tokens, memory, shape_of
 from paretune.recipes import shipped_recipes
 from paretune.recipes.schema import Lora, Model
-from paretune.runs.needs import needs, size
+from paretune.runs.needs import Needs, Work, needs, size
 
 # Of the models' cards and files; adapters of rank 8 by hand: 8 (in + out) for every projection.
 PUBLISHED = {
@@ -65,17 +65,12 @@ def test_sizes_for_people() -> None:
     ]
 
 
-LANGUAGE = [
-    name
-    for kind in ("sweep", "compare", "weigh")
-    for name in shipped_recipes(kind)
-    if not name.startswith(("weigh_mnist", "weigh_reward"))
-]
+SHIPPED = [name for kind in ("sweep", "compare", "weigh") for name in shipped_recipes(kind)]
 
 
 @pytest.mark.model
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_recipe(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("weights are loaded")
@@ -85,7 +80,9 @@ def test_every_shipped_recipe(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
     found = needs(name)
     assert torch.equal(before, torch.get_rng_state())
     assert found.points
-    assert found.work
+    assert bool(found.work) == (not name.startswith(("weigh_mnist", "weigh_reward")))
+    if not found.work:
+        return
     for table in found.tables():
         assert table.to_markdown()
     for each in found.work:
@@ -96,8 +93,41 @@ def test_every_shipped_recipe(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_task_without_a_language_model() -> None:
-    with pytest.raises(InputError, match="trains no language model"):
-        needs("weigh_mnist")
+    found = needs("weigh_mnist")
+    assert (found.shape, found.work) == (None, [])
+    assert "trains no language model" in found.remarks[0]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_operations_are_those_that_torch_counts(
+    tiny_llama: Any, tiny_lora: Any, tmp_path: Path, rank: int, checkpointing: bool
+) -> None:
+    """Of the products with weights; those inside attention are not in the formula."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = tiny_lora(r=rank) if rank else tiny_llama()
+    tiny_llama().config.save_pretrained(tmp_path)
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    tokens = torch.zeros(3, 5, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model.train()(input_ids=tokens, use_cache=False).logits.sum().backward()
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(n for op, n in counts.items() if str(op) in ("aten.mm", "aten.addmm"))
+    shape = shape_of(Model(name=str(tmp_path)), Lora(r=rank) if rank else None)
+    assert products / 15 == pytest.approx(forecast.token_flops(shape, checkpointing), rel=0.1)
+
+
+def test_time_from_a_rate() -> None:
+    shape = Shape("", 1000, 800, 10, 4, 8, 4, 2, 3, 100, 2, False)
+    work = [Work("clamp", 2, 3, 50, Tokens(10, 40.0, None, exact=False), None)]
+    found = Needs("r", "m", shape, 3, work, 0)
+    (row,) = found.times(Rate(tokens=20.0), gpus=8).rows
+    assert row == ["clamp", 2.0, 100 / 3600, 300 / 3600, 8 * 864]
+    rate = Rate(flops=20.0 * forecast.token_flops(shape))
+    assert found.times(rate, gpus=8).rows[0] == pytest.approx(row)
 
 
 def test_tokens_of_packed_batches(tmp_path: Path) -> None:

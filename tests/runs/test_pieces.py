@@ -1,5 +1,6 @@
 """Workers on one folder: nothing done twice, nothing lost, whoever is killed, slow or doubled."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -8,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from paretune import claims
 from paretune.claims import LostClaimError
-from paretune.files import read_json, write_json
+from paretune.files import append_jsonl, read_json, read_jsonl, write_json
 from paretune.progress import Silent
 from paretune.runs.folder import RunFolder
 
@@ -155,6 +157,51 @@ def test_a_killed_run_is_resumed(tmp_path: Path, how: str, expected: dict[str, b
     end(worker)
     assert content(tmp_path) == expected
     assert done(tmp_path) == [1] * 9
+
+
+def _together(place: str, rounds: int, gate: Any, number: int) -> None:
+    names = ["a", "b", "c"]
+    for each in range(rounds):
+        folder = RunFolder(Path(place) / f"{each}", identity=None)
+
+        def do(name: str, folder: RunFolder = folder) -> None:
+            append_jsonl(folder.path / "log.jsonl", [{name: number}])
+            write_json(folder.path / name / folder.mark, {"value": name})
+
+        gate.wait(60)
+        with folder.shared_session():
+            folder.note({"number": number})
+            assert folder.work(names, do, lambda: None) == {}
+            assert all(map(folder.finished, names))
+
+
+@pytest.mark.slow
+def test_two_started_at_the_same_instant_a_hundred_times(tmp_path: Path) -> None:
+    """Whole sessions: the folder is made, joined, worked in and left by both at once."""
+    rounds = 100
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    gate = context.Barrier(2)
+    both = [
+        context.Process(target=_together, args=(str(tmp_path), rounds, gate, number))
+        for number in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(300)
+        assert process.exitcode == 0
+    helped = 0
+    for each in range(rounds):
+        run = tmp_path / str(each)
+        assert sorted(path.name for path in run.iterdir()) == [
+            *("a", "b", "c", "log.jsonl", "manifest.json")
+        ]
+        log = [row for _, row in read_jsonl(run / "log.jsonl")]
+        assert sorted(name for row in log for name in row) == ["a", "b", "c"]
+        helped += len({number for row in log for number in row.values()}) == 2
+        sessions = read_json(run / "manifest.json")["sessions"]
+        assert sorted(session["number"] for session in sessions) == [0, 1]
+    assert helped, "or the two never met"
 
 
 # ------------------------------------------------------------------ in this process

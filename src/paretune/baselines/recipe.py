@@ -135,6 +135,7 @@ class CompareRecipe(Recipe):
             )
         if self.sweep.warm_start:
             raise ValueError("sweep.warm_start is for a sweep: here points are independent")
+        self.run.refuse_several("a comparison")
         for entry in self.methods:
             if entry.preferences is not None:
                 try:

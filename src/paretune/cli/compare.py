@@ -4,13 +4,14 @@ import typer
 
 from paretune.cli.arguments import Fresh, Overrides, RecipeName, TrustRemoteCode, resumable
 from paretune.cli.output import echo
-from paretune.cli.workers import Workers, run_workers
+from paretune.cli.workers import Job, Ray, Workers, shared_out
 
 
 def compare(
     recipe: RecipeName,
     overrides: Overrides = None,
-    workers: Workers = 1,
+    workers: Workers = None,
+    ray: Ray = None,
     fresh: Fresh = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
@@ -22,16 +23,17 @@ def compare(
     with resumable():
         from paretune.baselines.recipe import load_comparison
         from paretune.cli.progress import console_progress
-        from paretune.runs.compare import run_compare
+        from paretune.runs.compare import compare_folder, run_compare
 
         loaded = load_comparison(recipe, overrides or [])
-        if workers > 1:
-            if fresh:
-                from paretune.runs.compare import compare_folder
-
-                with compare_folder(loaded).session(fresh=True):
-                    pass
-            run_workers(workers, ["compare", recipe, *(overrides or [])])
+        job = Job(
+            ["compare", recipe, *(overrides or [])],
+            lambda: compare_folder(loaded),
+            loaded.run,
+            sum(len(entry.seeds or loaded.sweep.seeds) for entry in loaded.methods),
+            fresh,
+        )
+        if shared_out(job, workers, ray):
             return
         with console_progress(loaded.model.name) as progress:
             comparison = run_compare(loaded, fresh=fresh, progress=progress)

@@ -169,7 +169,7 @@ def console_progress(model: str | None) -> Iterator[Progress]:
     if not main_process():
         yield Silent()
     elif os.environ.get("PARETUNE_WORKER"):
-        from paretune.cli.workers import Events
+        from paretune.cli.fleet import Events
 
         yield Events()
     elif not terminal.is_terminal:

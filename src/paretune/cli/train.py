@@ -1,5 +1,7 @@
 """``paretune train``."""
 
+from pathlib import Path
+
 from paretune.cli.arguments import (
     Fresh,
     Overrides,
@@ -9,6 +11,7 @@ from paretune.cli.arguments import (
     resumable,
     weights_and_overrides,
 )
+from paretune.cli.workers import Job, shared_out
 
 
 def train(
@@ -28,7 +31,7 @@ def train(
         from paretune.cli.tables import print_front
         from paretune.errors import InputError
         from paretune.recipes import load_recipe, with_preference
-        from paretune.runs.sweep import run_sweep
+        from paretune.runs.sweep import run_folder, run_sweep
 
         weights, keys = weights_and_overrides(prefer, overrides)
         loaded = load_recipe(recipe, keys)
@@ -43,6 +46,15 @@ def train(
         if not any(key.startswith("output_dir=") for key in keys):
             folder = f"{loaded.output_dir}-{loaded.points[0].slug()}"
             loaded = loaded.model_copy(update={"output_dir": folder})
+        job = Job(
+            ["train", recipe, *(f"--prefer={each}" for each in prefer or []), *(overrides or [])],
+            lambda: run_folder(loaded, Path(loaded.output_dir)),
+            loaded.run,
+            1,
+            fresh,
+        )
+        if shared_out(job, None, None):
+            return
         with console_progress(loaded.model.name) as progress:
             front = run_sweep(loaded, fresh=fresh, progress=progress)
         print_front(front, loaded.output_dir)

@@ -8,11 +8,12 @@ from typer.core import TyperCommand
 
 from paretune.cli.arguments import Fresh, Overrides, TrustRemoteCode, resumable
 from paretune.cli.output import echo
-from paretune.cli.workers import Workers, run_workers
+from paretune.cli.workers import Job, Ray, Workers, shared_out
 
 if TYPE_CHECKING:
     from paretune.recipes.data_weighting import WeighRecipe
     from paretune.recipes.mixture import MixtureRecipe
+    from paretune.runs.folder import RunFolder
 
 Only = Annotated[
     list[str] | None,
@@ -88,14 +89,15 @@ def weigh(
     test: Test = None,
     prefer: Prefer = None,
     only: Only = None,
-    workers: Workers = 1,
+    workers: Workers = None,
+    ray: Ray = None,
     fresh: Fresh = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Learn how much each training set should weigh, by a recipe or for files of your own.
 
     A run that was stopped resumes when the same command is given again; several processes may
-    share a run folder, each with cells of its own (--only).
+    share a run folder (--workers), each with cells of its own.
     """
     with resumable():
         from paretune.cli.progress import console_progress
@@ -103,6 +105,11 @@ def weigh(
         from paretune.recipes.data_weighting import load_weigh_recipe
         from paretune.recipes.language_model import LanguageModelTask
         from paretune.recipes.mixture import MixtureRecipe
+
+        def folder() -> "RunFolder":
+            from paretune.data_weighting.run import weigh_folder
+
+            return weigh_folder(loaded)
 
         if data or criteria or test or prefer:
             given = [*([recipe] if recipe else []), *(overrides or [])]
@@ -113,19 +120,17 @@ def weigh(
             )
         else:
             loaded = load_weigh_recipe(recipe, overrides or [])
-        if workers > 1:
-            if fresh:
-                from paretune.data_weighting.run import weigh_folder
-
-                with weigh_folder(loaded).session(fresh=True):
-                    pass
-            given = [recipe] if recipe else []
-            for name, values in zip(_MANY, (data, criteria, test, prefer), strict=True):
-                given += [word for value in values or [] for word in (name, value)]
-            run_workers(
-                workers,
-                ["weigh", *given, *(overrides or []), *(f"--only={each}" for each in only or [])],
-            )
+        given = [recipe] if recipe else []
+        for name, values in zip(_MANY, (data, criteria, test, prefer), strict=True):
+            given += [word for value in values or [] for word in (name, value)]
+        job = Job(
+            ["weigh", *given, *(overrides or []), *(f"--only={each}" for each in only or [])],
+            folder,
+            loaded.run,
+            len(loaded.methods) * len(loaded.points) * len(loaded.seeds),
+            fresh,
+        )
+        if shared_out(job, workers, ray):
             return
         model = None
         if isinstance(loaded, MixtureRecipe):

@@ -233,6 +233,38 @@ def checkpoint_bytes(shape: Shape) -> int:
     return 2 * 12 * shape.trained
 
 
+def token_flops(shape: Shape, checkpointing: bool = False) -> float:
+    """Floating-point operations of a training for each token that goes through the model.
+
+    Two for each weight of a matrix product forward, two backward to what comes before it, two more
+    for the weights that are trained, and with checkpointing the forward ones again; the head
+    counts in full, attention's own products (a hundredth at 512 tokens and more) do not.
+    """
+    adapter = shape.trained if shape.rank else 0
+    products = shape.linear + shape.vocabulary * shape.hidden + adapter
+    return float((6 if checkpointing else 4) * products + 2 * min(shape.trained, products))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast one GPU is; one of the two is given.
+
+    Attributes:
+        tokens: Tokens of training in a second, counted as in `Tokens.step`.
+        flops: Floating-point operations in a second, as they are sustained, not the maker's figure.
+    """
+
+    tokens: float | None = None
+    flops: float | None = None
+
+    def seconds(self, tokens: float, shape: Shape, checkpointing: bool) -> float:
+        """Seconds for a training over so many tokens."""
+        if self.tokens is not None:
+            return tokens / self.tokens
+        assert self.flops is not None
+        return tokens * token_flops(shape, checkpointing) / self.flops
+
+
 @dataclass(frozen=True)
 class Tokens:
     """Tokens that go through the model in training.

@@ -21,7 +21,16 @@ from paretune.recipes.mixture import MixtureRecipe, is_mixture, read_mixture
 from paretune.recipes.points import resolve_points
 from paretune.recipes.reading import absolute, find_recipe, read_recipe
 from paretune.recipes.schema import Written, check_source
-from paretune.recipes.section import Command, FolderName, Location, Name, Positive, Section, Seed
+from paretune.recipes.section import (
+    Command,
+    FolderName,
+    Location,
+    Name,
+    Positive,
+    Run,
+    Section,
+    Seed,
+)
 
 UNIFORM = "uniform"
 
@@ -164,6 +173,7 @@ class WeighRecipe(Written):
     reference_point: list[float] | None = None
     """Corner of the hypervolume, one loss an objective; by default a tenth of their range beyond
     the worst losses that the methods end with after re-solving."""
+    run: Run = Run()
     output_dir: Location
     """The run folder; by default `runs/` and the recipe's name."""
 
@@ -193,6 +203,7 @@ class WeighRecipe(Written):
 
     @model_validator(mode="after")
     def _agree(self) -> "WeighRecipe":
+        self.run.refuse_several("data weighting")
         count = len(self.task.objectives)
         if self.reference_point is not None and len(self.reference_point) != count:
             raise ValueError(f"reference_point must have {count} values, one for each objective")

@@ -14,7 +14,16 @@ from paretune.names import shown
 from paretune.recipes.points import resolve_points
 from paretune.recipes.reading import absolute, read_recipe
 from paretune.recipes.schema import Lora, Model, Written
-from paretune.recipes.section import Command, FolderName, Location, Name, Positive, Section, Seed
+from paretune.recipes.section import (
+    Command,
+    FolderName,
+    Location,
+    Name,
+    Positive,
+    Run,
+    Section,
+    Seed,
+)
 
 Trained = Literal["lookahead", "wc_augmented", "wc_penalty"]
 """The methods of `DataWeightingTrainer`."""
@@ -90,6 +99,7 @@ class MixtureRecipe(Written):
     retrain_steps: int = Field(default=0, ge=0)
     """Steps of a fresh adapter on sets of equal weight and on the weights that were found, all else
     equal, whose losses are compared; 0 leaves it out."""
+    run: Run = Run()
     output_dir: Location
     """The run folder; by default `runs/` and the recipe's name."""
 
@@ -120,6 +130,7 @@ class MixtureRecipe(Written):
 
     @model_validator(mode="after")
     def _agree(self) -> "MixtureRecipe":
+        self.run.refuse_several("data weighting")
         try:
             self.points  # noqa: B018  (raises)
         except InputError as error:

@@ -37,13 +37,13 @@ from paretune.recipes.choice import EARLIER, Chosen, OneOf
 from paretune.recipes.dial import ConditionedOptions
 from paretune.recipes.points import Sweep, resolve_points
 from paretune.recipes.rewards import RewardSource, RewardTraining
-from paretune.recipes.section import Command, FolderName, Location, Positive, Section, Seed
+from paretune.recipes.section import Command, FolderName, Location, Positive, Run, Section, Seed
 
 MAX_SLUG = 200
 """Of a point, in letters: what a folder's name may have, with room for a seed and a suffix."""
 
 _LOADER_KEYS = ("style", *RATING_OPTIONS)  # of several loaders
-_ASIDE = ("name", "description", "output_dir", "reward")
+_ASIDE = ("name", "description", "output_dir", "reward", "run")
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -97,7 +97,7 @@ class Written(Section):
     def differences(self, other: "Written") -> list[str]:
         """Keys in which this recipe computes something else, each as ``key: ours, not theirs``.
 
-        The name, the description, the run folder and the reward models do not count.
+        The name, the description, the run folder, the reward models and who works do not count.
         """
         found = differences(self.model_dump(mode="json"), other.model_dump(mode="json"))
         return [each for each in found if re.split(r"[.:]", each)[0] not in _ASIDE]
@@ -318,6 +318,7 @@ class Recipe(Written):
     rewards: dict[str, RewardSource] | None = None
     """What scores the answers for each objective, or for some; null is the demo data's own scorers,
     and none where the data is other."""
+    run: Run = Run()
     output_dir: Location
     """The run folder; by default `runs/` and the recipe's name."""
 

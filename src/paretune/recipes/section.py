@@ -87,3 +87,19 @@ FolderName = Annotated[str, AfterValidator(_folder)]
 """A `Name` without slashes that does not begin with a dot, a dash or a tilde."""
 Location = Annotated[str, AfterValidator(_location)]
 """A path, or an id on the hub."""
+
+
+class Run(Section):
+    """Who works on the run; the results do not depend on it."""
+
+    gpus_per_point: Positive | None = None
+    """GPUs of a point, with a process for each, which `--workers` and `--ray` start; null is one
+    where there are any."""
+
+    def refuse_several(self, what: str) -> None:
+        """Raise ValueError if a point has several GPUs."""
+        if (self.gpus_per_point or 1) > 1:
+            raise ValueError(
+                f"run.gpus_per_point: {what} does not divide its trainings among processes: leave "
+                "it out, and give --workers N"
+            )

@@ -9,7 +9,7 @@ from paretune import yaml_syntax
 from paretune.baselines.recipe import CompareRecipe, load_comparison
 from paretune.errors import InputError
 from paretune.experiment import forecast
-from paretune.experiment.forecast import Memory, Precision, Shape, Tokens
+from paretune.experiment.forecast import Memory, Precision, Rate, Shape, Tokens
 from paretune.recipes.data_weighting import load_weigh_recipe
 from paretune.recipes.language_model import LanguageModelTask
 from paretune.recipes.load import load_recipe
@@ -31,6 +31,7 @@ class Work:
         objectives: How many gradients a step has; None of a method that is not reckoned.
         trainings: How many there are.
         steps: Of each; None where the data was not read and the recipe does not say.
+        checkpointing: Whether activations are computed again.
     """
 
     name: str
@@ -39,15 +40,21 @@ class Work:
     steps: int | None
     tokens: Tokens
     memory: Memory | None
+    checkpointing: bool = False
+
+    @property
+    def all_tokens(self) -> float | None:
+        """Of one training."""
+        return None if self.steps is None else self.steps * self.tokens.step
 
 
 @dataclass(frozen=True)
 class Needs:
-    """What a recipe needs."""
+    """What a recipe needs; without a language model there are no shape and no work."""
 
     name: str
     model: str
-    shape: Shape
+    shape: Shape | None
     points: int
     work: list[Work]
     disk: int
@@ -69,7 +76,7 @@ class Needs:
                     each.trainings,
                     each.steps,
                     round(each.tokens.step),
-                    None if each.steps is None else each.trainings * each.steps * each.tokens.step,
+                    None if each.all_tokens is None else each.trainings * each.all_tokens,
                     "not reckoned" if each.memory is None else size(each.memory.total),
                 ]
                 for each in self.work
@@ -94,13 +101,31 @@ class Needs:
         )
         return [work, peak] if reckoned else [work]
 
+    def times(self, rate: Rate, gpus: int) -> Table:
+        """How long the trainings take, and how many a day are done on so many GPUs like that."""
+        assert self.shape is not None
+        rows: list[list[Any]] = []
+        for each in self.work:
+            step = rate.seconds(each.tokens.step, self.shape, each.checkpointing)
+            one = None if each.steps is None else each.steps * step
+            day = None if one is None else gpus * 86_400 / one
+            rows.append(
+                [each.name, step, one and one / 3600, one and one * each.trainings / 3600, day]
+            )
+        names = ["seconds a step", "hours a training", "GPU hours in all"]
+        columns = [
+            left("time"),
+            *numbers(names, ".3g"),
+            Column(f"trainings a day, {gpus} GPUs", ".3g"),
+        ]
+        return Table(columns, rows, title="time, reckoned")
+
 
 def needs(name: str | Path, overrides: Sequence[str] = ()) -> Needs:
     """What the recipe of that name or path needs.
 
     Raises:
-        InputError: no such recipe, a mistake in it, a model whose configuration cannot be had, or
-            a task of `paretune weigh` without a language model.
+        InputError: no such recipe, a mistake in it, or a model whose configuration cannot be had.
     """
     command = next((each for each in COMMANDS if str(name) in shipped_recipes(each)), None)
     if command is None:
@@ -168,18 +193,16 @@ def _of_comparison(recipe: CompareRecipe) -> Needs:
 
 def _of_weighing(name: str | Path, overrides: Sequence[str]) -> Needs:
     recipe = load_weigh_recipe(name, overrides)
-    task = recipe.task
+    task, cells = recipe.task, len(recipe.points) * len(recipe.seeds)
+    disk = cells * len(recipe.methods) * 10_000
     if not isinstance(task, LanguageModelTask):
-        raise InputError(
-            f"'{recipe.name}' trains no language model: its task, {task.name}, needs a few hundred "
-            "MB and minutes a cell."
-        )
+        remark = f"It trains no language model: {task.name} needs a few hundred MB, minutes a cell."
+        return Needs(recipe.name, task.name, None, cells, [], disk, [remark])
     shape = forecast.shape_of(task.model, task.lora)
     sets = 2 + len(task.criteria)
     tokens = forecast.bound_tokens(1, task.batch_size, sets, task.max_length)
     tokens = Tokens(tokens.peak // 2, tokens.step / 2, None, exact=False)  # responses, not pairs
     used = forecast.memory(shape, Precision.of(task.model), len(task.criteria), tokens.peak)
-    cells = len(recipe.points) * len(recipe.seeds)
     work = [
         Work(method, len(task.criteria), cells, None, tokens, used) for method in recipe.methods
     ]
@@ -188,7 +211,6 @@ def _of_weighing(name: str | Path, overrides: Sequence[str]) -> Needs:
         "method reads each set and each criterion about once; the bank stands for its vectors of "
         "the adapter's size.",
     ]
-    disk = cells * len(recipe.methods) * 10_000
     return Needs(recipe.name, task.model.name, shape, cells, work, disk, remarks)
 
 
@@ -204,12 +226,11 @@ def _training(
     rows = int(train.get("per_device_train_batch_size", 8))
     accumulation = int(train.get("gradient_accumulation_steps", 1))
     steps = forecast.steps_of(train, tokens.rows, rows * accumulation)
-    used = None
+    used, checkpointing = None, bool(train.get("activation_checkpointing"))
     if objectives is not None:
         precision = Precision.of(recipe.model, bool(train.get("bf16") or train.get("fp16")))
-        checkpointing = bool(train.get("activation_checkpointing"))
         used = forecast.memory(shape, precision, objectives, tokens.peak, checkpointing)
-    return Work(name, objectives, trainings, steps, tokens, used)
+    return Work(name, objectives, trainings, steps, tokens, used, checkpointing)
 
 
 def _tokens(recipe: Recipe, train: dict[str, Any], objectives: int, remarks: list[str]) -> Tokens:
