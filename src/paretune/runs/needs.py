@@ -13,6 +13,7 @@ from paretune.experiment.forecast import Memory, Precision, Rate, Shape, Tokens
 from paretune.recipes.data_weighting import load_weigh_recipe
 from paretune.recipes.language_model import LanguageModelTask
 from paretune.recipes.load import load_recipe
+from paretune.recipes.mixture import MixtureRecipe, SetsTask
 from paretune.recipes.reading import COMMANDS, find_recipe, shipped_recipes
 from paretune.recipes.schema import Recipe
 from paretune.results.table import Column, Table, left, numbers
@@ -20,6 +21,7 @@ from paretune.runs.plan import count_points
 
 _LENGTH = 1024  # of a sequence, where a recipe bounds none
 _SINGLE = ("modpo", "rewarded_soups")  # baselines whose trainings have one objective each
+_PLANTED = 3  # training sets of a planted task, at most
 RANKS = (2, 4, 8)
 
 
@@ -195,23 +197,27 @@ def _of_weighing(name: str | Path, overrides: Sequence[str]) -> Needs:
     recipe = load_weigh_recipe(name, overrides)
     task, cells = recipe.task, len(recipe.points) * len(recipe.seeds)
     disk = cells * len(recipe.methods) * 10_000
-    if not isinstance(task, LanguageModelTask):
+    if isinstance(recipe, MixtureRecipe):
+        model, lora, train = recipe.model, recipe.lora, recipe.train
+        rows = int(train.get("per_device_train_batch_size", 8))
+        length = int(train.get("max_length") or _LENGTH)
+        sets = len(task.sets) if isinstance(task, SetsTask) else _PLANTED
+    elif isinstance(task, LanguageModelTask):
+        model, lora, rows, length, sets = task.model, task.lora, task.batch_size, task.max_length, 2
+    else:
         remark = f"It trains no language model: {task.name} needs a few hundred MB, minutes a cell."
         return Needs(recipe.name, task.name, None, cells, [], disk, [remark])
-    shape = forecast.shape_of(task.model, task.lora)
-    sets = 2 + len(task.criteria)
-    tokens = forecast.bound_tokens(1, task.batch_size, sets, task.max_length)
+    shape, criteria = forecast.shape_of(model, lora), len(task.objectives)
+    tokens = forecast.bound_tokens(1, rows, sets + criteria, length)
     tokens = Tokens(tokens.peak // 2, tokens.step / 2, None, exact=False)  # responses, not pairs
-    used = forecast.memory(shape, Precision.of(task.model), len(task.criteria), tokens.peak)
-    work = [
-        Work(method, len(task.criteria), cells, None, tokens, used) for method in recipe.methods
-    ]
+    used = forecast.memory(shape, Precision.of(model), criteria, tokens.peak)
+    work = [Work(method, criteria, cells, None, tokens, used) for method in recipe.methods]
     remarks = [
         "Tokens are the most there can be: every response of max_length. A step of a bilevel "
         "method reads each set and each criterion about once; the bank stands for its vectors of "
         "the adapter's size.",
     ]
-    return Needs(recipe.name, task.model.name, shape, cells, work, disk, remarks)
+    return Needs(recipe.name, model.name, shape, cells, work, disk, remarks)
 
 
 def _training(
