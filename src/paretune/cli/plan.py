@@ -37,10 +37,13 @@ def plan(
 
     No weights are loaded; memory is an estimate (docs/guides/scaling.md has its formulas).
     """
+    from paretune.cli.progress import quiet_libraries
     from paretune.errors import InputError
     from paretune.experiment.forecast import Rate
+    from paretune.models import EMBEDDED
     from paretune.runs.needs import needs, size
 
+    quiet_libraries(EMBEDDED)
     if tokens_per_second and tflops:
         raise InputError("--tokens-per-second and --tflops say the same: give one of them.")
     found = needs(recipe, overrides or [])
