@@ -14,7 +14,7 @@ from paretune.data.packing import pack
 from paretune.data.sampling import PairCollator
 from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence
 from paretune.gradients import ObjectiveGradients, per_objective
-from paretune.gradients.objectives import loss_sums, prompt_factors
+from paretune.gradients.objectives import loss_sums, parts_of, prompt_factors
 from paretune.logprobs import PackedPass, Packing
 from paretune.losses import LOSSES
 from paretune.moo.gates import Gate
@@ -217,6 +217,47 @@ def test_factors_lose_no_objective_beside_a_larger_one() -> None:
     assert shares[0, 1].isnan()
 
 
+@pytest.mark.parametrize("packing", ["on", "off"])
+@pytest.mark.parametrize("method", ["one_pass", "per_objective"])
+def test_parts_of_few_tokens_add_up_to_the_batch(method: Any, packing: Any) -> None:
+    model = make_model("llama").train()
+    data = make_data(2, 4, "mixed", n_prompts=5)
+    for index in data.pairs.values():  # a second row on a prompt
+        for side in (index.chosen, index.rejected, index.prompt, index.weight, index.row):
+            side.append(side[0])
+    batch = make_batch(data)
+    losses = {name: LOSSES["cpo"](beta=0.3) for name in batch["pairs"]}
+    engine = ObjectiveGradients(model, losses, method, Packing(model, packing))
+    parts = engine.parts(batch, 40)
+    assert len(parts) > 1
+    counts = [
+        part["packed"].tokens if packing == "on" else part["input_ids"].numel() for part in parts
+    ]
+    rows = [len(part["pairs"]["o0"]["weight"]) for part in parts]
+    assert sum(rows) == 6
+    assert all(count <= 40 or n == 1 for count, n in zip(counts, rows, strict=True))
+    for part in parts:
+        engine.accumulate(part)
+    found = [torch.cat([b[m].flatten() for b in engine.bank.blocks]).double() for m in range(2)]
+    assert relative(found, exact_gradients(model, batch, losses)) < 2e-6
+    sums, totals = loss_sums(padded_logps(model, batch), batch, losses)
+    torch.testing.assert_close(engine.bank.losses, sums.detach().double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(engine.bank.totals, totals.double(), rtol=1e-6, atol=0)
+    assert engine.parts(batch, 10_000)[0]["pairs"]["o0"]["chosen"].tolist() == (
+        batch["pairs"]["o0"]["chosen"].tolist()
+    )
+
+
+def test_there_are_as_many_parts_as_asked_for() -> None:
+    batch = make_batch(make_data(2, 2, n_prompts=5))
+    for count in range(1, 6):
+        parts = parts_of(batch, 10_000, at_least=count)
+        assert len(parts) == count
+        assert sum(len(part["pairs"]["o0"]["weight"]) for part in parts) == 5
+    assert len(parts_of(batch, 10_000, at_least=9)) == 5
+    assert len(parts_of(batch, 1)) == 5
+
+
 @pytest.mark.parametrize("method", ["one_pass", "per_objective"])
 def test_checkpointed_layers_are_recomputed_in_their_stage(method: str) -> None:
     model = make_model("llama", dropout=0.3).train()
@@ -321,6 +362,22 @@ def test_weights_used_past_their_layer_leave_batches_packed(caplog: Any) -> None
     assert engine.packing.reason is None
     assert "one backward pass per objective" in caplog.text
     found = [torch.cat([b[m].flatten() for b in engine.bank.blocks]).double() for m in range(2)]
+    assert relative(found, exact_gradients(model, batch, losses)) < 2e-6
+
+
+def test_parts_of_gated_rows_keep_their_gates() -> None:
+    model = make_model("llama", hidden_size=24).train()
+    gated = GatedAdapter(model, Gate(3, "objectives"))
+    batch = make_batch(make_data(3, 2, n_prompts=4), by_row=True)
+    losses = {name: LOSSES["dpo"]() for name in batch["pairs"]}
+    positions = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    engine = ObjectiveGradients(model, losses, "one_pass", Packing(model, "on"))
+    for part in engine.parts(batch, 30):
+        gated.set(positions[part["row"].numpy()])
+        engine.accumulate(part)
+    found = [torch.cat([b[m].flatten() for b in engine.bank.blocks]).double() for m in range(3)]
+    gated.set(positions[batch["row"].numpy()])
+    assert len(engine.parts(batch, 30)) > 1
     assert relative(found, exact_gradients(model, batch, losses)) < 2e-6
 
 

@@ -44,7 +44,7 @@ def train(method: str, folder: Path) -> None:
     validation = made.make_pairs(n=5, seed=2)
     trainer: Any
     if method in ("pwg", "clamp"):
-        settings |= {"inner": method, "preference_groups": 3}
+        settings |= {"inner": method, "preference_groups": 3, "tokens_per_batch": 40}
         trainer = ConditionedTrainer(
             llama,
             ConditionedConfig(**settings),
@@ -54,7 +54,8 @@ def train(method: str, folder: Path) -> None:
             peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
         )
     else:
-        settings |= {"preference": {"one": 0.4, "two": 0.6}, "mu": 1.0, "gradients": method}
+        settings |= {"preference": {"one": 0.4, "two": 0.6}, "mu": 1.0}
+        settings |= {"tokens_per_batch": 40} if method == "parts" else {"gradients": method}
         trainer = ClampTrainer(
             made.make_lora(llama, 0),
             ClampConfig(**settings),
@@ -74,7 +75,7 @@ def train(method: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in ("one_pass", "per_objective", "pwg", "clamp"):
+    for name in ("one_pass", "per_objective", "parts", "pwg", "clamp"):
         train(name, Path(sys.argv[1]) / name)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

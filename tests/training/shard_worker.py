@@ -59,7 +59,7 @@ def train(method: str, model_folder: str, folder: Path, stop: int) -> None:
         settings |= {
             "clamp": {},
             "padded": {"packing": "off"},
-            "cpo": {"loss": "cpo"},
+            "cpo": {"loss": "cpo", "tokens_per_batch": 40},
             "per_objective": {"gradients": "per_objective"},
             "checkpointing": {"activation_checkpointing": True},
         }[method]

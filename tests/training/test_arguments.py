@@ -98,7 +98,7 @@ def test_every_inherited_field_is_accounted_for() -> None:
     known = [name for group in groups for name in group]
     assert sorted(known) == sorted(set(known))
     assert set(known) == inherited()
-    own = {"preference", "reference_cache", "max_nonfinite_steps", "packing"}
+    own = {"preference", "reference_cache", "max_nonfinite_steps", "packing", "tokens_per_batch"}
     own |= {"model_init_kwargs", "chat_template_kwargs"}
     assert set(NEUTRAL) - own <= inherited()
 

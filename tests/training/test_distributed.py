@@ -24,7 +24,7 @@ def run(folder: Path, processes: int) -> None:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     run(tmp_path / "one", 1)
     run(tmp_path / "two", 2)
-    for method in ("one_pass", "per_objective", "pwg", "clamp"):
+    for method in ("one_pass", "per_objective", "parts", "pwg", "clamp"):
         one, two = tmp_path / "one" / method, tmp_path / "two" / method
         alone, *_ = ranks(one)
         first, second = ranks(two)

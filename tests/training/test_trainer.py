@@ -83,6 +83,31 @@ def test_packed_training_is_padded_training_but_for_rounding(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4, abs=1e-5)
 
 
+def test_tokens_per_batch_leaves_the_steps_as_they_are(
+    clamp: Any, tiny_lora: Any, random_pairs: Any, caplog: Any
+) -> None:
+    pairs, adapters, passes = random_pairs(n=8, weights=True), [], []
+    for tokens in (None, 60, 30):
+        trainer = clamp(
+            train=pairs,
+            model=tiny_lora(),
+            folder=str(tokens),
+            tokens_per_batch=tokens,
+            per_device_train_batch_size=4,
+            optim="sgd",
+        )
+        trainer.train()
+        adapters.append(adapter(trainer))
+        passes.append(trainer.totals.spend.passes)
+        assert trainer.state.global_step == 4
+    assert passes[0] < passes[1] <= passes[2]
+    for found in adapters[1:]:
+        torch.testing.assert_close(found, adapters[0], rtol=1e-4, atol=1e-5)
+    assert "more than tokens_per_batch=30 tokens" in caplog.text
+    with pytest.raises(InputError, match="tokens_per_batch must be at least 1"):
+        clamp(tokens_per_batch=0)
+
+
 def test_zero_weight_equals_single_objective_training(clamp: Any, random_pairs: Any) -> None:
     pairs = random_pairs()
     both = clamp({"one": 0.0, "two": 1.0}, train=pairs, folder="both")
@@ -147,10 +172,13 @@ class _KillAt(TrainerCallback):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_resume_is_bit_exact(clamp: Any, random_pairs: Any, accumulation: int) -> None:
+@pytest.mark.parametrize(("accumulation", "tokens"), [(1, None), (2, None), (1, 50)])
+def test_resume_is_bit_exact(
+    clamp: Any, random_pairs: Any, accumulation: int, tokens: int | None
+) -> None:
     pairs = random_pairs(n=10)
     options: dict[str, Any] = {
+        "tokens_per_batch": tokens,
         "train": pairs,
         "evaluation": random_pairs(n=4, seed=1),
         "max_steps": 9,

@@ -1,6 +1,6 @@
 """Batches without padding: each distinct prompt once, then the responses one after another."""
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -73,6 +73,15 @@ class PackedBatch:
     def longest(self) -> int:
         """Tokens of the longest sequence."""
         return max(len(sequence.input_ids) for sequence in self.sequences)
+
+    def tokens_of(self, chosen: Collection[int]) -> int:
+        """How many tokens are read for some of the sequences."""
+        prompts = sum(
+            length
+            for length, members in zip(self.prompts.lengths, self.members, strict=True)
+            if not set(members).isdisjoint(chosen)
+        )
+        return prompts + sum(self.responses.lengths[i] for i in chosen)
 
     def select(self, chosen: Sequence[int]) -> "PackedBatch":
         """Some of the sequences, in the order given."""

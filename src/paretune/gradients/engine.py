@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from paretune.errors import InputError
 from paretune.gradients import per_objective
 from paretune.gradients.bank import GradientBank
-from paretune.gradients.objectives import Batch, loss_sums, shortest_rows
+from paretune.gradients.objectives import Batch, loss_sums, parts_of, shortest_rows
 from paretune.gradients.one_pass import NotPerSampleError, OnePass, unsupported_reason
 from paretune.logprobs import Packing, sequence_logps
 from paretune.logprobs.packing import failure, fingerprint
@@ -82,6 +82,21 @@ class ObjectiveGradients:
     def method(self) -> Method:
         """The way in use, ``"one_pass"`` or ``"per_objective"``."""
         return "per_objective" if self._one_pass is None else "one_pass"
+
+    def parts(self, batch: Batch, tokens: int | None) -> Sequence[Batch]:
+        """A micro-batch in parts of at most so many tokens, to accumulate one after another.
+
+        Processes of a sharded model, which run their passes together, get as many parts each.
+        """
+        if tokens is None:
+            return [batch]
+        batch = self.packing.apply(batch)
+        parts = parts_of(batch, tokens)
+        if is_sharded(self.model):
+            most = torch.tensor(len(parts), device=batch["input_ids"].device)
+            torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+            parts = parts_of(batch, tokens, int(most))
+        return parts
 
     def accumulate(self, batch: Batch, scale: float = 1.0) -> None:
         """Add a micro-batch to the bank (see ``bank.zero``, ``bank.finish``).

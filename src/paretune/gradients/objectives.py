@@ -1,11 +1,13 @@
 """From response log-probabilities to the M losses."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from paretune.data.packing import PackedBatch
 from paretune.losses import PreferenceLoss, Scored
 
 Batch = Mapping[str, Any]
@@ -109,17 +111,33 @@ def prompt_factors(
 
 def shortest_rows(batch: Batch, count: int) -> Batch:
     """The batch with so many of its rows alone, those that have fewest tokens."""
-    pairs = batch["pairs"]
-    first = next(iter(pairs.values()))
     lengths = batch["attention_mask"].sum(1)
-    costs = sum(lengths[p["chosen"]] + lengths[p["rejected"]] for p in pairs.values())
-    rows = costs.argsort(stable=True)[: min(count, len(first["weight"]))]
-    kept = {name: {key: v[rows] for key, v in part.items()} for name, part in pairs.items()}
+    costs: dict[int, int] = defaultdict(int)
+    for pairs in batch["pairs"].values():
+        sizes = lengths[pairs["chosen"]] + lengths[pairs["rejected"]]
+        for row, size in zip(_rows_of(batch, pairs).tolist(), sizes.tolist(), strict=True):
+            costs[row] += size
+    return some_rows(batch, sorted(sorted(costs), key=lambda row: costs[row])[:count])
+
+
+def some_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """The batch with some of its rows alone, and the sequences they need, padding trimmed.
+
+    Args:
+        rows: Their numbers: those of ``row``, or the pairs' places where the batch has none.
+    """
+    device = batch["input_ids"].device
+    wanted = torch.tensor(list(rows), device=device)
+    kept = {}
+    for name, pairs in batch["pairs"].items():
+        own = torch.isin(_rows_of(batch, pairs), wanted)
+        kept[name] = {key: value[own] for key, value in pairs.items()}
     used = torch.cat([p[side] for p in kept.values() for side in ("chosen", "rejected")]).unique()
-    place = torch.full_like(lengths, -1).index_copy(0, used, torch.arange(len(used)).to(lengths))
-    for part in kept.values():
-        part |= {side: place[part[side]] for side in ("chosen", "rejected")}
-    width = int(lengths[used].max())
+    place = torch.full((len(batch["lengths"]),), -1, device=device)
+    place[used] = torch.arange(len(used), device=device)
+    for pairs in kept.values():
+        pairs |= {side: place[pairs[side]] for side in ("chosen", "rejected")}
+    width = int(batch["attention_mask"][used].sum(1).max())
     some: dict[str, Any] = {
         name: batch[name][used, :width]
         for name in ("input_ids", "attention_mask", "completion_mask")
@@ -128,6 +146,56 @@ def shortest_rows(batch: Batch, count: int) -> Batch:
     if "packed" in batch:
         some["packed"] = batch["packed"].select(used.tolist())
     return {**some, "pairs": kept}
+
+
+def _rows_of(batch: Batch, pairs: Mapping[str, Tensor]) -> Tensor:
+    """Of each pair of an objective, the number of its row."""
+    if "row" in batch:
+        rows: Tensor = batch["row"][pairs["chosen"]]
+        return rows
+    return torch.arange(len(pairs["weight"]), device=pairs["weight"].device)
+
+
+def parts_of(batch: Batch, tokens: int, at_least: int = 1) -> list[Batch]:
+    """The batch in parts of whole rows, each of at most so many tokens; a longer row stands alone.
+
+    Tokens are those that go through the model: of a packed batch its distinct ones, else the
+    padded positions. Losses and gradients of the parts, which are sums, add up to the batch's.
+
+    Args:
+        at_least: How many parts there must be, as far as there are rows.
+    """
+    packed: PackedBatch | None = batch.get("packed")
+    lengths = batch["attention_mask"].sum(1).tolist()
+    members: dict[int, set[int]] = defaultdict(set)  # sequences of each row
+    for pairs in batch["pairs"].values():
+        rows = _rows_of(batch, pairs).tolist()
+        for row, *both in zip(
+            rows, pairs["chosen"].tolist(), pairs["rejected"].tolist(), strict=True
+        ):
+            members[row].update(both)
+
+    def cost(sequences: set[int]) -> int:
+        if packed is not None:
+            return packed.tokens_of(sequences)
+        return len(sequences) * max(lengths[i] for i in sequences)
+
+    # Rows of like length next to each other need least padding.
+    order = sorted(sorted(members), key=lambda row: max(lengths[i] for i in members[row]))
+    parts: list[list[int]] = []
+    held: set[int] = set()
+    for row in order:
+        if parts and cost(held | members[row]) <= tokens:
+            parts[-1].append(row)
+            held |= members[row]
+        else:
+            parts.append([row])
+            held = set(members[row])
+    while len(parts) < min(at_least, len(members)):
+        most = max(range(len(parts)), key=lambda k: len(parts[k]))
+        half = len(parts[most]) // 2
+        parts[most : most + 1] = [parts[most][:half], parts[most][half:]]
+    return [batch] if len(parts) == 1 else [some_rows(batch, rows) for rows in parts]
 
 
 def all_shared(batch: Batch, objectives: Sequence[str]) -> bool:

@@ -235,7 +235,10 @@ def _training(
     used, checkpointing = None, bool(train.get("activation_checkpointing"))
     if objectives is not None:
         precision = Precision.of(recipe.model, bool(train.get("bf16") or train.get("fp16")))
-        used = forecast.memory(shape, precision, objectives, tokens.peak, checkpointing)
+        peak = tokens.peak
+        if most := train.get("tokens_per_batch"):
+            peak = min(peak, max(int(most), peak // rows))  # a row is never divided
+        used = forecast.memory(shape, precision, objectives, peak, checkpointing)
     return Work(name, objectives, trainings, steps, tokens, used, checkpointing)
 
 

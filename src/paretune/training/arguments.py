@@ -108,7 +108,7 @@ NEUTRAL = frozenset({
     "activation_checkpointing_kwargs", "gradient_checkpointing",
     "gradient_checkpointing_kwargs", "ddp_backend", "ddp_timeout", "debug",
     "skip_memory_metrics", "full_determinism", "restore_callback_states_from_checkpoint",
-    "reference_cache", "packing", "max_nonfinite_steps", "eval_strategy", "eval_steps",
+    "reference_cache", "packing", "tokens_per_batch", "max_nonfinite_steps", "eval_strategy", "eval_steps",
     "eval_delay", "eval_on_start", "preference", "model_init_kwargs", "chat_template_kwargs",
     *NOT_APPLYING,
 })
@@ -133,6 +133,7 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "gradient_accumulation_steps": (1, math.inf, True),
     "max_nonfinite_steps": (1, math.inf, True),
     "max_length": (2, math.inf, True),
+    "tokens_per_batch": (1, math.inf, True),
     "early_stopping_patience": (0, math.inf, True),
     "save_steps": (0, math.inf, False),
     "logging_steps": (0, math.inf, False),

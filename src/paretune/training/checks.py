@@ -1,14 +1,19 @@
 """What must fit together before anything is computed: evaluations, measures, tokens, weights."""
 
+import logging
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import nn
 
-from paretune.data.tokenization import TokenSequence
+from paretune.data.packing import pack
+from paretune.data.sampling import PairRows
+from paretune.data.tokenization import TokenizedPairs, TokenSequence
 from paretune.errors import InputError
 from paretune.training.arguments import check_choice
 from paretune.training.config import CommonConfig
+
+logger = logging.getLogger(__name__)
 
 _KINDS = ("loss", "accuracy", "margin", "perplexity")
 
@@ -72,6 +77,26 @@ def check_tokens(model: nn.Module, tokenizer: Any, sequences: Sequence[TokenSequ
                 f"The longest prompt and response have {longest} tokens, and the model has "
                 f"{module.num_embeddings} positions: set max_length={module.num_embeddings}."
             )
+
+
+def check_tokens_per_batch(most: int | None, rows: PairRows, data: TokenizedPairs) -> None:
+    """Warn of rows that alone have more tokens than a pass is to have."""
+    if most is None:
+        return
+    longer = 0
+    for number in range(len(rows)):
+        used = set()
+        for name, place in rows[number].items():
+            used |= {data.pairs[name].chosen[place], data.pairs[name].rejected[place]}
+        longer += pack([data.sequences[i] for i in used]).tokens > most
+    if longer:
+        logger.warning(
+            "%d of %d rows have more than tokens_per_batch=%d tokens: each of them goes through "
+            "the model by itself, with as many as it has.",
+            longer,
+            len(rows),
+            most,
+        )
 
 
 def check_weights(model: nn.Module) -> None:

@@ -165,6 +165,7 @@ class ConditionedTrainer(MultiObjectiveTrainer):
             self._train_pairs, self._tokenizer.pad_token_id, by_row=True
         )
         self._micro_step = 0
+        self._row_preferences = np.zeros((0, len(names)))
         self.clamp = ClampState() if args.inner == "clamp" else None
         if self.clamp is not None:
             losses = {
@@ -199,8 +200,12 @@ class ConditionedTrainer(MultiObjectiveTrainer):
             count = self.args.preference_groups
             pairs = divide(given, self.live, places % count, count)
             self._live_preference = torch.tensor(self._group_preferences().flatten())
-        self.gated.set(p[inputs["row"].cpu().numpy()])
+        self._row_preferences = p
         return super().training_step(model, {**inputs, "pairs": pairs}, num_items_in_batch)
+
+    def _accumulate(self, batch: Mapping[str, Any]) -> None:
+        self.gated.set(self._row_preferences[batch["row"].cpu().numpy()])
+        super()._accumulate(batch)
 
     def _places(self, rows: int) -> NDArray[np.int64]:
         """The numbers of a micro-batch's rows among all rows of the training."""

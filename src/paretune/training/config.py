@@ -194,6 +194,13 @@ class MultiObjectiveConfig(CommonConfig):
         default="auto",
         metadata={"help": "joint: same rows for every objective; independent: own rows each."},
     )
+    tokens_per_batch: int | None = field(
+        default=None,
+        metadata={
+            "help": "A batch of more tokens goes through the model in parts of at most so many: "
+            "memory is bounded, and the step is the same."
+        },
+    )
     gradients: Method = field(
         default="auto", metadata={"help": "one_pass, per_objective, or auto: one pass where exact."}
     )

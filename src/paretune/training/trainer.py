@@ -22,7 +22,7 @@ from paretune.gradients.objectives import loss_sums
 from paretune.losses import Scored
 from paretune.moo.weightings import Linear, Weighting, Weights
 from paretune.training.base import BaseTrainer, check_launch, load_trainable
-from paretune.training.checks import check_evaluation, check_tokens
+from paretune.training.checks import check_evaluation, check_tokens, check_tokens_per_batch
 from paretune.training.config import MultiObjectiveConfig
 from paretune.training.reference import (
     Reference,
@@ -118,6 +118,7 @@ class MultiObjectiveTrainer(BaseTrainer):
         )
         # What is padded or refused for its length is told before anything is scored.
         self.packing.allows(max(len(s.input_ids) for s in self._train_pairs.sequences))
+        check_tokens_per_batch(args.tokens_per_batch, rows, self._train_pairs)
         self.patience = args.early_stopping_patience
         if self.patience > 0:
             self.add_callback(EarlyStoppingCallback(self.patience))
@@ -280,11 +281,16 @@ class MultiObjectiveTrainer(BaseTrainer):
         self.model.train()
         self._step_tokens += int(inputs["attention_mask"].sum())
         inputs = self._prepare_inputs(inputs)
-        # Through self.model, not its DDP wrapper: the engine reduces the gradients itself.
-        self.engine.accumulate(inputs, self._loss_scale)
+        for part in self.engine.parts(inputs, self.args.tokens_per_batch):
+            self._accumulate(part)
         if not self.accelerator.sync_gradients:
             return torch.zeros((), device=self.args.device)
         return self._combine().to(self.args.device)
+
+    def _accumulate(self, batch: Mapping[str, Any]) -> None:
+        """Add the gradients of (a part of) a micro-batch to the bank."""
+        # Through self.model, not its DDP wrapper: the engine reduces the gradients itself.
+        self.engine.accumulate(batch, self._loss_scale)
 
     @property
     def _loss_scale(self) -> float:
