@@ -22,7 +22,13 @@ from transformers import (
 )
 
 from paretune.evaluation import decoding
-from paretune.evaluation.decoding import SeededSampling, decode, nucleus, seeded_uniforms
+from paretune.evaluation.decoding import (
+    KeptPrefix,
+    SeededSampling,
+    decode,
+    nucleus,
+    seeded_uniforms,
+)
 
 SIZE, NEW = 60, 30
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "vocab_size": SIZE}
@@ -139,3 +145,49 @@ def test_few_tokens_are_looked_at_where_few_are_enough(monkeypatch: pytest.Monke
     assert asked == [64]
     nucleus(torch.full((2, 600), 1 / 600), 0.9)
     assert asked[1:] == [64, 512, 600]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_conversation_reads_only_what_is_new(kind: str) -> None:
+    model, kept, ends = make(kind), KeptPrefix(), [3]
+    read: list[int] = []
+    model.register_forward_pre_hook(
+        lambda _module, _args, given: read.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    draw = torch.Generator().manual_seed(3)
+    ids, before = torch.randint(10, SIZE, (1, 12), generator=draw), torch.zeros(1, 0).long()
+    for turn in range(4):
+        settings: dict[str, Any] = {"max_new_tokens": 5, "eos_ids": ends, "pad_id": 0}
+        read.clear()
+        found = decode(model, ids, torch.ones_like(ids), **settings, kept=kept)
+        again = len(read)
+        expected = decode(model, ids, torch.ones_like(ids), **settings)
+        assert found.tolist() == expected.tolist()
+        known = 0
+        while known < min(before.shape[1], ids.shape[1]) - 1 and before[0, known] == ids[0, known]:
+            known += 1
+        assert read[again] == ids.shape[1]
+        # Of a window or a state nothing can be cut off.
+        assert read[0] == ids.shape[1] - (known if kind in ("llama", "gpt2") else 0)
+        before, question = found, torch.randint(10, SIZE, (1, 3), generator=draw)
+        if turn == 1:  # an answer that reads otherwise than it was written
+            found = torch.cat([found[:, :-4], question[:, :1], found[:, -3:]], 1)
+        ids = torch.cat([ids[:, :7] if turn == 2 else found, question], 1)
+
+
+def test_a_row_that_was_cut_short_leaves_no_false_prefix() -> None:
+    model, kept = make("llama"), KeptPrefix()
+    ids = torch.arange(10, 22)[None]
+    settings = {"max_new_tokens": 4, "eos_ids": [3], "pad_id": 0, "kept": kept}
+    decode(model, ids, torch.ones_like(ids), **settings)
+
+    class Stop(LogitsProcessorList):
+        def __call__(self, *_: Any, **__: Any) -> Any:
+            raise KeyboardInterrupt
+
+    other = torch.cat([ids[:, :8], ids[:, :6]], 1)
+    with pytest.raises(KeyboardInterrupt):
+        decode(model, other, torch.ones_like(other), sampling=Stop(), **settings)  # type: ignore[arg-type]
+    found = decode(model, ids, torch.ones_like(ids), **settings)
+    settings.pop("kept")
+    assert found.tolist() == decode(model, ids, torch.ones_like(ids), **settings).tolist()

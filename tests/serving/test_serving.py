@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 from paretune import cli
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
+from paretune.evaluation.decoding import KeptPrefix
 from paretune.evaluation.generation import generate_answers
 from paretune.files import read_json, write_json
 from paretune.models import load_model_and_tokenizer
@@ -196,6 +197,22 @@ def test_each_speaks_with_its_own_weights(make: Make, tokenizer: Any) -> None:
         settings = {"max_new_tokens": 6, "temperature": 1.0, "top_p": 0.9, "seed": 0}
         assert generate_answers(model, tokenizer, [PROMPT], **settings) == [spoken[name]]
     assert len({spoken[name].response for name in ("base", "first", "second")}) == 3
+
+
+def test_a_conversation_answers_as_one_that_reads_all_again(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = open_run(make())
+    first, second = choices.candidates
+    found: list[list[str]] = []
+    for forget in (False, True):
+        speaker, conversation = ChatModel(choices.recipe), Conversation.like(choices)
+        for by in (first, first, second, None, None, first):
+            if forget:
+                speaker._kept = (None, KeptPrefix())
+            conversation.ask(speaker, by, "red cat", lambda text: None)
+        found.append([message["content"] for message in conversation.messages])
+    assert found[0] == found[1]
 
 
 def test_an_adapter_whose_loading_was_stopped_is_loaded_anew(

@@ -27,6 +27,41 @@ _keep_finished: WeakSet[Any] = WeakSet()
 """Models whose cache holds more than keys and values by row, so that no rows can be dropped."""
 
 
+class KeptPrefix:
+    """Keys and values of the tokens that one row read or made last, for a row that begins alike.
+
+    Only for the model, with the adapter and the gate, that they are from.
+    """
+
+    def __init__(self) -> None:
+        self._tokens: list[int] = []
+        self._cache: Any = None
+
+    def take(self, tokens: Sequence[int]) -> Any:
+        """The cache of what the row has in common with the last one; None if that is nothing.
+
+        One token at least is left to be read.
+        """
+        same = 0
+        for one, other in zip(self._tokens, tokens[:-1], strict=False):
+            if one != other:
+                break
+            same += 1
+        # Should the row be cut short, the cache is right up to here, whatever comes after it.
+        self._tokens = list(tokens[:same])
+        if same == 0:
+            self._cache = None
+        elif over := self._cache.get_seq_length() - same:
+            self._cache.crop(-over)
+        return self._cache
+
+    def keep(self, tokens: Sequence[int], cache: Any) -> None:
+        """Keep a cache, if it can be cut back, and the tokens, of which it may lack the last."""
+        plain = type(cache) is DynamicCache and all(type(x) is DynamicLayer for x in cache.layers)
+        self._cache = cache if plain else None
+        self._tokens = list(tokens[: cache.get_seq_length()]) if plain else []
+
+
 def decode(
     model: Any,
     ids: Tensor,
@@ -36,6 +71,7 @@ def decode(
     pad_id: int,
     sampling: SeededSampling | None = None,
     streamer: BaseStreamer | None = None,
+    kept: KeptPrefix | None = None,
 ) -> Tensor:
     """The tokens that `model.generate` gives: the likeliest at each step, or those of `sampling`.
 
@@ -44,6 +80,7 @@ def decode(
 
     Args:
         ids, mask: ``(B, T)``, padded on the left.
+        kept: Of a single row: what of it need not be read again; holds this row afterwards.
 
     Returns:
         ``(B, T + up to max_new_tokens)`` token ids; what stands behind a row's first end token
@@ -52,7 +89,7 @@ def decode(
     (batch, width), device = ids.shape, ids.device
     output = ids.new_full((batch, width + max_new_tokens), pad_id)
     ends, rows = torch.tensor(eos_ids, device=device), torch.arange(batch, device=device)
-    cache: Any = None
+    cache: Any = None if kept is None else kept.take(ids[0].tolist())
     drop = batch > 1 and streamer is None and model not in _keep_finished
     with own_settings_off(model):
         while True:
@@ -77,6 +114,8 @@ def decode(
             output[rows, :length] = sequences
             open_rows = ~torch.isin(sequences[:, width:], ends).any(1)
             if length == output.shape[1] or not bool(open_rows.any()):
+                if kept is not None:
+                    kept.keep(sequences[0].tolist(), cache)
                 return output[:, :length]
             if _selectable(cache):
                 left = open_rows.nonzero().flatten()

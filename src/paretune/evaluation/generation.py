@@ -13,7 +13,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from paretune.data.encoding import Encoder
 from paretune.errors import InputError
-from paretune.evaluation.decoding import SeededSampling, decode, seeded_uniforms
+from paretune.evaluation.decoding import KeptPrefix, SeededSampling, decode, seeded_uniforms
 from paretune.progress import Count
 from paretune.results.answers import Answer, Prompt
 
@@ -57,6 +57,7 @@ def generate_answers(
     batch_size: int = 16,
     progress: Count | None = None,
     streamer: BaseStreamer | None = None,
+    kept: KeptPrefix | None = None,
 ) -> list[Answer]:
     """Answer every prompt; the defaults are the CLAMP paper's (Table 8).
 
@@ -75,6 +76,7 @@ def generate_answers(
         top_p: Sample from the smallest set of tokens with at least this probability; 1 is all.
         streamer: Is given the tokens as they come, as by `generate` of transformers, which takes
             one for a single prompt only.
+        kept: Of a single prompt: what it has in common with the last one is not read again.
 
     Raises:
         InputError: if a sampling setting is out of range or a prompt is empty.
@@ -97,7 +99,9 @@ def generate_answers(
             if temperature > 0:
                 uniforms = torch.stack([seeded_uniforms(seeds[i], max_new_tokens) for i in rows])
                 sampling = SeededSampling(temperature, top_p, uniforms, ids.shape[1])
-            output = decode(model, ids, mask, max_new_tokens, eos_ids, pad_id, sampling, streamer)
+            output = decode(
+                model, ids, mask, max_new_tokens, eos_ids, pad_id, sampling, streamer, kept
+            )
             for i, tokens in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
                 end = next((n for n, token in enumerate(tokens) if token in eos_ids), None)
                 text = answer_text(tokenizer, tokens[:end])

@@ -10,6 +10,7 @@ from transformers import TextStreamer
 
 from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
+from paretune.evaluation.decoding import KeptPrefix
 from paretune.evaluation.generation import encode_prompt, generate_answers
 from paretune.experiment.weights import with_adapter
 from paretune.models import gpu, load_model_and_tokenizer
@@ -43,6 +44,7 @@ class ChatModel:
         self._loaded: set[str] = set()
         self._gates: dict[str, GatedAdapter] = {}
         self._whole: tuple[str, Any] | None = None
+        self._kept: tuple[Any, KeptPrefix] = (None, KeptPrefix())
 
     def answer(self, prompt: Prompt, by: Candidate | None, on_text: OnText | None = None) -> Answer:
         """The answer of a point, or of the base model (None), under the run's own settings.
@@ -53,14 +55,22 @@ class ChatModel:
             InputError: the prompt does not fit the model.
         """
         streamer = None if on_text is None else _Pieces(self.tokenizer, on_text)
-        return self._generate([prompt], by, streamer)[0]
+        # A conversation begins with what was said in it before, as long as the same answers.
+        speaks = None if by is None else (by.name, by.folder, by.position)
+        if self._kept[0] != speaks:
+            self._kept = speaks, KeptPrefix()
+        return self._generate([prompt], by, streamer, self._kept[1])[0]
 
     def answers(self, prompts: Sequence[Prompt], by: Candidate | None) -> list[Answer]:
         """`answer` to each of many prompts, in batches."""
         return self._generate(prompts, by, None)
 
     def _generate(
-        self, prompts: Sequence[Prompt], by: Candidate | None, streamer: TextStreamer | None
+        self,
+        prompts: Sequence[Prompt],
+        by: Candidate | None,
+        streamer: TextStreamer | None,
+        kept: KeptPrefix | None = None,
     ) -> list[Answer]:
         settings = self.recipe.evaluation
         if by is not None and by.scores is not None:
@@ -78,6 +88,7 @@ class ChatModel:
                 seed=settings.seed,
                 batch_size=settings.batch_size,
                 streamer=streamer,
+                kept=kept,
             )
 
     def _check_length(self, prompt: Prompt) -> None:
