@@ -1,0 +1,197 @@
+"""What is around the steps: scoring, answers, conversations and tokens, each beside the plain way.
+
+    python benchmarks/units.py scoring answers chat
+    python benchmarks/units.py tokens --data pairs.jsonl --pairs 100000
+
+``scoring`` is log-probabilities of the demo's test split, where four answers share each prompt, of
+one answer a prompt of it, and of random tokens (prompt 100, four answers of 100); packed and
+padded. ``answers`` are the demo's test prompts in one batch, with finished rows dropped and with
+all rows kept to the end by `generate`. ``chat`` is a conversation of four turns, its beginning kept
+and read again. These are CPU seconds of one thread on the embedded model, medians of repeats that
+take both in turn; what both give is compared. ``tokens`` is that many pairs of each of two
+objectives, of dialogues that a local file gives over and over with another first word, tokenised
+and kept for the first point, and read for five more: seconds of the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Ways = dict[str, Callable[[], Any]]
+
+
+def load() -> tuple[Any, Any]:
+    from paretune.models import EMBEDDED, load_model_and_tokenizer
+
+    return load_model_and_tokenizer(EMBEDDED, dtype="float32")
+
+
+def demo_pairs() -> dict[str, Any]:
+    from paretune.data import demo, split_by_prompt
+
+    data = demo.load(objectives=["concise", "informative"])
+    return dict(split_by_prompt(data, (0.6, 0.1, 0.3), 0)["test"].pairs)
+
+
+def compare(title: str, ways: Ways, repeats: int, agree: Callable[[Any, Any], str]) -> None:
+    """Print CPU seconds of two ways, their quotient and whether they give the same."""
+    given = {name: way() for name, way in ways.items()}  # warm-up
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            start = time.process_time()
+            way()
+            seconds[name].append(time.process_time() - start)
+    medians = {name: statistics.median(each) for name, each in seconds.items()}
+    (first, new), (second, plain) = medians.items()
+    quotients = [a / b for a, b in zip(seconds[first], seconds[second], strict=True)]
+    print(
+        f"| {title} | {first} {new:.2f} | {second} {plain:.2f} | {new / plain:.2f} "
+        f"| {min(quotients):.2f} to {max(quotients):.2f} | {agree(*given.values())} |",
+        flush=True,
+    )
+
+
+def scoring(args: argparse.Namespace) -> None:
+    from paretune.data.tokenization import TokenSequence, tokenize_pairs
+    from paretune.logprobs import Packing, score_sequences
+
+    model, tokenizer = load()
+    demo = tokenize_pairs(demo_pairs(), tokenizer, 128).sequences
+    alone = list({s.input_ids[: s.prompt_length]: s for s in demo}.values())
+    draw = torch.Generator().manual_seed(0)
+
+    def ids(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(100, 49_000, (count,), generator=draw).tolist())
+
+    four = [
+        TokenSequence(prompt + ids(100), 100)
+        for prompt in [ids(100) for _ in range(8)]
+        for _ in range(4)
+    ]
+    cases = {"demo, four answers a prompt": demo, "demo, one answer a prompt": alone}
+    for title, sequences in {**cases, "random, 100 + 4 x 100 tokens": four}.items():
+
+        def way(mode: Any, sequences: Any = sequences) -> Callable[[], Any]:
+            packing = Packing(model, mode)
+            return lambda: score_sequences(
+                model, sequences, tokenizer.pad_token_id, 16, packing=packing
+            )
+
+        ways = {"packed": way("on"), "padded": way("off")}
+        compare(f"scoring: {title}", ways, args.repeats, _furthest)
+
+
+def _furthest(one: Any, other: Any) -> str:
+    return f"differ by {float(((one - other).abs() / (1 + other.abs())).max()):.0e}"
+
+
+def _same(one: Any, other: Any) -> str:
+    return f"{sum(a == b for a, b in zip(one, other, strict=True))} of {len(one)} the same"
+
+
+def answers(args: argparse.Namespace) -> None:
+    from paretune.evaluation import decoding
+    from paretune.evaluation.generation import generate
+
+    model, tokenizer = load()
+    prompts: list[Any] = []
+    for rows in demo_pairs().values():
+        prompts += [row["prompt"] for row in rows if row["prompt"] not in prompts]
+
+    def way(keep: bool) -> list[str]:
+        (decoding._keep_finished.add if keep else decoding._keep_finished.discard)(model)
+        settings: dict[str, Any] = {"max_new_tokens": 64, "batch_size": 36}
+        settings |= {"temperature": args.temperature, "top_p": 0.9}
+        return generate(model, tokenizer, prompts[:36], **settings)
+
+    ways: Ways = {"dropped": lambda: way(False), "kept": lambda: way(True)}
+    compare(f"answers: demo, temperature {args.temperature:g}", ways, args.repeats, _same)
+
+
+def chat(args: argparse.Namespace) -> None:
+    from paretune.evaluation.decoding import KeptPrefix
+    from paretune.evaluation.generation import generate_answers
+
+    model, tokenizer = load()
+    said = ("Tell me about the moon.", "And its tides?", "Why is that?", "Who found that out?")
+
+    def way(keeps: bool) -> list[str]:
+        messages: list[dict[str, str]] = []
+        kept = KeptPrefix() if keeps else None
+        for text in said:
+            messages.append({"role": "user", "content": text})
+            settings: dict[str, Any] = {"max_new_tokens": 64, "temperature": 0.0}
+            found = generate_answers(model, tokenizer, [list(messages)], **settings, kept=kept)
+            messages.append({"role": "assistant", "content": found[0].response})
+        return [message["content"] for message in messages]
+
+    ways: Ways = {"kept": lambda: way(True), "read again": lambda: way(False)}
+    compare("chat: four turns", ways, args.repeats, _same)
+
+
+def tokens(args: argparse.Namespace) -> None:
+    from transformers import AutoTokenizer
+
+    from paretune.data import safe_rlhf
+    from paretune.data.token_cache import cached_pairs
+    from paretune.models import embedded_folder
+
+    if args.data is None:
+        raise SystemExit("tokens needs --data: a file of pairs.")
+    given = safe_rlhf.load(args.data, style="dialogue", bad_rows="skip").pairs
+    pairs: dict[str, list[Any]] = {}
+    for name, rows in given.items():
+        listed, made = [dict(row) for row in rows], []
+        while len(made) < args.pairs:
+            number = len(made) // len(listed)
+            for row in listed[: args.pairs - len(made)]:
+                first, *rest = row["prompt"]
+                opening = {**first, "content": f"{number} {first['content']}"}
+                made.append({**row, "prompt": [opening, *rest]})
+        pairs[name] = made
+    tokenizer = AutoTokenizer.from_pretrained(embedded_folder())
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = []
+        for _ in range(6):
+            start = time.perf_counter()
+            cached_pairs(Path(folder), pairs, tokenizer, 1024)
+            seconds.append(time.perf_counter() - start)
+    print(
+        f"| tokens: {args.pairs:,} pairs x {len(pairs)} objectives, six points | first "
+        f"{seconds[0]:.1f} | others {json.dumps([round(s, 1) for s in seconds[1:]])} "
+        f"| in all {sum(seconds):.1f} | | |",
+        flush=True,
+    )
+
+
+KINDS = {"scoring": scoring, "answers": answers, "chat": chat, "tokens": tokens}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("kinds", nargs="+", choices=KINDS)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--temperature", type=float, default=0.0, help="of answers")
+    parser.add_argument("--data", help="of tokens: a local file as PKU-SafeRLHF's")
+    parser.add_argument("--pairs", type=int, default=100_000, help="of tokens, an objective's")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    print("| what | s | s | quotient | of repeats | results |\n|---|---|---|---:|---:|---|")
+    for kind in args.kinds:
+        KINDS[kind](args)
+
+
+if __name__ == "__main__":
+    main()
