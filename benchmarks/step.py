@@ -3,16 +3,19 @@
     python benchmarks/step.py --threads 2 --repeats 5 --output step.json
     python benchmarks/step.py --data demo --objectives 2
     python benchmarks/step.py --data pairs.jsonl --max-length 128 --objectives 2
+    python benchmarks/step.py --full --pairs 1 --objectives 3
 
 Every contender takes the same DPO step (AdamW included, learning rate 0 so that all repeats see
-the same model) on SmolLM2-135M with LoRA r=8 on all linear layers; only the floors have no
-optimiser. The floor is one forward and one backward over the distinct tokens of the batch, each
-prompt once and no padding; the padded floor is that over the padded sequences.
+the same model) on SmolLM2-135M with LoRA r=8 on all linear layers, or with ``--full`` on all of
+its weights, with and without a bank of M gradients; only the floors have no optimiser. The floor is
+one forward and one backward over the distinct tokens of the batch, each prompt once and no padding;
+the padded floor is that over the padded sequences.
 
 Batches are of random tokens, sequences of one length: ``shared``, which all objectives label,
 or ``disjoint``, own ones for each; of ``answers``, four ragged ones to each prompt, of which each
 objective labels its own pair; of the demo; or of a local file with the columns of PKU-SafeRLHF and
-dialogues as prompts. Of real data it is the batch of median padding among 51.
+dialogues as prompts. Of real data it is the batch of median padding among 51; objectives beyond
+those of the data label the first one's pairs at random.
 
 Times are CPU seconds, medians over repeats that take the contenders in turn. Peak memory is that
 of a process of its own for each contender, above what it holds with the model loaded and touched;
@@ -28,17 +31,19 @@ import importlib.util
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from step_contenders import CONTENDERS, Case, Step, floor
+from step_contenders import CONTENDERS, FULL, Case, Step, floor
 from torch import Tensor, nn
 
 from paretune.data import demo, safe_rlhf
@@ -47,13 +52,15 @@ from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence,
 from paretune.logprobs import score_sequences
 from paretune.models import EMBEDDED, load_model_and_tokenizer
 
-SAME_DIRECTION = ("packed", "one_pass", "shared_forward", "algorithm_1")
+SAME_DIRECTION = ("packed", "one_pass", "shared_forward", "algorithm_1", "layerwise", "bank")
 HIGH_WATER = Path("/proc/self/clear_refs")  # resets VmHWM when "5" is written to it; Linux
 
 
-def load_model() -> tuple[nn.Module, Any]:
+def load_model(full: bool) -> tuple[nn.Module, Any]:
     torch.manual_seed(0)
     model, tokenizer = load_model_and_tokenizer(EMBEDDED, dtype="float32")
+    if full:
+        return model.train(), tokenizer
     config = LoraConfig(r=8, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
     adapted = get_peft_model(model, config)
     for name, parameter in adapted.named_parameters():
@@ -79,7 +86,7 @@ def make_case(
     }
     data.reference = torch.zeros(len(data.sequences))
     some = sorted(used)
-    with model.disable_adapter():  # type: ignore[operator]
+    with nullcontext() if args.full else model.disable_adapter():  # type: ignore[operator]
         sequences = [data.sequences[i] for i in some]
         data.reference[some] = score_sequences(model, sequences, tokenizer.pad_token_id)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -89,9 +96,9 @@ def make_case(
 def equal(
     args: argparse.Namespace, m: int, layout: str, generator: torch.Generator
 ) -> TokenizedPairs:
-    """Sequences of one length, a prompt of a third of it; pairs that objectives share or not."""
+    """Sequences of one length; pairs that objectives share or not."""
     owners = 1 if layout == "shared" else m
-    prompt_length = args.length // 3
+    prompt_length = args.prompt or args.length // 3
     sequences = []
     for _ in range(owners * args.pairs):
         prompt = _random_ids(prompt_length, generator)
@@ -113,7 +120,7 @@ def answers(
     args: argparse.Namespace, m: int, layout: str, generator: torch.Generator
 ) -> TokenizedPairs:
     """Four answers to each prompt, of half to one and a half times the mean length."""
-    prompt_length = args.length // 3
+    prompt_length = args.prompt or args.length // 3
     mean = args.length - prompt_length
     sequences: list[TokenSequence] = []
     pairs = {f"objective_{objective}": PairIndex() for objective in range(m)}
@@ -139,8 +146,16 @@ def real_batch(
     """Of 51 random batches the one whose padded positions, by its distinct tokens, are median."""
     load = partial(safe_rlhf.load, args.data, style="dialogue", bad_rows="skip")
     given = demo.load() if args.data == "demo" else load()
-    names = list(given.pairs)[:m]
-    pairs = {name: given.pairs[name] for name in names}
+    pairs: dict[str, Any] = {name: given.pairs[name] for name in list(given.pairs)[:m]}
+    flips = random.Random(0)
+    while len(pairs) < m:  # the first one's pairs with labels of their own
+        pairs[f"objective_{len(pairs)}"] = [
+            {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+            if flips.random() < 0.5
+            else row
+            for row in next(iter(pairs.values()))
+        ]
+    names = list(pairs)
     data = tokenize_pairs(pairs, tokenizer, args.max_length)
     rows = PairRows(data, names, "joint")
     collate = PairCollator(data, tokenizer.pad_token_id)
@@ -192,8 +207,10 @@ def measure_memory(args: argparse.Namespace, m: int, layout: str, name: str) -> 
     command = [sys.executable, __file__, "--memory-of", name, "--objectives", str(m)]
     command += ["--layouts", layout, "--threads", str(args.threads)]
     command += ["--pairs", str(args.pairs), "--length", str(args.length)]
+    command += ["--prompt", str(args.prompt)] if args.prompt else []
     command += ["--data", args.data] if args.data else []
     command += ["--max-length", str(args.max_length)]
+    command += ["--full"] if args.full else []
     # What is freed goes back to the system at once, so that the peak is of live data.
     eager = {"MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": "0"}
     environment = {**os.environ, **eager}
@@ -201,10 +218,12 @@ def measure_memory(args: argparse.Namespace, m: int, layout: str, name: str) -> 
     return float(result.stdout.splitlines()[-1])
 
 
-def peak_of_this_process(case: Case, name: str) -> float:
-    """MiB above the state with model, gradients and optimiser state in place."""
+def peak_of_this_process(case: Case, name: str, full: bool) -> float:
+    """MiB above the state with model, gradients of an adapter and optimiser state in place."""
     run(case, floor(case))  # touches every weight and makes the gradients
     case.optimizer.step()
+    if full:  # their gradient is part of what is measured
+        case.optimizer.zero_grad()
     gc.collect()
     before = _status("VmRSS")
     HIGH_WATER.write_text("5")
@@ -223,10 +242,11 @@ def table(row: dict[str, Any]) -> str:
     """One case as Markdown."""
     medians = {name: statistics.median(found) for name, found in row["seconds"].items()}
     peaks = row["peak_mib"]
+    beside, title = ("bank", "the bank") if "bank" in medians else ("one_pass", "padded one pass")
     lines = [
         f"### M = {row['m']}, {row['layout']} pairs: {row['sequences']} sequences, "
         f"{row['padded']} padded positions, {row['tokens']} distinct tokens\n",
-        "| contender | median s | min to max | / floor | / padded one pass | peak MiB | / floor |",
+        f"| contender | median s | min to max | / floor | / {title} | peak MiB | / floor |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, median in medians.items():
@@ -236,7 +256,7 @@ def table(row: dict[str, Any]) -> str:
             f"{median:.3f}",
             f"{min(seconds):.3f} to {max(seconds):.3f}",
             f"{median / medians['floor']:.2f}",
-            f"{median / medians['one_pass']:.2f}",
+            f"{median / medians[beside]:.2f}",
             f"{peaks[name]:.0f}" if name in peaks else "",
             f"{peaks[name] / peaks['floor']:.2f}" if name in peaks else "",
         ]
@@ -255,18 +275,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=1024, help="longest row of real data")
     parser.add_argument("--pairs", type=int, default=4, help="pairs per objective and step")
     parser.add_argument("--length", type=int, default=96, help="tokens of a sequence")
+    parser.add_argument("--prompt", type=int, help="those of its prompt; by default a third")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), metavar="NAME")
+    parser.add_argument("--contenders", nargs="+", metavar="NAME")
+    parser.add_argument("--full", action="store_true", help="train all weights")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--output", type=Path, help="also write all figures as JSON")
     parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.data:
         args.layouts = ["real"]
-    needed = {"floor", "packed", "one_pass"}
-    if unknown := [name for name in args.contenders if name not in CONTENDERS]:
-        parser.error(f"unknown contender {unknown[0]}; there are {', '.join(CONTENDERS)}")
+    own = [name for name in CONTENDERS if name == "floor" or (name in FULL) == args.full]
+    args.contenders = args.contenders or own
+    needed = set(FULL) if args.full else {"floor", "packed", "one_pass"}
+    if unknown := [name for name in args.contenders if name not in own]:
+        parser.error(f"unknown contender {unknown[0]}; there are {', '.join(own)}")
     if missing := sorted(needed - set(args.contenders)):
         parser.error(f"the table needs {', '.join(missing)}")
     return args
@@ -276,9 +300,9 @@ def main() -> None:
     args = parse_arguments()
     torch.set_num_threads(args.threads)
     if args.memory_of:
-        case = make_case(args, args.objectives[0], args.layouts[0], *load_model())
+        case = make_case(args, args.objectives[0], args.layouts[0], *load_model(args.full))
         case.exclusive = True
-        print(peak_of_this_process(case, args.memory_of))
+        print(peak_of_this_process(case, args.memory_of, args.full))
         return
     names = []
     for name in args.contenders:
@@ -289,7 +313,7 @@ def main() -> None:
             print(f"{name} is left out: {package} is not installed.")
     print(f"torch {torch.__version__} on {platform.machine()}, {args.threads} threads, float32,")
     print(f"medians of {args.repeats} interleaved repeats.\n")
-    model, tokenizer = load_model()
+    model, tokenizer = load_model(args.full)
     rows = []
     for m in args.objectives:
         for layout in args.layouts if m > 1 or args.data else ["shared"]:

@@ -13,7 +13,7 @@ from torch import nn
 
 from paretune.data.sampling import PairCollator, Row
 from paretune.data.tokenization import TokenizedPairs
-from paretune.gradients import GradientBank, ObjectiveGradients, per_objective
+from paretune.gradients import GradientBank, Method, ObjectiveGradients, per_objective
 from paretune.gradients.objectives import loss_sums, restrict
 from paretune.logprobs import PackedPass, Packing, sequence_logps
 from paretune.losses import DPO
@@ -41,7 +41,7 @@ class Case:
         self.preference = torch.full((len(self.names),), 1 / len(self.names)).double()
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
 
-    def clamp(self, bank: GradientBank) -> None:
+    def clamp(self, bank: Any) -> None:
         """What CLAMP does once the bank is filled."""
         bank.finish()
         bank.combine(Clamp(mu=100.0)(bank.gramian(), bank.losses, self.preference).weights)
@@ -73,8 +73,16 @@ def one_pass(case: Case) -> Step:
     return _clamp(case, Packing(case.model, "off"), case.padded)
 
 
-def _clamp(case: Case, packing: Packing, batch: Any) -> Step:
-    engine = ObjectiveGradients(case.model, case.losses, "one_pass", packing)
+def layerwise(case: Case) -> Step:
+    return _clamp(case, Packing(case.model, "on"), case.batch, "layerwise")
+
+
+def bank(case: Case) -> Step:
+    return _clamp(case, Packing(case.model, "on"), case.batch, "per_objective")
+
+
+def _clamp(case: Case, packing: Packing, batch: Any, method: Method = "one_pass") -> Step:
+    engine = ObjectiveGradients(case.model, case.losses, method, packing, single=True)
 
     def step() -> None:
         engine.bank.zero()
@@ -203,6 +211,9 @@ def _trl(case: Case, cached: bool) -> Step:
     return step
 
 
+FULL = ("floor", "layerwise", "bank")
+"""Those that train all weights; the others train an adapter."""
+
 CONTENDERS: dict[str, tuple[str, Callable[[Case], Step], str | None]] = {
     # name: (row of the table, factory, package it needs)
     "floor": ("floor: 1 forward, 1 backward over distinct tokens", floor, None),
@@ -212,6 +223,8 @@ CONTENDERS: dict[str, tuple[str, Callable[[Case], Step], str | None]] = {
     "pwg": ("PWG: gradient of the weighted sum, padded", pwg, None),
     "shared_forward": ("CLAMP, 1 forward, M backwards, padded", shared_forward, None),
     "algorithm_1": ("CLAMP, Algorithm 1 as written, padded", algorithm_1, None),
+    "layerwise": ("CLAMP, all weights, layer by layer", layerwise, None),
+    "bank": ("CLAMP, all weights, a bank of M gradients", bank, None),
     "torchjd": ("TorchJD autojac + MGDA, padded", torchjd, "torchjd"),
     "trl_cached": ("TRL DPOTrainer, reference cached", trl_cached, "trl"),
     "trl_online": ("TRL DPOTrainer, reference online", trl_online, "trl"),

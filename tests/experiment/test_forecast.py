@@ -49,6 +49,10 @@ def test_memory_by_its_parts() -> None:
     assert (found.weights, found.optimiser, found.bank) == (4000, 80, 200)
     assert found.total == sum(vars(found).values())
     assert found.sharded(4) == found.total - 3000
+    full = Shape("", 1000, 800, 1000, 4, 8, 4, 2, 3, 100, 0, False)
+    assert memory(full, wide, 5, 7).bank == 20_000
+    assert memory(full, wide, 5, 7, layerwise=True).bank == 4 * (5 * 400 - 1000)
+    assert memory(full, wide, 2, 7, layerwise=True).bank == 0
     more = memory(shape, wide, objectives=5, tokens=14)
     assert more.activations == 2 * found.activations
     assert memory(shape, wide, 5, 7, checkpointing=True).activations < found.activations

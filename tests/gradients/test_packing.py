@@ -370,7 +370,8 @@ def test_parts_of_gated_rows_keep_their_gates() -> None:
     gated = GatedAdapter(model, Gate(3, "objectives"))
     batch = make_batch(make_data(3, 2, n_prompts=4), by_row=True)
     losses = {name: LOSSES["dpo"]() for name in batch["pairs"]}
-    positions = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)).numpy()
+    positions = torch.rand(4, 3, generator=torch.Generator().manual_seed(0)).double()
+    positions = (positions / positions.sum(1, keepdim=True)).numpy()
     engine = ObjectiveGradients(model, losses, "one_pass", Packing(model, "on"))
     for part in engine.parts(batch, 30):
         gated.set(positions[part["row"].numpy()])

@@ -56,8 +56,11 @@ def train(method: str, folder: Path) -> None:
     else:
         settings |= {"preference": {"one": 0.4, "two": 0.6}, "mu": 1.0}
         settings |= {"tokens_per_batch": 40} if method == "parts" else {"gradients": method}
+        full = method == "layerwise"
+        if full:
+            settings["gradient_accumulation_steps"] = 1
         trainer = ClampTrainer(
-            made.make_lora(llama, 0),
+            llama if full else made.make_lora(llama, 0),
             ClampConfig(**settings),
             data,
             validation,
@@ -75,7 +78,7 @@ def train(method: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for name in ("one_pass", "per_objective", "parts", "pwg", "clamp"):
+    for name in ("one_pass", "per_objective", "parts", "layerwise", "pwg", "clamp"):
         train(name, Path(sys.argv[1]) / name)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

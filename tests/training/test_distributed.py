@@ -14,6 +14,9 @@ pytestmark = pytest.mark.slow  # they train in processes of their own
 WORKER = Path(__file__).with_name("distributed_worker.py")
 
 
+METHODS = ("one_pass", "per_objective", "parts", "layerwise", "pwg", "clamp")
+
+
 def run(folder: Path, processes: int) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc_per_node={processes}", str(WORKER), str(folder)]
@@ -24,15 +27,14 @@ def run(folder: Path, processes: int) -> None:
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     run(tmp_path / "one", 1)
     run(tmp_path / "two", 2)
-    for method in ("one_pass", "per_objective", "parts", "pwg", "clamp"):
+    for method in METHODS:
         one, two = tmp_path / "one" / method, tmp_path / "two" / method
         alone, *_ = ranks(one)
         first, second = ranks(two)
         assert first == second, "λ* must be identical on every rank"
         torch.testing.assert_close(torch.tensor(first), torch.tensor(alone), rtol=0, atol=1e-6)
-        expected, found = (
-            load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (one, two)
-        )
+        name = "model.safetensors" if method == "layerwise" else "adapter_model.safetensors"
+        expected, found = (load_file(folder / "adapter" / name) for folder in (one, two))
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=0, atol=1e-6)
 

@@ -87,7 +87,9 @@ def test_tokens_per_batch_leaves_the_steps_as_they_are(
     clamp: Any, tiny_lora: Any, random_pairs: Any, caplog: Any
 ) -> None:
     pairs, adapters, passes = random_pairs(n=8, weights=True), [], []
-    for tokens in (None, 60, 30):
+    for rows in pairs.values():  # else the objectives oppose each other exactly
+        rows.append({**rows[0], "chosen": rows[1]["chosen"]})
+    for tokens in (None, 60, 15):
         trainer = clamp(
             train=pairs,
             model=tiny_lora(),
@@ -101,9 +103,10 @@ def test_tokens_per_batch_leaves_the_steps_as_they_are(
         passes.append(trainer.totals.spend.passes)
         assert trainer.state.global_step == 4
     assert passes[0] < passes[1] <= passes[2]
+    assert not adapters[0].equal(adapter(clamp(train=pairs, model=tiny_lora(), folder="untrained")))
     for found in adapters[1:]:
         torch.testing.assert_close(found, adapters[0], rtol=1e-4, atol=1e-5)
-    assert "more than tokens_per_batch=30 tokens" in caplog.text
+    assert "more than tokens_per_batch=15 tokens" in caplog.text
     with pytest.raises(InputError, match="tokens_per_batch must be at least 1"):
         clamp(tokens_per_batch=0)
 
@@ -320,13 +323,39 @@ def test_stops_with_a_checkpoint_when_nothing_is_finite(clamp: Any) -> None:
 def test_full_fine_tuning(clamp: Any, tiny_llama: Any, random_pairs: Any) -> None:
     pairs = random_pairs()
     trainer = clamp(model=tiny_llama(), evaluation=pairs, max_steps=2)
-    assert trainer.engine.method == "per_objective"
+    assert trainer.engine.method == "layerwise"
     prepared = trainer.prepare(random_pairs(seed=3))
     assert trainer.evaluate(prepared)["eval_one_loss"] == pytest.approx(math.log(2), abs=1e-6)
     trainer.train()
     trainer.evaluate(prepared)
     with pytest.raises(InputError, match="reference model is gone"):
         trainer.evaluate(random_pairs(seed=4))
+
+
+def test_full_fine_tuning_without_a_bank_takes_the_same_steps(clamp: Any, tiny_llama: Any) -> None:
+    found = []
+    for gradients in ("auto", "per_objective"):
+        trainer = clamp(model=tiny_llama(), folder=gradients, gradients=gradients, optim="sgd")
+        trainer.train()
+        found.append((adapter(trainer), trainer.totals.spend.passes, step_logs(trainer)))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-6)
+    assert [passes for _, passes, _ in found] == [4 * 4, 4 * 3]  # one more backward pass a step
+    for one, other in zip(found[0][2], found[1][2], strict=True):
+        assert one["cosine/one|two"] == pytest.approx(other["cosine/one|two"], abs=1e-4)
+        assert one["lambda/one"] == pytest.approx(other["lambda/one"], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_full_fine_tuning_resumes_bit_for_bit(clamp: Any, tiny_llama: Any) -> None:
+    options: dict[str, Any] = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2}
+    whole = clamp(model=tiny_llama(), folder="whole", **options)
+    whole.train()
+    with pytest.raises(_Kill):
+        clamp(model=tiny_llama(), folder="cut", callbacks=[_KillAt(3)], **options).train()
+    resumed = clamp(model=tiny_llama(), folder="cut", **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.engine.method == "layerwise"
+    torch.testing.assert_close(adapter(resumed), adapter(whole), rtol=0, atol=0)
 
 
 @pytest.mark.slow

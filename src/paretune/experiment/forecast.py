@@ -176,7 +176,12 @@ def shape_of(model: "Model", lora: "Lora | None") -> Shape:
 
 
 def memory(
-    shape: Shape, precision: Precision, objectives: int, tokens: int, checkpointing: bool = False
+    shape: Shape,
+    precision: Precision,
+    objectives: int,
+    tokens: int,
+    checkpointing: bool = False,
+    layerwise: bool = False,
 ) -> Memory:
     """Peak memory of a step, in bytes.
 
@@ -188,6 +193,9 @@ def memory(
 
     Args:
         objectives: M, of those that are trained.
+        layerwise: Whether gradients are taken layer by layer: M of the largest layer, or of the
+            vocabulary's embeddings, are dropped before the combined gradient is made. The bank is
+            what they need beyond the room of that one.
     """
     weights = shape.linear * precision.linear + (shape.base - shape.linear) * precision.weights
     full = shape.rank == 0
@@ -197,12 +205,16 @@ def memory(
     activations = per_layer * shape.layers
     if checkpointing:
         activations = per_layer + tokens * shape.hidden * precision.weights * shape.layers
+    bank = 4 * objectives * shape.trained
+    if layerwise:
+        largest = max(shape.vocabulary * shape.hidden, shape.linear // shape.layers)
+        bank = max(0, 4 * objectives * largest - 4 * shape.trained)
     chunk = 3 * min(_CHUNK, tokens) * shape.vocabulary * 4
     return Memory(
         weights=weights,
         adapters=(4 if full else 12) * shape.trained,
         optimiser=8 * shape.trained,
-        bank=4 * objectives * shape.trained,
+        bank=bank,
         activations=activations,
         head=chunk + 3 * tokens * shape.hidden * precision.activations,
     )

@@ -22,14 +22,11 @@ class GradientBank:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], n_objectives: int) -> None:
-        devices = {parameter.device for parameter in parameters}
-        if len(devices) != 1:
-            found = ", ".join(sorted(map(str, devices))) or "none"
-            raise InputError(f"All trainable parameters must be on one device; found: {found}.")
+        device = device_of(parameters)
         self.parameters = list(parameters)
         self.n_objectives = n_objectives
         size = n_objectives * sum(parameter.numel() for parameter in parameters)
-        self._buffer = torch.zeros(size, dtype=torch.float32, device=devices.pop())
+        self._buffer = torch.zeros(size, dtype=torch.float32, device=device)
         self.blocks: list[Tensor] = []
         """Per parameter, its M gradients: ``(M, *parameter.shape)``, views of one buffer."""
         start = 0
@@ -93,19 +90,14 @@ class GradientBank:
         A plain float32 product is off by 7e-5 at four million columns and can be indefinite; this
         one is off by about 2e-7.
         """
+        # MPS has no float64.
+        device = self._buffer.device if self._buffer.device.type != "mps" else "cpu"
         total = torch.zeros(
-            self.n_objectives, self.n_objectives, dtype=torch.float64, device=self._sum_device
+            self.n_objectives, self.n_objectives, dtype=torch.float64, device=device
         )
         for block in self.blocks:
-            for chunk in block.view(self.n_objectives, -1).split(_CHUNK, dim=1):
-                total += (chunk @ chunk.T).to(total.device, total.dtype)
+            add_products(block, total)
         return total.cpu()
-
-    @property
-    def _sum_device(self) -> torch.device:
-        # MPS has no float64.
-        device = self._buffer.device
-        return torch.device("cpu") if device.type == "mps" else device
 
     def combine(self, weights: Tensor, scale: float = 1.0) -> None:
         """Write ``scale · Σ_m weights_m g^m`` to the parameters' ``.grad``."""
@@ -114,3 +106,18 @@ class GradientBank:
                 (weights * scale).to(block.device, block.dtype), block, dims=1
             )
             parameter.grad = direction.to(parameter.dtype)
+
+
+def device_of(parameters: Sequence[nn.Parameter]) -> torch.device:
+    """The one device of all parameters. Raises InputError if there is not one."""
+    devices = {parameter.device for parameter in parameters}
+    if len(devices) != 1:
+        found = ", ".join(sorted(map(str, devices))) or "none"
+        raise InputError(f"All trainable parameters must be on one device; found: {found}.")
+    return devices.pop()
+
+
+def add_products(block: Tensor, total: Tensor) -> None:
+    """Add the products of M gradients ``(M, ...)`` with each other to ``(M, M)`` float64."""
+    for chunk in block.view(len(block), -1).split(_CHUNK, dim=1):
+        total += (chunk @ chunk.T).to(total.device, total.dtype)

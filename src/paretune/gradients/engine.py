@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from paretune.errors import InputError
 from paretune.gradients import per_objective
 from paretune.gradients.bank import GradientBank
+from paretune.gradients.layerwise import LayerwiseGradients, layerwise_obstacle
 from paretune.gradients.objectives import Batch, loss_sums, parts_of, shortest_rows
 from paretune.gradients.one_pass import NotPerSampleError, OnePass, unsupported_reason
 from paretune.logprobs import Packing, sequence_logps
@@ -19,7 +20,7 @@ from paretune.logprobs.packing import failure, fingerprint
 from paretune.losses import PreferenceLoss
 from paretune.models import is_sharded
 
-Method = Literal["auto", "one_pass", "per_objective"]
+Method = Literal["auto", "one_pass", "per_objective", "layerwise"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +44,14 @@ class ObjectiveGradients:
         method: ``"one_pass"``, ``"per_objective"``, or ``"auto"``: one pass where it is exact.
             Two rows of the first batch are compared with automatic differentiation of the padded
             rows, once for each kind of model in a process; should an architecture mix samples,
-            ``"auto"`` falls back with a warning and ``"one_pass"`` is an error.
+            ``"auto"`` falls back with a warning and ``"one_pass"`` is an error. Where all weights
+            are trained, ``"auto"`` is ``"layerwise"``, without a bank, if `single` allows it.
         packing: The model's; by default packed where that is exact.
+        single: Whether each step is one call of `accumulate`, and of the gradients needs the
+            Gramian and a combination alone.
 
     Raises:
-        InputError: if there is nothing to train, or ``"one_pass"`` is asked for where it is not
-            exact.
+        InputError: if there is nothing to train, or a method is asked for where it is not exact.
     """
 
     def __init__(
@@ -57,31 +60,59 @@ class ObjectiveGradients:
         losses: Mapping[str, PreferenceLoss],
         method: Method = "auto",
         packing: Packing | None = None,
+        single: bool = False,
     ) -> None:
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
             raise InputError("The model has no trainable parameters: every one of them is frozen.")
         self.model, self.losses = model, dict(losses)
         self.packing = Packing(model) if packing is None else packing
-        self.bank = GradientBank(parameters, len(losses))
-        obstacle = None if method == "per_objective" else unsupported_reason(model)
-        if method == "one_pass" and obstacle is not None:
-            raise InputError(
-                f"gradients='one_pass' is not exact here: {obstacle}. Use gradients='auto'."
-            )
-        if method == "auto" and obstacle is not None:
-            logger.info("One backward pass per objective: %s.", obstacle)
-        use_one_pass = method != "per_objective" and obstacle is None
-        self._one_pass = OnePass(model, self.bank) if use_one_pass else None
-        self._asked = method == "one_pass"
+        self._one_pass: OnePass | None = None
+        self.bank: GradientBank | LayerwiseGradients
+        self._asked = method
+        if method == "layerwise" or (method == "auto" and self._is_full and len(losses) > 1):
+            obstacle = layerwise_obstacle(model)
+            if obstacle is None and not single:
+                obstacle = "a step may need them one by one, or has several micro-batches"
+            if obstacle is None:
+                method, self.bank = "layerwise", LayerwiseGradients(model, parameters, len(losses))
+            elif method == "layerwise":
+                raise InputError(
+                    f"gradients='layerwise' is not possible here: {obstacle}. Use gradients='auto'."
+                )
+            else:
+                size = 4 * len(losses) * sum(p.numel() for p in parameters) / 2**30
+                logger.warning(
+                    "The gradients of %d objectives take %.1f GiB beside the model, since %s.",
+                    len(losses),
+                    size,
+                    obstacle,
+                )
+        if method != "layerwise":
+            bank = self.bank = GradientBank(parameters, len(losses))
+            obstacle = None if method == "per_objective" else unsupported_reason(model)
+            if method == "one_pass" and obstacle is not None:
+                raise InputError(
+                    f"gradients='one_pass' is not exact here: {obstacle}. Use gradients='auto'."
+                )
+            if method == "auto" and obstacle is not None:
+                logger.info("One backward pass per objective: %s.", obstacle)
+            if method != "per_objective" and obstacle is None:
+                self._one_pass = OnePass(model, bank)
         self._proven: set[tuple[bool, Method]] = {(False, "per_objective")}
         self.passes = 0
         """Forward and backward passes so far, each counting as one, without the proof's."""
 
     @property
     def method(self) -> Method:
-        """The way in use, ``"one_pass"`` or ``"per_objective"``."""
+        """The way in use, ``"one_pass"``, ``"per_objective"`` or ``"layerwise"``."""
+        if isinstance(self.bank, LayerwiseGradients):
+            return "layerwise"
         return "per_objective" if self._one_pass is None else "one_pass"
+
+    @property
+    def _is_full(self) -> bool:
+        return getattr(self.model, "peft_config", None) is None
 
     def parts(self, batch: Batch, tokens: int | None) -> Sequence[Batch]:
         """A micro-batch in parts of at most so many tokens, to accumulate one after another.
@@ -112,7 +143,9 @@ class ObjectiveGradients:
         self._accumulate(batch, scale)
 
     def _accumulate(self, batch: Batch, scale: float) -> None:
-        if self._one_pass is not None:
+        if isinstance(self.bank, LayerwiseGradients):
+            self.passes += self.bank.accumulate(batch, self.losses, scale)
+        elif self._one_pass is not None:
             self._one_pass.accumulate(batch, self.losses, scale)
             self.passes += 2
         else:
@@ -155,7 +188,10 @@ class ObjectiveGradients:
         return False
 
     def _packs_alone(self, batch: Batch, scale: float) -> bool:
-        """Whether packing is exact with one backward pass per objective."""
+        """Whether packing is exact with one backward pass per objective; if not it is at fault."""
+        if isinstance(self.bank, LayerwiseGradients):  # the other way about: no bank is made
+            padded = {name: value for name, value in batch.items() if name != "packed"}
+            return self._fault(self._compare(padded, scale)) is not None
         if self._one_pass is None:
             return False
         held, self._one_pass = self._one_pass, None
@@ -184,6 +220,8 @@ class ObjectiveGradients:
         NaN where the gradients are not finite.
         """
         self.bank.zero()
+        if isinstance(self.bank, LayerwiseGradients):
+            return self._layerwise_difference(self.bank, batch, scale)
         if "packed" in batch:
             if (reason := failure(lambda: self._accumulate(batch, scale))) is not None:
                 return reason
@@ -213,13 +251,55 @@ class ObjectiveGradients:
         # Both zero: nothing to tell apart.
         return (difference / norm) ** 0.5 if norm > 0 else float(difference > 0)
 
-    def _fall_back(self, reason: str) -> None:
-        if self._asked:
-            raise InputError(
-                f"gradients='one_pass' is not exact here: {reason}. Use gradients='auto'."
+    def _layerwise_difference(
+        self, bank: LayerwiseGradients, batch: Batch, scale: float
+    ) -> float | str:
+        """The same by lengths of gradients alone, of which one is in memory at a time."""
+        weights = torch.arange(1.0, len(self.losses) + 1, dtype=torch.float64)
+
+        def run() -> None:
+            self._accumulate(batch, scale)
+            bank.finish()
+            bank.combine(weights)
+
+        if (reason := failure(run)) is not None:
+            return reason
+        found = torch.tensor([float(p.grad.norm()) for p in bank.parameters if p.grad is not None])
+        self.model.zero_grad(set_to_none=True)
+        gramian = bank.gramian()
+        sums, totals = loss_sums(sequence_logps(self.model, batch), batch, self.losses)
+        means = sums / torch.where(totals == 0, 1, totals)
+
+        def lengths(value: Tensor) -> Tensor:
+            given = torch.autograd.grad(
+                value, bank.parameters, retain_graph=True, allow_unused=True
             )
-        logger.warning("Using one backward pass per objective, since in one pass %s.", reason)
+            return torch.tensor([0.0 if g is None else float(g.norm()) for g in given])
+
+        alone = torch.stack([lengths(value).norm() for value in means]).double()
+        exact = lengths((weights.to(means) * means).sum())
+        size = float(weights @ alone)
+        if not math.isfinite(size):
+            return math.nan
+        if size == 0:
+            return float(found.any())
+        errors = (
+            (gramian.diagonal().sqrt() - alone).abs().max() / alone.max(),
+            (weights @ gramian @ weights - exact.double().square().sum()).abs() / size**2,
+            (found - exact).norm() / size,
+        )
+        return max(map(float, errors))
+
+    def _fall_back(self, reason: str) -> None:
+        if self._asked in ("one_pass", "layerwise"):
+            raise InputError(
+                f"gradients={self._asked!r} is not exact here: {reason}. Use gradients='auto'."
+            )
+        way = "layer by layer" if self.method == "layerwise" else "in one pass"
+        logger.warning("Using one backward pass per objective, since %s %s.", way, reason)
         self._one_pass = None
+        if isinstance(self.bank, LayerwiseGradients):
+            self.bank = GradientBank(self.bank.parameters, len(self.losses))
 
 
 def _worst(found: float | str) -> float | str:

@@ -178,7 +178,7 @@ def parts_of(batch: Batch, tokens: int, at_least: int = 1) -> list[Batch]:
     def cost(sequences: set[int]) -> int:
         if packed is not None:
             return packed.tokens_of(sequences)
-        return len(sequences) * max(lengths[i] for i in sequences)
+        return len(sequences) * max(int(lengths[i]) for i in sequences)
 
     # Rows of like length next to each other need least padding.
     order = sorted(sorted(members), key=lambda row: max(lengths[i] for i in members[row]))

@@ -1,6 +1,7 @@
 """Log-probabilities of a batch's responses, of padded sequences or of packed ones."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -92,14 +93,14 @@ class PackedPass:
 
     def backward_prompts(self, coefficients: Tensor, retain_graph: bool) -> None:
         """Through the prompts, the responses' signals combined by `coefficients` ``(N,)``."""
-        signals = [leaf.grad for _, leaf in self._joints()]
+        signals = [leaf.grad for _, leaf in self.joints()]
         self._through_prompts(signals, coefficients, retain_graph, None)
 
     def gradients(
         self, value: Tensor, parameters: Sequence[nn.Parameter], retain_graph: bool
     ) -> list[Tensor | None]:
         """The gradient of a function of `logps`; None for parameters it does not depend on."""
-        leaves = [leaf for _, leaf in self._joints()]
+        leaves = [leaf for _, leaf in self.joints()]
         with running(self._model, self._responses):
             found = torch.autograd.grad(
                 value, [*parameters, *leaves], retain_graph=retain_graph, allow_unused=True
@@ -112,12 +113,26 @@ class PackedPass:
             for a, b in zip(first, second, strict=True)
         ]
 
-    def _joints(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def joints(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Keys and values of the first stage, with their copies in the second."""
         for module, leaves in self._responses.leaves.items():
             for root, leaf in zip(self._prompts.kept[module], leaves, strict=True):
                 if root.requires_grad:
                     yield root, leaf
+
+    def stage(self, prompts: bool) -> AbstractContextManager[None]:
+        """Within, the model runs, or recomputes, over the prompts or over the responses."""
+        return running(self._model, self._prompts if prompts else self._responses)
+
+    def joined(self, root: Tensor, signal: Tensor, factors: Tensor | None = None) -> Tensor:
+        """The responses' signals at copies of keys or values, added up to one for each prompt.
+
+        Args:
+            factors: ``(E, 1)``, what each copied position's signal is multiplied by.
+        """
+        added = signal if factors is None else signal * factors
+        # In float32 at least: factors are.
+        return torch.zeros_like(root).index_add_(2, self.batch.source, added.to(root.dtype))
 
     def _through_prompts(
         self,
@@ -131,12 +146,11 @@ class PackedPass:
         counts = torch.tensor(batch.source_lengths, device=coefficients.device)
         factors = coefficients.repeat_interleave(counts, output_size=len(batch.source))[:, None]
         roots, cotangents = [], []
-        for (root, _), signal in zip(self._joints(), signals, strict=True):
+        for (root, _), signal in zip(self.joints(), signals, strict=True):
             if signal is None:
                 continue
-            added = (signal * factors).to(root.dtype)  # in float32 at least: factors are
             roots.append(root)
-            cotangents.append(torch.zeros_like(root).index_add_(2, batch.source, added))
+            cotangents.append(self.joined(root, signal, factors))
         if self._end is not None:
             roots.append(self._end)
             cotangents.append(torch.zeros_like(self._end))

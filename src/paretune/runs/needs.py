@@ -238,7 +238,10 @@ def _training(
         peak = tokens.peak
         if most := train.get("tokens_per_batch"):
             peak = min(peak, max(int(most), peak // rows))  # a row is never divided
-        used = forecast.memory(shape, precision, objectives, peak, checkpointing)
+        single = accumulation == 1 and not train.get("tokens_per_batch")
+        layerwise = single and shape.rank == 0 and objectives > 1
+        layerwise = layerwise and train.get("gradients") != "per_objective"
+        used = forecast.memory(shape, precision, objectives, peak, checkpointing, layerwise)
     return Work(name, objectives, trainings, steps, tokens, used, checkpointing)
 
 

@@ -202,7 +202,12 @@ class MultiObjectiveConfig(CommonConfig):
         },
     )
     gradients: Method = field(
-        default="auto", metadata={"help": "one_pass, per_objective, or auto: one pass where exact."}
+        default="auto",
+        metadata={
+            "help": "one_pass; per_objective; layerwise: the gradients of all weights, of which a "
+            "layer's are in memory at a time; or auto: one pass where exact, layerwise where all "
+            "weights are trained and a step is one micro-batch."
+        },
     )
     reference_cache: str | None = field(
         default=None,
@@ -219,6 +224,13 @@ class MultiObjectiveConfig(CommonConfig):
     def __post_init__(self) -> None:
         check_fields(self)
         self._read_losses()
+        if self.gradients == "layerwise" and (
+            self.gradient_accumulation_steps > 1 or self.tokens_per_batch is not None
+        ):
+            raise InputError(
+                "gradients='layerwise' needs the graph of a whole step: it goes with neither "
+                "gradient_accumulation_steps nor tokens_per_batch."
+            )
         if self.early_stopping_patience > 0:
             if self.metric_for_best_model not in (None, "eval_chebyshev", "eval_weighted"):
                 raise InputError(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from paretune.data.sampling import PairCollator
 from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence
-from paretune.gradients import ObjectiveGradients
+from paretune.gradients import GradientBank, ObjectiveGradients
 from paretune.losses import DPO, PreferenceLoss, Scored
 from paretune.moo.solvers.multipliers import DampedMultipliers
 from paretune.moo.weightings import Clamp
@@ -200,6 +200,7 @@ class Lookahead(WeightingSteps):
             criteria: What ∇F = Σ_s c_s ∇f_s weighs the criteria's gradients with, ``(S,)``.
         """
         bank, n = self.engine.bank, len(self._trainer.sets)
+        assert isinstance(bank, GradientBank)
         weights = self._trainer.weights.values
         products = torch.zeros(n, dtype=torch.float64)
         upper_square = lower_square = 0.0

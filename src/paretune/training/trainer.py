@@ -134,7 +134,10 @@ class MultiObjectiveTrainer(BaseTrainer):
         if self._train_pairs.reference is not None:
             self._check_reference()
         live_losses = {name: self.losses[name] for name in self.live}
-        self.engine = ObjectiveGradients(self.model, live_losses, args.gradients, self.packing)
+        single = args.gradient_accumulation_steps == 1 and args.tokens_per_batch is None
+        self.engine = ObjectiveGradients(
+            self.model, live_losses, args.gradients, self.packing, single
+        )
         self._step_tokens = self._step_passes = 0
 
     # ------------------------------------------------------------------ data
