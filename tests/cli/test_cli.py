@@ -196,3 +196,18 @@ def test_threads_wait_passively_unless_told_otherwise(monkeypatch: pytest.Monkey
         cli.main(["--version"])
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert os.environ["KMP_BLOCKTIME"] == "200"
+
+
+def test_the_shell_completes_commands_and_recipes(tmp_path: Path) -> None:
+    def completed(words: str) -> list[str]:
+        command = [sys.executable, "-c", "from paretune.cli import main; main()"]
+        variables = {
+            "_PARETUNE_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(words.count(" ")),
+        }
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
+        return done.stdout.split()
+
+    assert completed("paretune sw") == ["sweep"]
+    assert completed("paretune sweep demo_s") == ["demo_sweep"]

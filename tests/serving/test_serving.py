@@ -457,10 +457,3 @@ def test_the_page(make: Make, closed_loops: None) -> None:
     assert not kinds & {"Markdown", "Chatbot"}  # which would interpret what a model says
     assert app.analytics_enabled is False
     assert all(fn.api_visibility == "private" for fn in app.fns.values())
-
-
-def test_the_page_needs_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "paretune.serving.page", raising=False)
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(InputError, match=r"pip install 'paretune\[serve\]'"):
-        import paretune.serving.page  # noqa: F401

@@ -12,8 +12,23 @@ import typer
 
 from paretune.cli.output import echo
 
+
+def _shipped(incomplete: str) -> list[str]:
+    """Names of recipes for the shell's completion."""
+    from paretune.recipes import shipped_recipes
+    from paretune.recipes.reading import COMMANDS
+
+    names = {name for command in COMMANDS for name in shipped_recipes(command)}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
 RecipeName = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A shipped recipe by name, or a path to your own.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A shipped recipe by name, or a path to your own.",
+        autocompletion=_shipped,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

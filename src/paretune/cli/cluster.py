@@ -27,6 +27,7 @@ from paretune.cli.workers import (
     worker_variables,
 )
 from paretune.errors import InputError
+from paretune.extras import require
 
 _OFTEN = 0.3  # seconds between two looks at the cluster
 _PASSED_ON = ("PARETUNE_", "HF_", "XDG_CACHE_HOME", "OMP_NUM_THREADS")
@@ -44,13 +45,10 @@ def run_on_ray(address: str, count: int | None, job: Job) -> None:
             worker, or the run folder is not free.
         typer.Exit: with the exit code, if it is not 0.
     """
-    try:
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-    except ImportError as error:
-        raise InputError(
-            f"--ray needs the package ray ({error}): pip install 'paretune[ray]'."
-        ) from error
+    require("ray", "--ray")
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
     folder = job.folder()
     with folder.shared_session(fresh=job.fresh), _connected(address):
         gpus, ranks, room, cores = _room(job.run.gpus_per_point)

@@ -14,7 +14,7 @@ from rich.progress import Progress as Bars
 
 from paretune.cli.output import console
 from paretune.files import main_process, user_path
-from paretune.models import EMBEDDED
+from paretune.models import BUILT_IN
 from paretune.progress import PHASES, STEPS, Count, Phase, Progress, Silent
 
 # Guesses of how a point's time divides, used until phases have been measured.
@@ -150,7 +150,7 @@ def quiet_libraries(model: str) -> None:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    if model == EMBEDDED or user_path(model).is_dir():
+    if model in BUILT_IN or user_path(model).is_dir():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 

@@ -31,6 +31,9 @@ def report(
     RUN/report.html is a single file that opens from disk without a network; of several runs, the
     first gets it. RUN/figures gets every figure as PNG and SVG, and every adapter a model card.
     """
+    from paretune.extras import require
+
+    require("plotly", "`paretune report`")  # before the base model is measured
     with resumable():
         from paretune.report.page import write_report
         from paretune.results.run_folder import read_runs

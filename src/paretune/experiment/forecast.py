@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.errors import InputError
-from paretune.models import EMBEDDED, embedded_folder, gpu
+from paretune.models import BUILT_IN, built_in_folder, gpu
 from paretune.names import shown
 
 if TYPE_CHECKING:
@@ -330,8 +330,9 @@ def _config(model: "Model") -> tuple[Any, str]:
     """The configuration of a model, and in words where it is from."""
     from transformers import AutoConfig
 
-    if model.name == EMBEDDED:
-        return AutoConfig.from_pretrained(embedded_folder()), "the embedded model's config.json"
+    if model.name in BUILT_IN:
+        place = built_in_folder(model.name)
+        return AutoConfig.from_pretrained(place), f"config.json of {model.name}"
     place = Path(model.name).expanduser()
     if place.is_dir():
         return AutoConfig.from_pretrained(place), f"'{place / 'config.json'}'"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.files import file_digest, user_path, write_json
-from paretune.models import EMBEDDED, cache_folder, embedded_folder
+from paretune.models import BUILT_IN, built_in_folder, cache_folder
 
 if TYPE_CHECKING:
     from paretune.data import PreferenceData
@@ -22,7 +22,7 @@ Ground = dict[str, dict[str, str]]
 """Digests by name, of "data", "model", "tokenizer", "generation" and reward models."""
 
 _WEIGHTS = (".safetensors", ".bin", ".gguf")
-_TOKENIZER = (
+TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model"),
     *("chat_template.jinja", "chat_template.json"),
@@ -41,7 +41,7 @@ def model_ground(name: str, revision: str | None = None) -> Ground:
 
     Of a model from the hub, its commit; nothing where that cannot be had.
     """
-    folder = embedded_folder() if name == EMBEDDED else user_path(name)
+    folder = built_in_folder(name) if name in BUILT_IN else user_path(name)
     if not folder.is_dir():
         commit = _commit(name, revision)
         return {"model": {"commit": commit}} if commit else {}
@@ -49,7 +49,7 @@ def model_ground(name: str, revision: str | None = None) -> Ground:
     model = [
         path for path in files if path.name == "config.json" or path.suffix in (*_WEIGHTS, ".py")
     ]
-    tokenizer = [path for path in files if path.name in _TOKENIZER]
+    tokenizer = [path for path in files if path.name in TOKENIZER]
     ground = {"model": file_ground(model), "tokenizer": file_ground(tokenizer)}
     ends = folder / "generation_config.json"  # which tokens end an answer
     return {**ground, "generation": file_ground([ends])} if ends.is_file() else ground

@@ -3,18 +3,40 @@
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerState
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import (
+    INTEGRATION_TO_CALLBACK,
+    get_available_reporting_integrations,
+)
 
+from paretune.errors import InputError
 from paretune.files import append_jsonl, main_process, read_object, write_json, write_jsonl
+from paretune.names import shown
 
 _RECORD = "tracking.json"
 _PROJECT = "huggingface"  # transformers' default
+
+
+def check_trackers(names: str | Sequence[str] | None) -> None:
+    """See that what ``train.report_to`` names is installed.
+
+    Raises:
+        InputError: it is not, or there is no such tracker.
+    """
+    given = [names] if isinstance(names, str) else names or ()
+    for name in given:
+        if name in ("all", "none"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise InputError(f"train.report_to: there is no tracker {shown(name)}, but {known}.")
+        if name not in get_available_reporting_integrations():
+            raise InputError(f"train.report_to: {name} is not installed; run: pip install {name}")
 
 
 class LogFile(TrainerCallback):

@@ -22,6 +22,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from paretune.errors import InputError
+from paretune.extras import require
 from paretune.judging.address import check_url, on_loopback
 from paretune.judging.questions import REFUSAL, Failure, Outcome, Question, Receive, Reply
 from paretune.names import MODEL_LENGTH, name_fault
@@ -67,7 +68,8 @@ class EndpointJudge:
         backoff: seconds before the second attempt; the wait doubles from one to the next.
 
     Raises:
-        InputError: a setting is out of range, or the URL is none or holds a secret.
+        InputError: openai is not installed, a setting is out of range, or the URL is none or holds
+            a secret.
     """
 
     model: str
@@ -84,6 +86,7 @@ class EndpointJudge:
 
     def __post_init__(self) -> None:
         check_url(self.base_url)
+        require("openai", "A judge at an endpoint")
         if fault := name_fault(self.model, MODEL_LENGTH):
             raise InputError(f"The judge's model: {fault}.")
         for name in ("concurrency", "attempts", "max_tokens", "timeout", "backoff"):

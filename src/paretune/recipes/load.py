@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from paretune.models import EMBEDDED
+from paretune.models import BUILT_IN
 from paretune.recipes.points import as_preference
 from paretune.recipes.reading import absolute, find_recipe, read_recipe
 from paretune.recipes.schema import Recipe
@@ -43,7 +43,7 @@ def resolve(recipe: R) -> R:
         sweep = sweep.model_copy(update={"preferences": points})
     data = recipe.data.model_copy(update={"path": _absolute(recipe.data.path)})
     model = recipe.model
-    if model.name != EMBEDDED:
+    if model.name not in BUILT_IN:
         model = model.model_copy(update={"name": _absolute(model.name)})
     return recipe.model_copy(update={"sweep": sweep, "data": data, "model": model})
 

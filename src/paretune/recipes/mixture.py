@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from paretune import yaml_syntax
 from paretune.errors import InputError
-from paretune.models import EMBEDDED
+from paretune.models import BUILT_IN
 from paretune.moo.preference import Preference
 from paretune.names import shown
 from paretune.recipes.points import resolve_points
@@ -153,7 +153,7 @@ def resolved(recipe: MixtureRecipe) -> MixtureRecipe:
             for key, found in files.items()
         }
         task = task.model_copy(update=update)
-    if model.name != EMBEDDED:
+    if model.name not in BUILT_IN:
         model = model.model_copy(update={"name": str(absolute(model.name))})
     points = [list(point.weights) for point in recipe.points]
     return recipe.model_copy(update={"task": task, "model": model, "preferences": points})

@@ -107,7 +107,8 @@ class Model(Section):
     """The model to align."""
 
     name: Location = EMBEDDED
-    """`smollm2-135m-instruct` (embedded), a folder, or an id on the Hugging Face hub."""
+    """`smollm2-135m-instruct` (embedded), `paretune-toy` (comes with paretune, to try commands), a
+    folder, or an id on the Hugging Face hub."""
     revision: str | None = None
     """Commit, tag or branch of a model on the hub; null is what is newest."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

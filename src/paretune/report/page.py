@@ -10,10 +10,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from paretune._version import __version__
 from paretune.errors import InputError
+from paretune.extras import require
 from paretune.files import write_text
 from paretune.report import tables
 from paretune.report.comparison import draw_comparison
@@ -43,7 +43,8 @@ def write_report(paths: Sequence[Path], tell: Callable[[str], None] = lambda mes
         The page.
 
     Raises:
-        InputError: see `paretune.results.run_folder.read_runs`; or a folder cannot be written.
+        InputError: plotly is missing; see `paretune.results.run_folder.read_runs`; or a folder
+            cannot be written.
     """
     runs = read_runs(paths)
     target = runs[0].path / PAGE
@@ -64,7 +65,13 @@ def render(runs: Sequence[Run]) -> str:
 
     Everything from a run is escaped: by Jinja2 where it is written out, by `embedded_json` where
     the script reads it.
+
+    Raises:
+        InputError: plotly is not installed.
     """
+    require("plotly", "The report's page")
+    from plotly.offline import get_plotlyjs
+
     environment = Environment(
         loader=PackageLoader("paretune.report"),
         autoescape=True,

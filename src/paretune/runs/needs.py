@@ -270,10 +270,10 @@ def _counted(recipe: Recipe, train: dict[str, Any], rows: int, accumulation: int
     from paretune.data.splitting import split_by_prompt
     from paretune.data.tokenization import tokenize_pairs
     from paretune.experiment.setup import load_data
-    from paretune.models import EMBEDDED, embedded_folder
+    from paretune.models import BUILT_IN, built_in_folder
 
-    place = str(embedded_folder()) if recipe.model.name == EMBEDDED else recipe.model.name
-    place = os.path.expanduser(place)
+    name = recipe.model.name
+    place = str(built_in_folder(name)) if name in BUILT_IN else os.path.expanduser(name)
     if not os.path.isdir(place):
         raise InputError(f"the tokenizer of '{place}' is not on this machine")
     data = load_data(recipe.data)

@@ -275,9 +275,14 @@ def check_recipe(recipe: "Recipe") -> "PreferenceData":
     Raises:
         InputError: arguments, scorers, model or data that are wrong or not there.
     """
+    from paretune.models import check_model, check_place
+
+    check_place(
+        recipe.model.name, recipe.model.trust_remote_code
+    )  # at once, and torch takes seconds
     from paretune.experiment.reward_sources import check_sources
     from paretune.experiment.setup import load_data, training_arguments
-    from paretune.models import check_model
+    from paretune.experiment.tracking import check_trackers
 
     run = Path(recipe.output_dir)
     first = plan(recipe, run)[0]
@@ -286,6 +291,7 @@ def check_recipe(recipe: "Recipe") -> "PreferenceData":
         method.training_arguments(recipe, first.seed, run)
     else:
         training_arguments(recipe, first.preference, first.seed, run)
+    check_trackers(recipe.train.get("report_to"))
     check_sources(recipe)
     check_model(recipe.model.name, recipe.model.trust_remote_code, recipe.model.revision)
     data = load_data(recipe.data)

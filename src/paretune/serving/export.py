@@ -19,7 +19,7 @@ from paretune._version import __version__
 from paretune.errors import InputError
 from paretune.experiment.weights import read_adapter, with_adapter
 from paretune.files import move, read_json, sync_files, user_path, write_json, write_text
-from paretune.models import EMBEDDED, load_model_and_tokenizer
+from paretune.models import BUILT_IN, load_model_and_tokenizer
 from paretune.results.front import ObjectiveMetrics
 from paretune.results.weights import ADAPTER, check_weights
 from paretune.serving.choose import Candidate, Choices
@@ -63,7 +63,7 @@ def export_run(
     if target.exists() and not _replaceable(target):
         raise InputError(f"'{target}' holds something else: give another folder with --to.")
     name = choices.recipe.model.name
-    on_hub = name != EMBEDDED and not user_path(name).is_dir()
+    on_hub = name not in BUILT_IN and not user_path(name).is_dir()
     adapters = [candidate for candidate in choices.candidates if not candidate.whole]
     with_base = bool(adapters) and (not on_hub if base is None else base)
     if (gguf or rank is not None) and not adapters:

@@ -1,7 +1,7 @@
 """A local page: one slider an objective, and two answers to a prompt side by side.
 
-Needs Gradio (``pip install 'paretune[serve]'``), which is kept from calling home. Answers are
-shown in text fields, which interpret nothing.
+Needs Gradio, which is kept from calling home. Answers are shown in text fields, which interpret
+nothing.
 """
 
 import html
@@ -10,17 +10,16 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from paretune.errors import InputError
+from paretune.extras import require
 from paretune.serving.chat import ChatModel, Conversation
 from paretune.serving.choose import Candidate, Choice, Choices
 from paretune.serving.guard import Guard
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read on import
 
-try:
-    import gradio
-    from starlette.middleware import Middleware
-except ImportError as error:
-    raise InputError("`paretune serve` needs Gradio; run: pip install 'paretune[serve]'") from error
+require("gradio", "`paretune serve`")
+import gradio  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
 BASE, OTHER = "the base model", "another preference"
 
