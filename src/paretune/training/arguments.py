@@ -19,7 +19,10 @@ from paretune.errors import InputError
 _LOSS = "the losses are those of the CLAMP paper's Table 1, and no other loss is computed"
 _OWN_EVALUATION = "evaluation computes log-probabilities and nothing else"
 _OWN_STEP = "the gradients of a step are taken one for each objective, past the wrapped model"
-_HUB = "checkpoints stay on this machine: `paretune export`, or push_to_hub() of the trained model"
+_HUB = (
+    "checkpoints stay on this machine: `paretune push RUN --repo NAME/REPOSITORY` takes a finished "
+    "run to the hub, push_to_hub() of a trained model that model"
+)
 
 REFUSED: Mapping[str, str] = {
     "label_smoothing_factor": _LOSS,
