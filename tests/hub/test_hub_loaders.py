@@ -158,9 +158,7 @@ def test_the_published_data_sets(hub: Any, tmp_path: Path) -> None:
 def test_a_sweep_with_data_and_model_from_the_hub(hub: Any, tmp_path: Path) -> None:
     """`from_pretrained` and a data set by its name, in a whole recipe."""
     pairs = [json.loads(line) for line in PAIRS.read_text().splitlines()]
-    hub.add_dataset(
-        "PKU-Alignment/PKU-SafeRLHF-10K", {"data/train-0.parquet": parquet(pairs)}
-    )
+    hub.add_dataset("PKU-Alignment/PKU-SafeRLHF-10K", {"data/train-0.parquet": parquet(pairs)})
     hub.add_model("tiny/llama", MODEL)
     recipe = """
 model: {name: tiny/llama}
