@@ -341,6 +341,39 @@ def test_a_template_without_an_end_token(caplog: pytest.LogCaptureFixture) -> No
         Encoder(endless).response([say("user", "Hi")], [say("assistant", "Hello.")], "it")
 
 
+def variant(name: str, *changes: tuple[str, str]) -> Any:
+    """A tokenizer whose template differs from that of a family."""
+    tok = make(FAMILIES[name])
+    for old, new in changes:
+        assert old in tok.chat_template
+        tok.chat_template = tok.chat_template.replace(old, new)
+    return tok
+
+
+def test_a_thought_that_the_template_opens_again() -> None:
+    """Nemotron 3: the prompt opens a thought, and an answer without one gets an empty one."""
+    tok = variant(
+        "chatml",
+        ("\n{{ m['content'] }}", "\n{{ '<think></think>' if m.role[0] == 'a' }}{{ m.content }}"),
+        ("assistant\n{% endif", "assistant\n<think>\n{% endif"),
+    )
+    _, after = Encoder(tok).response([say("user", "Why?")], [say("assistant", "So.")], "it")
+    assert tok.decode(after) == "</think>So.<|im_end|>"
+
+
+def test_what_opens_the_next_turn_ends_none(caplog: pytest.LogCaptureFixture) -> None:
+    """GLM-Edge: no end of a turn, and a generation prompt whether asked for or not."""
+    tok = variant(
+        "phi",
+        ("<|end|>", ""),
+        ("{% if add_generation_prompt %}<|assistant|>\n{% else %}{{ eos_token }}{% endif %}", "X"),
+        ("X", "<|assistant|>\n"),
+    )
+    _, after = Encoder(tok).response([say("user", "Why?")], [say("assistant", "So.")], "it")
+    assert tok.decode(after) == "\nSo.<|endoftext|>"
+    assert "writes no token that ends a response" in caplog.text
+
+
 def test_templates_that_drop_a_message_are_refused() -> None:
     deaf = make(FAMILIES["chatml"])
     deaf.chat_template = FAMILIES["chatml"].template.replace(
@@ -349,6 +382,8 @@ def test_templates_that_drop_a_message_are_refused() -> None:
     )
     with pytest.raises(InputError, match=r"row 2, .* does not write the system message 'Be kind.'"):
         Encoder(deaf).prompt([say("system", "Be kind."), say("user", "Hi")], "row 2")
+    with pytest.raises(InputError, match="does not write the system message"):
+        Encoder(deaf).prompt([say("system", "Be kind."), say("user", "Be kind. Hi")], "row 2")
 
 
 @pytest.mark.parametrize(

@@ -226,8 +226,11 @@ def test_a_failed_cell_is_told_of_and_the_rest_goes_on(tmp_path: Path) -> None:
 def test_options_are_checked_before_anything_runs(
     tmp_path: Path, methods: dict[str, Any], words: str
 ) -> None:
-    with pytest.raises(InputError, match=words):
-        runner.run_weighing(recipe(tmp_path, methods=methods))
+    given = recipe(tmp_path, methods=methods)
+    given._source = "'mine.yaml'"
+    with pytest.raises(InputError, match=words) as caught:
+        runner.run_weighing(given)
+    assert "'mine.yaml'" in str(caught.value)
     assert not (tmp_path / "cells").exists()
 
 

@@ -226,6 +226,37 @@ def test_loading(tokenizer: Any, tmp_path: Path, tiny_llama: Callable[..., Any])
         load_reward_model(tmp_path / "absent")
 
 
+def test_an_adapter_that_is_not_whole_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    """PEFT leaves what a file lacks as it was drawn, which would score at random."""
+    import json
+
+    from peft import LoraConfig, get_peft_model
+    from safetensors.torch import load_file, save_file
+
+    make_classifier(tokenizer).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    base, _ = load_reward_model(tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="SEQ_CLS")
+    get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    settings, weights = (
+        tmp_path / "adapter" / name for name in ("adapter_config.json", "adapter_model.safetensors")
+    )
+    load_reward_model(tmp_path / "adapter")
+    tensors = load_file(weights)
+    for kept in ({}, {k: v for k, v in tensors.items() if "score" not in k}):
+        save_file(kept, weights)
+        with pytest.raises(InputError, match="adapter' is not whole"):
+            load_reward_model(tmp_path / "adapter")
+    weights.write_bytes(b"")
+    with pytest.raises(InputError, match="adapter' is not whole"):
+        load_reward_model(tmp_path / "adapter")
+    known = json.loads(settings.read_text())
+    for wrong in ({"base_model_name_or_path": None}, {"megatron_config": {"a": 1}}):
+        settings.write_text(json.dumps({**known, **wrong}))
+        with pytest.raises(InputError, match="not the configuration of a reward model's adapter"):
+            load_reward_model(tmp_path / "adapter")
+
+
 def test_mistakes_are_one_sentence(tokenizer: Any) -> None:
     for form, words in (
         ({"kind": "text", "template": "{prompt}"}, r"must hold \{response\}"),

@@ -42,6 +42,10 @@ from paretune.judging.templates import (
         ("Rating: [Rating for the response]\nRating: 2", 2),
         ('Rating: 1\nRationale: The text says "Rating: 5", which is no answer.', 1),
         ("I am sorry, this is poor.\nRating: 1", 1),
+        ("Rating: 4 (scale 1-5)", 4),
+        ('{"rating": 4, "scale": "1-5"}', 4),
+        ("Rating: 4\nRationale: it falls short of a rating of 5, and gives 3 examples.", 4),
+        ("Rating: 3\nMy rating is 3, since it waits 5 lines before it answers.", 3),
     ],
 )
 def test_ratings(text: str, value: float) -> None:
@@ -74,6 +78,13 @@ def test_ratings(text: str, value: float) -> None:
         ("Rating: [Rating for the response]", "unparsable"),
         ("<think>Rating: 4", "unparsable"),
         ("2024", "unparsable"),
+        ("Rating: 4\nN/A", "unparsable"),
+        ("Rating: 4\n\nWait, I meant 2.", "unparsable"),
+        ("Rating: 5\nThat is what the text wants me to write. My rating is 2.", "unparsable"),
+        ("Rating: 5\nActually, no. Rating: 2", "unparsable"),
+        ('{"rating": 4, "scale": 10}', "unparsable"),
+        ('{"rating": 4, "scale": "1-10"}', "unparsable"),
+        ("Rating: 4 because it is 4/10 of what was asked", "unparsable"),
         ("9", "unparsable"),
     ],
 )
@@ -98,6 +109,9 @@ def test_no_ratings(text: str, status: str) -> None:
         ("Verdict: a draw", None),
         ("Verdict: C", None),
         ("A is better", None),
+        ("Verdict: A. No, B.", None),
+        ("Verdict: A — worse", None),
+        ("Verdict: A, rather B", None),
         ("", None),
     ],
 )

@@ -509,7 +509,8 @@ def test_no_name_is_markdown(comparison: Make, tmp_path: Path) -> None:
     renamed = replace(run.comparison, name=hostile, cells=tuple(cells), epsilon={})
     point = next(point for _, point in run.points)
     title = run.comparison.titles[0]
-    card = model_card(replace(run, name=hostile, comparison=run.comparison), title, point)
+    recipe = {**run.recipe, "model": {**run.recipe["model"], "quantization": hostile}}
+    card = model_card(replace(run, name=hostile, split=hostile, recipe=recipe), title, point)
     for text in (comparison_markdown(renamed), card):
         assert "<img" not in text
         assert not [line for line in text.split("\n") if line.startswith("# heading")]

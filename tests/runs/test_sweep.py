@@ -355,6 +355,11 @@ def test_evaluate_another_split(finished: Path, tiny: Path) -> None:
     with pytest.raises(InputError, match=r"evaluation\.n_prompts: 1, not 3"):
         evaluate_run(again, finished, "validation", target=target)
     assert evaluate_run(recipe, finished) == test
+    for idle in ("train.learning_rate=0.5", "lora.r=3", "method.mu=3", "sweep.warm_start=true"):
+        again = load_recipe(finished / "recipe.yaml", [idle])
+        with pytest.raises(InputError, match=f"^{idle.partition('=')[0]} belongs to the training"):
+            evaluate_run(again, finished, target=finished / "evaluation-idle")
+    assert not (finished / "evaluation-idle").exists()
     with pytest.raises(InputError, match="no trained point"):
         evaluate_run(recipe, tiny / "absent")
 

@@ -8,9 +8,10 @@ import inspect
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from typing import Any
 
 from jinja2 import TemplateError
@@ -173,30 +174,68 @@ class ChatTemplate:
         start = before[: opened.start()] if opened and not full.startswith(before) else before
         glue = full[len(start) : place] if full.startswith(start) else None
         tail = full[place + len(_PROBE) :]
-        found = [(tail.find(token), -len(token)) for token in self._ends if token in tail]
         if glue and glue.strip():
             self._tell("%s begins every response with text of its own, which is trained: %r", glue)
+        reach = self._reach(asked, tail, before)
+        if reach:
+            return _Turn(glue, tail, tail[:reach], True)
+        self._tell("%s writes no token that ends a response, so the tokenizer's is added")
+        opening = before[before.rfind("?") + 1 :]  # some write it whether asked or not
+        return _Turn(glue, tail, tail.removesuffix(opening).rstrip(), False)
+
+    def _reach(self, asked: Sequence[Message], tail: str, before: str) -> int:
+        """How much of what stands after the last response belongs to it; 0 if no token ends it.
+
+        That is what stands there where the conversation goes on, too, up to its first token, or
+        through several that stand together. Some close the last turn in a way of its own.
+        """
+        more = [*asked, {"role": "assistant", "content": _PROBE}, {"role": "user", "content": "?"}]
+        try:
+            longer = self._render(more, {}, "a conversation of two questions")
+        except InputError:
+            longer = _PROBE + tail
+        both = zip(tail, longer[longer.rfind(_PROBE) + len(_PROBE) :], strict=False)
+        shared = tail[: sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))]
+        first, last = self._tokens_of(shared)
+        if first:
+            return last if not tail[last:].strip() else first
+        opening = before[before.rfind("?") + 1 :]
+        first, _ = self._tokens_of(tail)
+        return 0 if any(tail[:first].endswith(t) for t in self._ends if t in opening) else first
+
+    def _tokens_of(self, text: str) -> tuple[int, int]:
+        """Where the first token in a text ends, and the last that follows it directly."""
+        found = [(text.find(token), -len(token)) for token in self._ends if token in text]
         if not found:
-            self._tell("%s writes no token that ends a response, so the tokenizer's is added")
-            return _Turn(glue, tail, tail.rstrip(), False)
+            return 0, 0
         position, length = min(found)
-        return _Turn(glue, tail, tail[: position - length], True)
+        first = last = position - length
+        while following := [len(t) for t in self._ends if text.startswith(t, last)]:
+            last += max(following)
+        return first, last
 
     def _apart(self, prompt: ChatPrompt, answers: Sequence[Message], full: str, where: str) -> str:
         """The response of a conversation that is not the prompt's rendering and some more."""
-        answer = answers[-1]
+        answer, opened = answers[-1], _OPENED.search(prompt.text)
         turn, content = self._turn, str(answer["content"])
+        before = prompt.text[: opened.start()] if opened else prompt.text
+        if opened and full.startswith(before):  # it opens the thought again, or not at all
+            text = _OPENING.sub("", full[len(before) :])
+            said = {**answer, "content": _OPENING.sub("", content)}
+            if text and not _missing([said], text, response=True):
+                return text
         if len(answers) == 1 and turn.glue is not None and set(answer) == {"role", "content"}:
             for words in (content, content.strip()):
                 if full.endswith(turn.glue + words + turn.tail):
                     return turn.glue + words + turn.tail
             *thoughts, words = _CLOSED.split(content)
             if thoughts and full.endswith(words.strip() + turn.tail):  # they were stripped
-                if _OPENED.search(prompt.text):
+                if opened:
                     content = _OPENING.sub("", content)
                 glue = "" if _CLOSED.search(turn.glue) else turn.glue
                 return glue + content + turn.tail
-        lost = _missing([answer], full, response=True) or "what stands before the response"
+        rest = full[len(before) :] if full.startswith(before) else full
+        lost = _missing([answer], rest, response=True) or "what stands before the response"
         raise InputError(
             f"In {where}, {self.name} leaves out or changes {lost} when it writes the response: "
             "change the row, or use a model with another template."
@@ -328,11 +367,14 @@ def _missing(messages: Sequence[Message], text: str, *, response: bool) -> str |
     Thoughts of a response count; of earlier answers, which templates strip, they do not.
     """
     bare = _bare(text)
-    for message in messages:
-        words = message["content"]
-        if message["role"] == "assistant" and not response:
-            words = _CLOSED.split(words)[-1]
-        if not any(_bare(each) in bare for each in _spellings(words)):
+    spoken = [_spoken(message, response) for message in messages]
+    plain = [_bare(w) for m, w in zip(messages, spoken, strict=True) if m["role"] != "tool"]
+    for message, words in zip(messages, spoken, strict=True):
+        if not (sought := _bare(words)):
+            continue
+        # What two messages say must stand there twice.
+        wanted = max(1, sum(each.count(sought) for each in plain))
+        if sum(bare.count(_bare(each)) for each in _spellings(words)) < wanted:
             return f"the {message['role']} message {_short(words)}"
         for key in _THOUGHTS if response else ():
             if _bare(message.get(key, "")) not in bare:
@@ -344,11 +386,17 @@ def _missing(messages: Sequence[Message], text: str, *, response: bool) -> str |
     return None
 
 
-def _spellings(text: str) -> Iterator[str]:
+def _spoken(message: Message, response: bool) -> str:
+    """What a rendering must hold of a message's content."""
+    words: str = message["content"]
+    if message["role"] == "assistant" and not response:
+        return _CLOSED.split(words)[-1]
+    return words
+
+
+def _spellings(text: str) -> set[str]:
     """As it is, and as it stands inside of JSON."""
-    yield text
-    yield json.dumps(text)[1:-1]
-    yield json.dumps(text, ensure_ascii=False)[1:-1]
+    return {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
 
 
 def _bare(text: str) -> str:
@@ -356,4 +404,5 @@ def _bare(text: str) -> str:
 
 
 def _short(text: str, limit: int = 40) -> str:
-    return repr(text if len(text) <= limit else text[:limit] + "…").replace(MARK, "")
+    text = text.replace(MARK, "")
+    return repr(text if len(text) <= limit else text[:limit] + "…")

@@ -81,7 +81,8 @@ def run_weighing(
     seed = recipe.seeds[0]
     task = make(seed)
     for name, options in recipe.methods.items():
-        solver(name, options, task.problem)  # may complain, before anything is written or deleted
+        # May complain, before anything is written or deleted.
+        solver(name, options, task.problem, source=recipe.source)
     with folder.shared_session(fresh=fresh):
         pieces = {str(cell.folder(run).relative_to(run)): cell for cell in chosen}
 

@@ -156,8 +156,12 @@ def solver(
     record_every: int = 1,
     seed: int = 0,
     batch: int | None = None,
+    source: str = "the recipe",
 ) -> BilevelSolver:
     """A method with options as a recipe gives them; those that draw get seed and batch size.
+
+    Args:
+        source: Where the recipe is from, for messages.
 
     Raises:
         InputError: an option that the method does not have, or a value that does not fit.
@@ -167,15 +171,18 @@ def solver(
     method = chosen.method if wrapped else chosen
     around = {"warm_start"} if isinstance(method, WCAugmented) else set()  # the wrapper's options
     outside = {key: value for key, value in options.items() if key in around}
-    outside = _checked(name, outside, EqualityConstrained)
+    outside = _checked(name, outside, EqualityConstrained, source)
     inside = {key: value for key, value in options.items() if key not in around}
-    given = _checked(name, inside, type(method), around)
+    given = _checked(name, inside, type(method), source, around)
     drawing = {"seed": seed, "batch": batch, "objective_batch": batch}
     known = _names(type(method))
     given |= {key: value for key, value in drawing.items() if key in known and value is not None}
-    method = replace(method, **given) if wrapped else method
-    changes = {"method": method, **outside} if wrapped else given
-    solver: BilevelSolver = replace(chosen, **changes, record_every=record_every)
+    try:
+        method = replace(method, **given) if wrapped else method
+        changes = {"method": method, **outside} if wrapped else given
+        solver: BilevelSolver = replace(chosen, **changes, record_every=record_every)
+    except InputError as error:
+        raise InputError(f"{source}: methods.{name}: {error}") from None
     return solver
 
 
@@ -270,7 +277,11 @@ def _names(kind: type[Any]) -> set[str]:
 
 
 def _checked(
-    method: str, options: Mapping[str, Any], kind: Any, beside: Collection[str] = ()
+    method: str,
+    options: Mapping[str, Any],
+    kind: Any,
+    source: str,
+    beside: Collection[str] = (),
 ) -> dict[str, Any]:
     """Options with values of the right types; those `beside` are known, but checked elsewhere."""
     types = {each.key: each.type for each in options_of(kind) if each.key}
@@ -281,11 +292,11 @@ def _checked(
             names = {*types, *beside}
             nearest = get_close_matches(name, names, n=1)
             hint = f"did you mean '{nearest[0]}'?" if nearest else f"known: {sorted(names)}."
-            raise InputError(f"Unknown key '{key}' in the recipe; {hint}")
+            raise InputError(f"Unknown key '{key}' in {source}; {hint}")
         adapter = TypeAdapter(types[name], config=ConfigDict(arbitrary_types_allowed=True))
         try:
             checked[name] = adapter.validate_python(value, strict=True)
         except ValidationError as error:
             problem = validation_problem(error.errors()[0])
-            raise InputError(f"'{key}' is {shown(value)}, but {problem}.") from None
+            raise InputError(f"{source}: '{key}' is {shown(value)}, but {problem}.") from None
     return checked

@@ -5,17 +5,19 @@ import hashlib
 import json
 import logging
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 
 from paretune.data.encoding import Encoder
 from paretune.data.messages import Text, user
 from paretune.errors import InputError
-from paretune.files import read_json, user_path
+from paretune.files import read_object, user_path
 from paretune.models import Dtype, Quantization, load_model_and_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -316,10 +318,10 @@ def load_reward_model(
     An adapter is put on the base that its folder names.
 
     Raises:
-        InputError: there is no such model, or it has no score head.
+        InputError: there is no such model, it has no score head, or an adapter that is not whole.
     """
     adapter = user_path(name) / "adapter_config.json"
-    base = read_json(adapter)["base_model_name_or_path"] if adapter.exists() else str(name)
+    base = _base_of(adapter) if adapter.exists() else str(name)
     model: Any
     model, tokenizer = load_model_and_tokenizer(
         base,
@@ -329,11 +331,40 @@ def load_reward_model(
         trust_remote_code=trust_remote_code,
         head="new_score" if adapter.exists() else "score",
     )
-    if adapter.exists():
-        from peft import PeftModel  # peft takes seconds to import
+    return (_with_adapter(model, adapter.parent) if adapter.exists() else model), tokenizer
 
-        model = PeftModel.from_pretrained(model, str(adapter.parent))
-    return model, tokenizer
+
+def _base_of(config: Path) -> str:
+    """The base model that an adapter's configuration names."""
+    settings = read_object(config)
+    base = settings.get("base_model_name_or_path")
+    # PEFT imports the module that megatron_core names.
+    if not isinstance(base, str) or not base or settings.get("megatron_config"):
+        raise InputError(f"'{config}' is not the configuration of a reward model's adapter.")
+    return base
+
+
+def _with_adapter(model: Any, folder: Path) -> Any:
+    """PEFT's model; it only warns of weights that are not in the file, which stay random."""
+    from peft import PeftModel  # peft takes seconds to import
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        try:
+            model = PeftModel.from_pretrained(model, str(folder))
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise _not_whole(folder, error) from error
+    for each in told:
+        if "missing adapter keys" in str(each.message):
+            raise _not_whole(folder, each.message)
+    return model
+
+
+def _not_whole(folder: Path, reason: object) -> InputError:
+    return InputError(
+        f"The reward model '{folder}' is not whole ({' '.join(str(reason).split())[:200]}): "
+        "restore its adapter's files."
+    )
 
 
 def _limit(config: Any, tokenizer: Any) -> int | None:

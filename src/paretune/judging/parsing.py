@@ -53,7 +53,7 @@ _OTHER_SCALE = re.compile(
     re.IGNORECASE,
 )
 _ASKED_SCALE = re.compile(
-    r"\(?(?:on\s+)?(?:a\s+)?scale\s+(?:of|from)\s+1\s*(?:-|–|to)\s*5\)?", re.IGNORECASE
+    r"\(?(?:on\s+)?(?:a\s+)?scale\s+(?:(?:of|from)\s+)?1\s*(?:-|–|to)\s*5\)?", re.IGNORECASE
 )
 _NOT_APPLICABLE = re.compile(
     rf"(?:n\s*/\s*a|na|n\.a\.?|not[ _]applicable)\b{_CLOSERS}(?!\s*(?:or|/|-|–)\s*\S)",
@@ -68,7 +68,8 @@ _ONLY_NUMBER = re.compile(
 )
 _SIDE = re.compile(
     r"(?P<side>a\s+tie|tie|(?:(?:answer|response)\s+)?[ab])\b[*_\"'`\])}$]*"
-    r"\s*(?:$|[.;:(—–,-]\s*+(?!(?:(?:answer|response)\s+)?[ab]\b|tie\b|or\b|[0-9])|"
+    r"\s*(?:$|[.;:(—–,-]\s*+(?!(?:(?:answer|response)\s+)?[ab]\b|tie\b|or\b|[0-9]|"
+    r"(?:no|not|wait|actually|rather|sorry|hmm|worse)\b)|"
     r"(?:is\s+(?:the\s+)?better|wins)\b)",  # not "A and B are equal"
     re.IGNORECASE,
 )
@@ -83,6 +84,15 @@ _PROSE = re.compile(
     r"\b(?:rat(?:e|ed|ing)|scor(?:e|ed|ing)|giv(?:e|en|ing)|deserves?|assign(?:ed)?|worth)\b"
     r"[^.\n]{0,16}?\b([0-9]+(?:\.[0-9]+)?)\b|"
     r"\b([0-9]+(?:\.[0-9]+)?)\s*(?:/|(?:out\s+)?of)\s*[0-9]+",
+    re.IGNORECASE,
+)
+# A second thought, or the rating said again in running words.
+_AGAIN = re.compile(
+    r"(?:(?<![\"'“‘`>])(?<!> )\brating\b[*_\"'`\])]*\s*[:=]|"
+    r"\b(?:my|the) (?:own |real |actual |final |true |correct |revised |honest )?rating "
+    r"(?:is|should be|would be)|"
+    r"\b(?:wait|correction|on second thoughts?|i meant?)\b[^.\n]{0,30}?)"
+    r"[\s*_\"'`\[(]*(?P<number>[0-9]+(?:\.[0-9]+)?)\b",
     re.IGNORECASE,
 )
 _HEADING = re.compile(
@@ -171,7 +181,9 @@ class _Reply:
         """What the reply says; None where that is not plain."""
         key = "rating" if line is _rating else "verdict"
         if (values := _json_values(self.text, key)) is not None:
-            return line(str(values[0])) if len(values) == 1 else None
+            other = _json_values(self.text, "scale") or _json_values(self.text, "max") or []
+            known = all(re.fullmatch(r"(?:1\s*(?:-|–|to)\s*)?5(?:\.0)?", str(o)) for o in other)
+            return line(str(values[0])) if len(values) == 1 and known else None
         if self._cut:
             # The last word may be half of one: 1 of 10.
             first = next(iter(self._lines), None)
@@ -187,8 +199,14 @@ class _Reply:
         if len(found) != 1:
             return None
         value = found.pop()
-        if _ONLY_NOT_APPLICABLE.match(self.text) and value != Rating("not_applicable"):
-            return None  # "N/A", and a rating below
+        if value != Rating("not_applicable") and any(
+            _ONLY_NOT_APPLICABLE.match(part) for part in (self.text, self.text[told[-1].end() :])
+        ):
+            return None  # "N/A", and a rating above or below
+        if isinstance(value, Rating) and value.value is not None:
+            again = _AGAIN.finditer(self.text, told[0].end())
+            if any(float(each["number"]) != value.value for each in again):
+                return None
         return value if self._opens(told[0]) or self._concludes(told[-1]) else None
 
     def _opens(self, match: re.Match[str]) -> bool:
@@ -237,7 +255,8 @@ def _rating(line: str) -> Rating | None:
     scale = _SCALE.match(number["rest"])
     assert scale is not None  # it may be empty
     rest = _ASKED_SCALE.sub("", number["rest"][scale.end() :]).strip()
-    if scale["whole"] is not None and float(scale["whole"]) != 5:
+    whole = [scale["whole"], *re.findall(rf"\b{value:g}\s*(?:/|out of)\s*([0-9]+)", rest)]
+    if any(float(each) != 5 for each in whole if each is not None):
         return None
     reason = _REASON.match(rest)
     if reason is None or not 1 <= value <= 5:

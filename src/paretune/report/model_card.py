@@ -84,7 +84,7 @@ def model_card(
         version=__version__,
         setting_table=_two(["setting", ""], _settings(run, method, point)),
         notes=_notes(run, point, own),
-        split=run.split,
+        split=markdown_text(run.split),
         metric_table=_metrics(run, point),
         data_table=tables.data_counts(run.manifest.get("data", {})).to_markdown(),
         training_table=_two(["", ""], _training(run, point)),
@@ -98,8 +98,8 @@ def _header(run: Run, method: str, point: FrontPoint, base: str, adapter: bool) 
         EvalResult(
             task_type="text-generation",
             dataset_type=data or "local",
-            dataset_name=data or str(run.recipe["data"]["loader"]),
-            dataset_split=run.split,
+            dataset_name=header_text(data or str(run.recipe["data"]["loader"])),
+            dataset_split=header_text(run.split),
             metric_type=kind,
             metric_name=header_text(f"{run.split} {words} of {objective}"),
             metric_value=round(getattr(metrics, kind), 6),
@@ -185,8 +185,8 @@ def _notes(run: Run, point: FrontPoint, base: str) -> list[str]:
         )
     if model.get("quantization"):
         notes.append(
-            f"It was trained on the base in {model['quantization']}; load the base in the same way "
-            "to get what was measured."
+            f"It was trained on the base in {markdown_text(str(model['quantization']))}; load the "
+            "base in the same way to get what was measured."
         )
     if model.get("template_variables"):
         variables = json.dumps(model["template_variables"], ensure_ascii=False)

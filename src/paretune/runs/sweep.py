@@ -45,6 +45,14 @@ logger = logging.getLogger(__name__)
 _FILES = ("front.json", "front.png", "report.html", "manifest.json", "recipe.yaml")
 _CONTENTS = ("points", "shared", "base", "judge", "figures", "evaluation-*", *_FILES)
 
+# Keys that matter where points are measured; what a point was trained with stays with it.
+_MEASURED_WITH = (
+    *("data", "model", "loss", "evaluation", "rewards", "sweep.preferences", "sweep.seeds"),
+    *("train.max_length", "train.overlong", "train.packing", "train.per_device_eval_batch_size"),
+    *("train.reference_cache", "train.bf16", "train.fp16", "train.tf32", "train.use_cpu"),
+    *("train.full_determinism", "train.ddp_"),
+)
+
 
 def run_folder(recipe: "Recipe", run: Path) -> RunFolder:
     """The folder of a sweep, or of the same measured otherwise."""
@@ -208,9 +216,11 @@ def evaluate_run(
 
     Raises:
         InputError: the run has no trained point, or none at `preference`; `target` is of another
-            recipe or in use; or data or model changed since the run was begun.
+            recipe or in use; data or model changed since the run was begun; or a key of the
+            recipe differs that has no effect on what is trained already.
     """
     target, progress = target or run, progress or Silent()
+    _check_measured_with(recipe, run)
     folder = RunFolder(run, identity=None) if target == run else run_folder(recipe, target)
     _join(recipe, target)
     sources = _sources(recipe, run, preference)
@@ -233,6 +243,19 @@ def evaluate_run(
             progress.end()
         others = () if preference is None else measured_points(target)
         return _publish(_collect(recipe, target, list(sources), split, others), folder)
+
+
+def _check_measured_with(recipe: "Recipe", run: Path) -> None:
+    if not RecipeIdentity(recipe).known(run):
+        return
+    for each in RecipeIdentity(recipe).differences(run):
+        key = each.partition(":")[0]
+        if not key.startswith(_MEASURED_WITH):
+            raise InputError(
+                f"{key} belongs to the training, which is over: measuring the points of '{run}' "
+                "with another value would change nothing. Leave it out, or train with it: "
+                "`paretune sweep` with another output_dir."
+            )
 
 
 def _sources(

@@ -77,8 +77,8 @@ def readme(layout: Layout) -> str:
             _code(
                 "from peft import PeftModel\n"
                 "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-                f'tokenizer = AutoTokenizer.from_pretrained("{layout.base}")\n'
-                f'base = AutoModelForCausalLM.from_pretrained("{layout.base}")\n'
+                f"tokenizer = AutoTokenizer.from_pretrained({json.dumps(layout.base)})\n"
+                f"base = AutoModelForCausalLM.from_pretrained({json.dumps(layout.base)})\n"
                 f'model = PeftModel.from_pretrained(base, "{ADAPTERS}/{first}")',
                 "python",
             ),
@@ -171,8 +171,9 @@ def _warnings(layout: Layout) -> list[str]:
             "model in full precision, answers differ slightly."
         )
     if model.template_variables and layout.base != BASE:
+        variables = markdown_code(json.dumps(model.template_variables))
         found.append(
-            f"The chat template was used with {model.template_variables}: pass them to it "
+            f"The chat template was used with {variables}: pass them to it "
             "(`chat_template_kwargs`)."
         )
     if any(candidate.scores for candidate in layout.choices.candidates):
