@@ -4,7 +4,7 @@
     python benchmarks/job.py --scale 0.25        # a quarter of steps, data and answers
 
 Contenders are `paretune sweep demo_sweep` (CLAMP, a training for each point), the demo's own recipe
-on the same data (`dial`: one conditioned training for all points), and TRL's `DPOTrainer` once for
+(`dial`: one conditioned training for its three points), and TRL's `DPOTrainer` once for
 each point: on the union of both objectives' pairs, with the same model, adapter, learning rate,
 steps, sequences a step, batches of evaluation, checkpoints and greedy answers to the same prompts,
 its reference computed once and read from its cache by the later points. TRL has no weights for
@@ -34,25 +34,33 @@ CONTENDERS = ("paretune", "dial", "trl")
 
 
 def settings(name: str, scale: float, folder: Path) -> Any:
-    """The recipe of a contender; what is left out of the data is a validation split."""
+    """The recipe of a contender."""
     from paretune.recipes import load_recipe
 
-    train, test = 0.6 * scale, 0.3 * scale
-    split = [train, 1 - train - test, test]
     prompts = round(36 * scale)
+    steps = round((16 if name == "dial" else 12) * scale)
     overrides = [
-        f"data.split={split}",
         f"evaluation.n_prompts={prompts}",
         f"evaluation.batch_size={prompts}",
+        f"train.max_steps={steps}",
         f"output_dir={folder / 'run'}",
     ]
-    if name == "dial":
-        steps = round(16 * scale)
-        overrides.append("sweep.preferences=[[0.8, 0.2], [0.5, 0.5], [0.2, 0.8]]")
-    else:
-        steps = round(12 * scale)
-    overrides.append(f"train.max_steps={steps}")
     return load_recipe("demo" if name == "dial" else "demo_sweep", overrides)
+
+
+def shorten(scale: float) -> None:
+    """Leave the demo's data so many of its questions, with their answers."""
+    from paretune.data import demo
+
+    read = demo.read_objects
+
+    def some(path: Any) -> list[dict[str, Any]]:
+        answers = read(path)
+        questions = list(dict.fromkeys(answer["prompt"] for answer in answers))
+        kept = set(questions[: round(len(questions) * scale)])
+        return [answer for answer in answers if answer["prompt"] in kept]
+
+    demo.read_objects = some
 
 
 def sweep(recipe: Any) -> None:
@@ -138,6 +146,7 @@ def child(name: str, scale: float, folder: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
+    shorten(scale)
     recipe = settings(name, scale, folder)
     if name == "trl":
         dpo(recipe, folder)

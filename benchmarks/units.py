@@ -35,21 +35,28 @@ def load() -> tuple[Any, Any]:
     return load_model_and_tokenizer(EMBEDDED, dtype="float32")
 
 
-def demo_pairs() -> dict[str, Any]:
+def demo_pairs(count: int) -> tuple[list[Any], dict[str, Any]]:
+    """The first prompts of the demo's test split, and the pairs on them."""
     from paretune.data import demo, split_by_prompt
 
     data = demo.load(objectives=["concise", "informative"])
-    return dict(split_by_prompt(data, (0.6, 0.1, 0.3), 0)["test"].pairs)
+    pairs = split_by_prompt(data, (0.6, 0.1, 0.3), 0)["test"].pairs
+    prompts: list[Any] = []
+    for rows in pairs.values():
+        prompts += [row["prompt"] for row in rows if row["prompt"] not in prompts]
+    kept = prompts[:count]
+    some = {name: [row for row in rows if row["prompt"] in kept] for name, rows in pairs.items()}
+    return kept, some
 
 
 def compare(title: str, ways: Ways, repeats: int, agree: Callable[[Any, Any], str]) -> None:
     """Print CPU seconds of two ways, their quotient and whether they give the same."""
-    given = {name: way() for name, way in ways.items()}  # warm-up
+    given: dict[str, Any] = {}
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
         for name, way in ways.items():
             start = time.process_time()
-            way()
+            given[name] = way()
             seconds[name].append(time.process_time() - start)
     medians = {name: statistics.median(each) for name, each in seconds.items()}
     (first, new), (second, plain) = medians.items()
@@ -66,7 +73,7 @@ def scoring(args: argparse.Namespace) -> None:
     from paretune.logprobs import Packing, score_sequences
 
     model, tokenizer = load()
-    demo = tokenize_pairs(demo_pairs(), tokenizer, 128).sequences
+    demo = list(tokenize_pairs(demo_pairs(args.prompts)[1], tokenizer, 128).sequences)
     alone = list({s.input_ids[: s.prompt_length]: s for s in demo}.values())
     draw = torch.Generator().manual_seed(0)
 
@@ -75,7 +82,7 @@ def scoring(args: argparse.Namespace) -> None:
 
     four = [
         TokenSequence(prompt + ids(100), 100)
-        for prompt in [ids(100) for _ in range(8)]
+        for prompt in [ids(100) for _ in range(args.prompts // 3)]
         for _ in range(4)
     ]
     cases = {"demo, four answers a prompt": demo, "demo, one answer a prompt": alone}
@@ -104,15 +111,13 @@ def answers(args: argparse.Namespace) -> None:
     from paretune.evaluation.generation import generate
 
     model, tokenizer = load()
-    prompts: list[Any] = []
-    for rows in demo_pairs().values():
-        prompts += [row["prompt"] for row in rows if row["prompt"] not in prompts]
+    prompts, _ = demo_pairs(args.prompts)
 
     def way(keep: bool) -> list[str]:
         (decoding._keep_finished.add if keep else decoding._keep_finished.discard)(model)
         settings: dict[str, Any] = {"max_new_tokens": 64, "batch_size": 36}
         settings |= {"temperature": args.temperature, "top_p": 0.9}
-        return generate(model, tokenizer, prompts[:36], **settings)
+        return generate(model, tokenizer, prompts, **settings)
 
     ways: Ways = {"dropped": lambda: way(False), "kept": lambda: way(True)}
     compare(f"answers: demo, temperature {args.temperature:g}", ways, args.repeats, _same)
@@ -183,6 +188,7 @@ def main() -> None:
     )
     parser.add_argument("kinds", nargs="+", choices=KINDS)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--prompts", type=int, default=36, help="of the demo's test split")
     parser.add_argument("--temperature", type=float, default=0.0, help="of answers")
     parser.add_argument("--data", help="of tokens: a local file as PKU-SafeRLHF's")
     parser.add_argument("--pairs", type=int, default=100_000, help="of tokens, an objective's")
