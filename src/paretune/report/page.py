@@ -22,6 +22,7 @@ from paretune.report.figures import PlotPoint, dial_curve, draw_front
 from paretune.report.judges import judge_tables, read_judges
 from paretune.report.model_card import write_model_card
 from paretune.report.page_data import embedded_json, page_data, run_names, shown_points
+from paretune.report.scores_along import draw_scores_along
 from paretune.results.run_folder import Run, point_slug, read_runs
 from paretune.results.text import preference_text
 
@@ -105,6 +106,8 @@ def write_figures(run: Run) -> list[Path]:
             draw_comparison(run.comparison, losses, scores)
     elif len(run.objectives) > 1:
         _draw_sweep(run, both("front"))
+        if draw_scores_along(run.series, run.objectives, both("scores"), title=run.name):
+            written += both("scores")
     for title, point in run.points:
         found = panels(run.log(point), run.objectives)
         if found:
