@@ -110,6 +110,8 @@ def check(words: list[str]) -> None:
         preference |= flag == "--prefer"
         if flag in options and not equals and not options[flag].is_flag:
             assert next(rest, None) is not None or "..." in words, f"{flag} needs a value"
+    if "--data" in words:  # files take the place of a recipe
+        return
     overrides = [word for word in positional if re.match(r"[a-z_.]+=", word)]
     if preference:  # weights follow it: objectives are not known here
         overrides = [word for word in overrides if "." in word.split("=")[0]]

@@ -11,10 +11,13 @@ import torch
 from transformers import TrainerCallback
 
 from paretune import DataWeightingConfig, DataWeightingTrainer, InputError
+from paretune.moo.bilevel.lookahead import Lookahead
+from paretune.moo.bilevel.problem import StochasticBilevelProblem
+from paretune.moo.preference import Preference
 from paretune.training.bilevel_objectives import LanguageModelObjectives
 from paretune.training.leak_watch import LeakWatch
 from paretune.training.preconditioner import Preconditioner
-from paretune.training.responses import Part, hold_out
+from paretune.training.responses import Batches, Part, hold_out
 from paretune.training.set_weights import SetWeights
 
 ASKED = ["red", "blue", "green", "cat", "dog", "bird", "milk", "bread", "salt", "rain"]
@@ -426,3 +429,45 @@ def test_texts_are_rows_of_a_token_and_what_follows(weigher: Any) -> None:
     trainer.train()
     with pytest.raises(InputError, match="row 1 of the training set 'moon', 'text' must be text"):
         weigher(train={**texts, "moon": [{"text": " "}]}, validation=wanted)
+
+
+def test_between_steps_of_x_there_is_plain_training(weigher: Any) -> None:
+    ends = []
+    for every in (1, 2):
+        trainer = weigher(x_every=every, max_steps=2, x_learning_rate=1e-9, folder=str(every))
+        trainer.train()
+        ends.append(adapter(trainer))
+        moves = ["alignment/moon" in row for row in step_logs(trainer)]
+        assert moves == ([True, True] if every == 1 else [True, False])
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
+    assert trainer.steps._of_sets.method == "one_pass"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::paretune.moo.bilevel.oracle.NonConvexLowerLevelWarning")
+def test_takes_the_steps_of_the_bilevel_method(weigher: Any, tiny_lora: Any) -> None:
+    preference, drawn = {"one": 0.7, "two": 0.3}, []
+    trainer = weigher(preference, optim="adamw_torch", x_learning_rate=0.1)
+    add = trainer.steps.add
+    trainer.steps.add = lambda rows: [drawn.append(rows), add(rows)]
+    trainer.train()
+    model = tiny_lora()
+    model.set_attn_implementation("eager")
+    levels = LanguageModelObjectives(model, in_place=False)
+    parts = list(map(Part, *_parts(trainer)))
+    queue = [Batches.of([{part: _rows(trainer, rows, part) for part in parts}]) for rows in drawn]
+    queue.append(queue[0])  # a method draws once more after its last step
+    problem = StochasticBilevelProblem(
+        levels.upper(["one", "two"]),
+        levels.lower(["moon", "star"]),
+        draw_upper=lambda size, generator: queue[0],
+        draw_lower=lambda size, generator: queue.pop(0),
+        full_upper=queue[0],
+        full_lower=queue[0],
+        hvp="double",
+    )
+    start = torch.zeros(2, dtype=torch.float64), levels.vector()
+    method = Lookahead(lr=1e-2, x_lr=0.1)
+    x, y = method.run(problem, Preference.of(preference), start, 4, 0.0).x
+    torch.testing.assert_close(trainer.x, x, rtol=0, atol=1e-3)
+    assert float((adapter(trainer) - y).norm()) < 1e-3 * float((y - start[1]).norm())

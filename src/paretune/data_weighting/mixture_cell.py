@@ -1,6 +1,5 @@
 """One run of `DataWeightingTrainer` on a recipe's sets, and what training anew on them reaches."""
 
-import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ from paretune.models import gpu, load_model_and_tokenizer
 from paretune.moo.preference import Preference
 from paretune.recipes.mixture import MixtureRecipe, PlantedTask
 from paretune.training import DataWeightingConfig, DataWeightingTrainer
+from paretune.training.data_weighting_config import reads
 from paretune.training.set_weights import SetWeights
 
 Rows = Iterable[Mapping[str, Any]]
@@ -28,9 +28,8 @@ Rows = Iterable[Mapping[str, Any]]
 UNIFORM, LEARNED, TRUE = "uniform", "learned", "true"
 """Mixes of sets to train anew on."""
 
-_REPLICATES = 100
+_REPLICATES, _FEW, _STEPS = 100, 20, 50_000  # fewer where paths are long
 _RETRAINING = 1_000_003  # added to a seed: other batches and another adapter
-_LEAST = 1e-9  # of a weight that is to be 0
 
 
 @dataclass(frozen=True)
@@ -130,7 +129,7 @@ def run_mixture_cell(recipe: MixtureRecipe, cell: Cell, run: Path) -> MixtureRes
     except TrainingStoppedError as error:
         return replace(failed, reason=str(error))
     seconds = time.perf_counter() - started
-    rows = [row for row in trainer.state.log_history if f"omega/{next(iter(preference))}" in row]
+    rows = [row for row in trainer.state.log_history if f"set_weight/{trainer.sets[0]}" in row]
     done = replace(
         failed,
         status="done",
@@ -138,7 +137,7 @@ def run_mixture_cell(recipe: MixtureRecipe, cell: Cell, run: Path) -> MixtureRes
         deviation=weight_deviation(trainer, rows),
         before=_losses(before, preference),
         after=_losses(trainer.evaluate(material.test), preference),
-        driving={name: _late_mean(rows, f"validation/{name}/loss") for name in preference},
+        driving={n: _late_mean(rows, f"validation/{n}/loss") for n in cell.preference.live},
         steps=trainer.state.global_step,
         seconds=seconds,
         tokens=trainer.totals.spend.policy_tokens,
@@ -232,8 +231,8 @@ def _retrained(
     shared = run / "retrained" / f"{mix}-seed{cell.seed}.json"
     if mix != LEARNED and shared.exists():
         return {name: float(value) for name, value in read_object(shared).items()}
-    raised = {name: max(weight, _LEAST) for name, weight in weights.items()}
-    total = sum(raised.values())
+    train = {key: value for key, value in recipe.train.items() if reads(key)}
+    recipe = recipe.model_copy(update={"train": train})
     trainer = make_trainer(
         recipe,
         material,
@@ -241,7 +240,7 @@ def _retrained(
         cell.seed + _RETRAINING,
         cell.folder(run) / "retraining",
         x_learning_rate=0.0,
-        initial_weights={name: weight / total for name, weight in raised.items()},
+        initial_weights=dict(weights),
         weight_bounds=None,
         entropy=0.0,
         max_steps=recipe.retrain_steps,
@@ -268,7 +267,7 @@ def weight_deviation(
     found = torch.tensor([[row[f"alignment/{n}"] for n in names] for row in rows]).double()
     generator = torch.Generator().manual_seed(args.seed)
     ends: list[Tensor] = []
-    for _ in range(_REPLICATES):
+    for _ in range(max(_FEW, min(_REPLICATES, _STEPS // len(found)))):
         weights = SetWeights(
             names,
             args.x_learning_rate,
@@ -289,6 +288,6 @@ def _losses(metrics: Mapping[str, float], names: Iterable[str]) -> dict[str, flo
 
 
 def _late_mean(rows: Sequence[Mapping[str, float]], key: str) -> float:
-    """The mean over the last quarter of the steps; NaN where it was not logged."""
-    late = [row[key] for row in rows[-max(1, len(rows) // 4) :] if key in row]
-    return sum(late) / len(late) if late else math.nan
+    """The mean over the last quarter of the steps."""
+    late = [row[key] for row in rows[-max(1, len(rows) // 4) :]]
+    return sum(late) / max(1, len(late))

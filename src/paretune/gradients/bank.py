@@ -39,6 +39,14 @@ class GradientBank:
         self.totals = torch.zeros(n_objectives, dtype=torch.float64)
         """Sums of the pairs' weights."""
 
+    def first(self, count: int) -> "GradientBank":
+        """A bank of the first so many gradients, in the memory of this one: use one of the two."""
+        part = GradientBank.__new__(GradientBank)
+        part.parameters, part.n_objectives = self.parameters, count
+        part._buffer, part.blocks = self._buffer, [block[:count] for block in self.blocks]
+        part.losses, part.totals = (torch.zeros(count, dtype=torch.float64) for _ in range(2))
+        return part
+
     def zero(self) -> None:
         """Start a new step."""
         self._buffer.zero_()

@@ -49,6 +49,7 @@ class ObjectiveGradients:
         packing: The model's; by default packed where that is exact.
         single: Whether each step is one call of `accumulate`, and of the gradients needs the
             Gramian and a combination alone.
+        bank: One to fill; by default a new one.
 
     Raises:
         InputError: if there is nothing to train, or a method is asked for where it is not exact.
@@ -61,6 +62,7 @@ class ObjectiveGradients:
         method: Method = "auto",
         packing: Packing | None = None,
         single: bool = False,
+        bank: GradientBank | None = None,
     ) -> None:
         parameters = [p for p in model.parameters() if p.requires_grad]
         if not parameters:
@@ -89,7 +91,7 @@ class ObjectiveGradients:
                     obstacle,
                 )
         if method != "layerwise":
-            bank = self.bank = GradientBank(parameters, len(losses))
+            bank = self.bank = GradientBank(parameters, len(losses)) if bank is None else bank
             obstacle = None if method == "per_objective" else unsupported_reason(model)
             if method == "one_pass" and obstacle is not None:
                 raise InputError(

@@ -39,16 +39,16 @@ def loss_sums(
     return torch.stack(sums), torch.stack(totals)
 
 
-def restrict(batch: Batch, objective: str) -> Batch:
-    """The batch with one objective's pairs and the sequences they need, padding trimmed.
+def restrict(batch: Batch, *objectives: str) -> Batch:
+    """The batch with some objectives' pairs and the sequences they need, padding trimmed.
 
     Where sequences belong to rows (``row``), the model treats each by its place: all stay.
     """
-    pairs = batch["pairs"][objective]
+    kept = {name: batch["pairs"][name] for name in objectives}
     if "row" in batch:
-        return {**batch, "pairs": {objective: pairs}}
-    used, inverse = torch.cat([pairs["chosen"], pairs["rejected"]]).unique(return_inverse=True)
-    chosen, rejected = inverse.chunk(2)
+        return {**batch, "pairs": kept}
+    sides = [pairs[side] for pairs in kept.values() for side in ("chosen", "rejected")]
+    used, inverse = torch.cat(sides).unique(return_inverse=True)
     width = int(batch["attention_mask"][used].sum(1).max())
     restricted: dict[str, Any] = {
         name: batch[name][used, :width]
@@ -59,7 +59,12 @@ def restrict(batch: Batch, objective: str) -> Batch:
             restricted[name] = batch[name][used]
     if "packed" in batch:
         restricted["packed"] = batch["packed"].select(used.tolist())
-    return {**restricted, "pairs": {objective: {**pairs, "chosen": chosen, "rejected": rejected}}}
+    places = iter(inverse.split([len(side) for side in sides]))
+    pairs = {
+        name: {**each, "chosen": next(places), "rejected": next(places)}
+        for name, each in kept.items()
+    }
+    return {**restricted, "pairs": pairs}
 
 
 def cotangents(

@@ -119,6 +119,8 @@ class MixtureRecipe(Written):
         for name in ("preference", "output_dir", "method", "seed"):
             if name in train:
                 raise ValueError(f"{shown(name)} stands elsewhere in the recipe")
+        if train.get("logging_steps", 1) != 1:
+            raise ValueError("logging_steps is 1 here: the weights of every step are kept")
         return train
 
     @field_validator("seeds")

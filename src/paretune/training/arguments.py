@@ -156,6 +156,7 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "x_learning_rate": (0, math.inf, True),
     "ridge": (0, math.inf, True),
     "held_out": (0, 1, True),
+    "x_every": (1, math.inf, True),
     "entropy": (0, math.inf, True),
 }
 

@@ -25,10 +25,16 @@ _ONLY = {
     "hvp": ("wc_augmented", "wc_penalty"),
     "independent_batches": ("wc_augmented", "wc_penalty"),
     "criteria_weights": ("lookahead",),
+    "x_every": ("lookahead",),
     "mu": ("lookahead",),
     "beta": ("lookahead",),
 }
 """Fields that some of the methods alone read."""
+
+
+def reads(name: str, method: str = "lookahead") -> bool:
+    """Whether a method reads the field of this name."""
+    return method in _ONLY.get(name, (method,))
 
 
 @dataclass
@@ -77,6 +83,13 @@ class DataWeightingConfig(CommonConfig):
             "is what evaluate and polish report; 0 reports the rows that drive x."
         },
     )
+    x_every: int = field(
+        default=1,
+        metadata={
+            "help": "Steps of lookahead to each step of x; in the others no criterion is computed, "
+            "so that they cost what plain training does."
+        },
+    )
     criteria_weights: CriteriaWeights = field(
         default="chebyshev",
         metadata={
@@ -122,7 +135,7 @@ class DataWeightingConfig(CommonConfig):
         self.weight_bounds = read_keywords("weight_bounds", self.weight_bounds)
         for name, methods in _ONLY.items():
             default = type(self).__dataclass_fields__[name].default
-            if self.method not in methods and getattr(self, name) != default:
+            if not reads(name, self.method) and getattr(self, name) != default:
                 raise InputError(
                     f"{name} has no effect with method={self.method!r}: leave it out, or choose "
                     f"method={' or '.join(map(repr, methods))}."

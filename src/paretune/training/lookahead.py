@@ -13,6 +13,7 @@ from torch import Tensor
 from paretune.data.sampling import PairCollator
 from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence
 from paretune.gradients import GradientBank, ObjectiveGradients
+from paretune.gradients.objectives import restrict
 from paretune.losses import DPO, PreferenceLoss, Scored
 from paretune.moo.solvers.multipliers import DampedMultipliers
 from paretune.moo.weightings import Clamp
@@ -98,7 +99,20 @@ class Lookahead(WeightingSteps):
     ) -> None:
         self._trainer, args = trainer, trainer.args
         losses = {label(part): part_loss(rows, args.beta) for part, rows in parts.items()}
-        self.engine = ObjectiveGradients(trainer.model, losses, "auto", trainer.packing)
+        self._labels = [*losses][: len(trainer.sets)]
+        whole = ObjectiveGradients(trainer.model, losses, "auto", trainer.packing)
+        self.engine = self._whole = self._of_sets = whole
+        """What is in use: the gradients of sets and criteria, or of the sets alone."""
+        if args.x_every > 1 and len(losses) > len(self._labels):
+            some = {name: losses[name] for name in self._labels}
+            assert isinstance(whole.bank, GradientBank)
+            self._of_sets = ObjectiveGradients(
+                trainer.model,
+                some,
+                "auto",
+                trainer.packing,
+                bank=whole.bank.first(len(some)),
+            )
         self.filled = self.engine.bank.parameters
         live = trainer.preference.live
         self._preference = torch.tensor([trainer.preference[n] for n in live]).double()
@@ -110,11 +124,15 @@ class Lookahead(WeightingSteps):
         self._tokens = self._passes = 0
 
     def begin(self) -> None:
+        moves = self._trainer.state.global_step % self._trainer.args.x_every == 0
+        self.engine = self._whole if moves else self._of_sets
         self.engine.bank.zero()
         self._pending = None
         self._tokens, self._passes = 0, self.engine.passes
 
     def add(self, inputs: Mapping[str, Any]) -> None:
+        if self.engine is not self._whole:
+            inputs = restrict(inputs, *self._labels)
         self._tokens += int(inputs["attention_mask"].sum())
         self.engine.accumulate(inputs)
 
@@ -147,7 +165,7 @@ class Lookahead(WeightingSteps):
             {f"train/{k}/loss": f for k, f in zip(trainer.sets, losses[:n].tolist(), strict=True)}
             | {f"gradient_norm/{k}": g for k, g in zip(trainer.sets, norms, strict=False)}
         )
-        if n == len(losses):  # the weights are held
+        if n == len(losses):  # the weights stay
             return float(weights @ losses)
         chebyshev = self._preference * losses[n:]
         omega = self._criteria_weights(gramian[n:, n:], losses[n:])

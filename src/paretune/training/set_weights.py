@@ -10,6 +10,8 @@ from torch import Tensor
 from paretune.errors import InputError
 
 _BISECTIONS = 100
+_LEAST = 1e-9  # of a weight: a logit is finite
+_ROUNDED = 1e-3  # how far weights that were written with few digits may be from adding up to one
 
 
 class SetWeights:
@@ -18,7 +20,8 @@ class SetWeights:
     Args:
         names: Of the N sets.
         rate: Adam's step.
-        initial: Weight of each set at the start, which add up to one; by default 1/N.
+        initial: Weight of each set at the start, adding up to one but for rounding; by default
+            1/N.
         bounds: Least and largest weight of sets; others have none.
         entropy: What Σ w log w is weighed with beside what is minimised.
 
@@ -36,10 +39,10 @@ class SetWeights:
     ) -> None:
         self.names, self._entropy = tuple(names), entropy
         start = self._by_name("initial_weights", initial, 1 / len(names))
-        if not math.isclose(sum(start), 1.0, abs_tol=1e-6) or min(start) <= 0:
+        if not math.isclose(sum(start), 1.0, abs_tol=_ROUNDED) or min(start) < 0:
             raise InputError(
-                "initial_weights must give each training set a weight above 0, adding up to one, "
-                f"not {dict(initial or {})}."
+                "initial_weights must give each training set a weight of at least 0, adding up to "
+                f"one, not {dict(initial or {})}."
             )
         limits = self._by_name("weight_bounds", bounds, (0.0, 1.0))
         low, high = ([float(pair[k]) for pair in limits] for k in (0, 1))
@@ -52,7 +55,7 @@ class SetWeights:
             )
         self._low, self._high = torch.tensor([low, high], dtype=torch.float64)
         self._bounded = bool(bounds)
-        self.x = torch.tensor(start, dtype=torch.float64).log()
+        self.x = torch.tensor(start, dtype=torch.float64).clamp(min=_LEAST).log()
         """Logits, ``(N,)``."""
         self.x -= self.x.mean()
         self._optimizer = torch.optim.Adam([self.x], lr=rate)
@@ -101,7 +104,7 @@ class SetWeights:
             total = float((w * math.exp(middle)).clamp(self._low, self._high).sum())
             low, high = (middle, high) if total < 1 else (low, middle)
         w = (w * math.exp(high)).clamp(self._low, self._high)
-        self.x.copy_(w.clamp(min=1e-12).log())
+        self.x.copy_(w.clamp(min=_LEAST).log())
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"sets": list(self.names), "x": self.x.clone()}
