@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from paretune.report.figures import COLOURS, MARKERS, STYLE, save_figure
-from paretune.results.points import FrontPoint
+from paretune.results.front import FrontPoint
 
 
 def draw_scores_along(
