@@ -126,7 +126,7 @@ def paper() -> None:
             hours = STEPS * step / 3600
             times.append(
                 f"| {name} | {objectives} | {ROWS * tokens:,} | {ranks} | {step / ranks:.2f} "
-                f"| {hours / ranks:.2f} | {24 * GPUS / hours:.1f} |"
+                f"| {hours / ranks:.2f} | {24 * GPUS / hours:,.0f} |"
             )
     print("\n| base | M | tokens a step | GPUs a point | s a step | hours a point | points a day |")
     print("|---|---:|---:|---:|---:|---:|---:|")

@@ -26,7 +26,6 @@ COMMON = (
     "train.max_steps=10",
     "train.save_steps=4",
     "train.use_cpu=true",
-    "train.ddp_backend=gloo",
     "sweep.preferences=[[0.5, 0.5]]",
     "evaluation.generate=false",
 )
@@ -34,7 +33,7 @@ METHODS = {
     "clamp": ("method={name: clamp}", "train.learning_rate=1e-4"),
     "steerable": ("method={name: conditioned, calibrate: none}",),
 }
-ROWS = 4  # of a step, in all processes together
+ROWS = 2  # of a step, in all processes together
 
 
 def rank(arguments: list[str]) -> None:

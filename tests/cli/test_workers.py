@@ -92,6 +92,26 @@ def test_within_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
         shared_out(job(3), None, None)
 
 
+def test_what_is_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings of comparisons and data weighting: a sentence that names --workers."""
+    from paretune.baselines.recipe import load_comparison
+    from paretune.data_weighting.run import run_weighing
+    from paretune.recipes.data_weighting import load_weigh_recipe
+    from paretune.runs.compare import run_compare
+
+    runs: list[tuple[Any, str, Any]] = [
+        (load_comparison, "demo_compare", run_compare),
+        (load_weigh_recipe, "weigh_mnist", run_weighing),
+        (load_weigh_recipe, "weigh_planted_larger", run_weighing),
+    ]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for load, name, run in runs:
+        with pytest.raises(InputError, match=r"run\.gpus_per_point: .* does not .* --workers N"):
+            load(name, ["run.gpus_per_point=2"])
+        with pytest.raises(InputError, match=r"plain `paretune \w+ \.\.\. --workers N`"):
+            run(load(name))
+
+
 @pytest.mark.slow
 def test_ranks_end_as_the_first_that_failed() -> None:
     command = [*worker_command(["sweep", "no-such-recipe"], 2)]

@@ -226,7 +226,10 @@ def _connected(address: str) -> Iterator[None]:
     import ray
 
     local: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
     try:
+        if colon:  # Ray itself would try for minutes
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         raise InputError(
