@@ -106,7 +106,7 @@ def test_what_is_not_divided(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setenv("WORLD_SIZE", "2")
     for load, name, run in runs:
-        with pytest.raises(InputError, match=r"run\.gpus_per_point: .* does not .* --workers N"):
+        with pytest.raises(InputError, match=r"run\.gpus_per_point: .* does not .* --workers N\.$"):
             load(name, ["run.gpus_per_point=2"])
         with pytest.raises(InputError, match=r"plain `paretune \w+ \.\.\. --workers N`"):
             run(load(name))

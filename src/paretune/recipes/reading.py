@@ -102,7 +102,8 @@ def read_recipe(
     try:
         recipe = root.model_validate(raw)
     except ValidationError as error:
-        more = _train_faults(raw, source)
+        # What `train` of a data weighting may say is another trainer's.
+        more = [] if root.command == "weigh" else _train_faults(raw, source)
         raise InputError(complaints(root, error, source, changed, more)) from None
     recipe._source = source
     return recipe
