@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -240,6 +240,19 @@ def test_what_was_taken_over_is_left(
         assert slow.work(["a", "b"], do, lambda: None) == {}
     assert told == ["a"]
     assert slow.finished("b")
+
+
+def test_a_progress_of_the_first_version_still_watches(folder: Callable[[], RunFolder]) -> None:
+    class Earlier:
+        told: ClassVar[list[object]] = []
+
+        def begin(self, points: list[str], finished: int) -> None:
+            self.told.append((points, finished))
+
+    watched = folder().pieces.watched(Earlier())  # type: ignore[arg-type]
+    watched.begin(["a"], 0)
+    watched.finished(1)
+    assert Earlier.told == [(["a"], 0)]
 
 
 def test_a_failure_is_known_to_all_and_tried_again_later(folder: Callable[[], RunFolder]) -> None:

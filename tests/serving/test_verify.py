@@ -1,6 +1,7 @@
 """Exports are the run's models, damaged adapters are nobody's, and folders of others stay data."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from paretune.errors import InputError
+from paretune.experiment.forecast import shape_of
 from paretune.experiment.weights import read_adapter, with_adapter
 from paretune.models import TRUST_VARIABLE, load_model_and_tokenizer
+from paretune.recipes.schema import Model
 from paretune.results.front import FrontPoint, ObjectiveMetrics
 from paretune.results.weights import ADAPTER
 from paretune.serving.verify import check_same, logits, untie
@@ -142,7 +145,20 @@ def test_code_of_a_checkpoint_needs_the_user_of_today(
     for asks, words in ((False, "could not be loaded"), (True, "--trust-remote-code")):
         with pytest.raises(InputError, match=words):
             load_model_and_tokenizer(folder, trust_remote_code=asks)
+        with pytest.raises(InputError, match="without running code of its own"):
+            shape_of(Model(name=str(folder), trust_remote_code=asks), None)
     assert not ran.exists()
+
+
+def test_every_call_says_whether_code_may_run() -> None:
+    """Left out, transformers asks whoever sits at the terminal."""
+    source, found = Path(__file__).parents[2] / "src", 0
+    for path in source.rglob("*.py"):
+        for line in re.split(r"\bAuto\w+\.from_(?:pretrained|config)\(", path.read_text())[1:]:
+            call, found = line[: line.index(")")], found + 1
+            ours = call.startswith(("{", '"{')) or "gguf" in call  # a page's, or of our own file
+            assert ours or "trust_remote_code=" in call or "**" in call, (path, call)
+    assert found > 8
 
 
 def test_nothing_is_unpickled_to_more_than_tensors() -> None:

@@ -140,7 +140,9 @@ def shape_of(model: "Model", lora: "Lora | None") -> Shape:
     config, source = _config(model)
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     with torch.device("meta"):
-        network: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        network: Any = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
         base = sum(parameter.numel() for parameter in network.parameters())
         head = network.get_output_embeddings()
         linear = sum(
@@ -332,15 +334,25 @@ def _config(model: "Model") -> tuple[Any, str]:
 
     if model.name in BUILT_IN:
         place = built_in_folder(model.name)
-        return AutoConfig.from_pretrained(place), f"config.json of {model.name}"
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        return config, f"config.json of {model.name}"
     place = Path(model.name).expanduser()
     if place.is_dir():
-        return AutoConfig.from_pretrained(place), f"'{place / 'config.json'}'"
+        try:  # no code of a checkpoint runs here, whatever the recipe asks for
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"'{place / 'config.json'}' is not the configuration of a model that transformers "
+                "knows without running code of its own: no plan can be made of it."
+            ) from error
+        return config, f"'{place / 'config.json'}'"
     if model.name in SHAPES:
         shape = json.loads(json.dumps(SHAPES[model.name]))
         return AutoConfig.for_model(shape.pop("model_type"), **shape), "a shape known to paretune"
     try:
-        config = AutoConfig.from_pretrained(model.name, revision=model.revision or "main")
+        config = AutoConfig.from_pretrained(
+            model.name, revision=model.revision or "main", trust_remote_code=False
+        )
         return config, f"config.json of '{model.name}' on the hub"
     except (OSError, ValueError) as error:
         known = ", ".join(SHAPES)

@@ -1,5 +1,6 @@
 """The card of a repository that holds a run: its points in a table, and how to load one."""
 
+import json
 from collections.abc import Mapping, Sequence
 
 from huggingface_hub import ModelCardData
@@ -73,7 +74,8 @@ def _table(run: Run, points: Mapping[str, FrontPoint]) -> str:
 
 
 def _code(repo: str, folder: str, base: str | None, adapters: bool) -> str:
-    place = f'"{repo}", subfolder="{folder}"'
+    place = f"{json.dumps(repo)}, subfolder={json.dumps(folder)}"
+    base_id = json.dumps(base)
     if not adapters:
         return (
             "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -83,7 +85,7 @@ def _code(repo: str, folder: str, base: str | None, adapters: bool) -> str:
     return (
         "from peft import PeftModel\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
+        f'base = AutoModelForCausalLM.from_pretrained({base_id}, dtype="auto")\n'
         f"model = PeftModel.from_pretrained(base, {place})\n"
-        f'tokenizer = AutoTokenizer.from_pretrained("{base}")'
+        f"tokenizer = AutoTokenizer.from_pretrained({base_id})"
     )

@@ -278,7 +278,7 @@ def _counted(recipe: Recipe, train: dict[str, Any], rows: int, accumulation: int
         raise InputError(f"the tokenizer of '{place}' is not on this machine")
     data = load_data(recipe.data)
     splits = split_by_prompt(data, recipe.data.split, recipe.data.seed)
-    tokenizer = AutoTokenizer.from_pretrained(place)
+    tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
     overlong = train.get("overlong", "drop")
     pairs = tokenize_pairs(splits["train"].pairs, tokenizer, train.get("max_length"), overlong)
     sampling = train.get("sampling", "auto")

@@ -191,11 +191,13 @@ class Pieces:
 
 @dataclass
 class _Watched:
+    """A progress of version 0.1 knows no phases of other work, and no other workers."""
+
     pieces: Pieces
     progress: Progress
 
     def begin(self, points: Sequence[str], finished: int, phases: Sequence[Phase] = PHASES) -> None:
-        self.progress.begin(points, finished, phases)
+        self.progress.begin(points, finished, *([phases] if phases != PHASES else []))
 
     def point(self, name: str) -> None:
         self.pieces.check()
@@ -206,7 +208,8 @@ class _Watched:
         self.progress.phase(phase, done)
 
     def finished(self, points: int) -> None:
-        self.progress.finished(points)
+        if hasattr(self.progress, "finished"):
+            self.progress.finished(points)
 
     def end(self) -> None:
         self.progress.end()
