@@ -69,7 +69,8 @@ def test_own_files_without_a_recipe(tmp_path: Path) -> None:
     (result,) = (output / "cells").glob("*-seed0/result.json")
     held = json.loads(result.read_text())
     assert set(held["retrained"]) == {"uniform", "learned"}
-    assert held["deviation"].keys() == {"a", "b"}
+    assert held["interval"].keys() == {"a", "b"}
+    assert all(0 <= low <= high <= 1 for low, high in held["interval"].values())
     before = result.stat().st_mtime_ns
     assert run(*words).exit_code == 0
     assert result.stat().st_mtime_ns == before, "what is finished is not run again"
@@ -149,7 +150,7 @@ def test_the_page_says_what_was_found() -> None:
             {},
             "done",
             weights={"clean": 1 - weight, "bad": weight},
-            deviation={"clean": 0.1, "bad": 0.1},
+            interval={"clean": (0.5, 0.9), "bad": (0.1, 0.5)},
             before=losses,
             after=losses,
             retrained={"uniform": losses, "learned": {"plain": 1.0, "polite": 2.0 + seed / 10}},

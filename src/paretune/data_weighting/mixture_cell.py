@@ -68,8 +68,8 @@ class MixtureResult:
     Attributes:
         status: "done", or "failed" for `reason`.
         weights: of each training set at the end.
-        deviation: of each weight, over replicates of x's path on steps that are drawn from the
-            run's own with replacement; None where the method does not log alignments.
+        interval: of each weight, where four of five replicates of x's path end on steps that are
+            drawn from the run's own with replacement; None where no alignments are logged.
         before, after: loss of each criterion on rows that drive nothing, at the start and the end.
         driving: and at the end on those that drive x, as means of the last steps.
         retrained: per mix of sets, the losses of each criterion after training anew.
@@ -84,7 +84,7 @@ class MixtureResult:
     status: Literal["done", "failed"]
     reason: str = ""
     weights: Mapping[str, float] | None = None
-    deviation: Mapping[str, float] | None = None
+    interval: Mapping[str, Sequence[float]] | None = None
     before: Mapping[str, float] | None = None
     after: Mapping[str, float] | None = None
     driving: Mapping[str, float] | None = None
@@ -134,7 +134,7 @@ def run_mixture_cell(recipe: MixtureRecipe, cell: Cell, run: Path) -> MixtureRes
         failed,
         status="done",
         weights=trainer.set_weights,
-        deviation=weight_deviation(trainer, rows),
+        interval=weight_intervals(trainer, rows),
         before=_losses(before, preference),
         after=_losses(trainer.evaluate(material.test), preference),
         driving={n: _late_mean(rows, f"validation/{n}/loss") for n in cell.preference.live},
@@ -253,13 +253,14 @@ def _retrained(
     return losses
 
 
-def weight_deviation(
+def weight_intervals(
     trainer: DataWeightingTrainer, rows: Sequence[Mapping[str, float]]
-) -> dict[str, float] | None:
+) -> dict[str, list[float]] | None:
     """How far the weights might as well have ended elsewhere, given the steps that were taken.
 
     The path of x is taken again, with alignments of steps that are drawn with replacement, in
-    their order; the standard deviation of where it ends is that of the weights, y's path given.
+    their order; between the tenth and the ninetieth percentile of where it ends are the weights
+    that other batches might have given, y's path as it was.
     """
     names, args = trainer.sets, trainer.args
     if not rows or f"alignment/{names[0]}" not in rows[0]:
@@ -280,7 +281,9 @@ def weight_deviation(
             w = weights.values
             weights.move(-w * (alignment - w @ alignment))
         ends.append(weights.values)
-    return dict(zip(names, torch.stack(ends).std(0).tolist(), strict=True))
+    quantiles = torch.tensor([0.1, 0.9], dtype=torch.float64)
+    found = torch.stack(ends).quantile(quantiles, dim=0)
+    return dict(zip(names, found.T.tolist(), strict=True))
 
 
 def _losses(metrics: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:

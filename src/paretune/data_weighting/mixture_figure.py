@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def draw_weights(summary: "MixtureSummary", folder: Path) -> None:
     """Write ``weigh_weights.png``: a row a preference, a column a method, a line a set.
 
-    Lines are means over seeds, within the range of the seeds; bars at the end are a standard
-    deviation of replicates (see `weight_deviation`).
+    Lines are means over seeds, within the range of the seeds; bars at the end are where
+    replicates end (see `weight_intervals`).
     """
     methods, points = summary.methods, list(summary.preferences)
     with rc_context(figures.STYLE):
@@ -65,7 +65,8 @@ def _draw(
         axes.plot(steps, curves[:, :, n].mean(0), color=color, lw=1.6, label=name)
         low, high = curves[:, :, n].min(0), curves[:, :, n].max(0)
         axes.fill_between(steps, low, high, color=color, alpha=0.15, lw=0)
-        bars = [cell.deviation[name] for cell in cells if cell.deviation]
+        bars = [cell.interval[name] for cell in cells if cell.interval]
         if bars:
-            end = curves[:, -1, n].mean()
-            axes.errorbar([length], [end], yerr=[np.mean(bars)], color=color, capsize=3)
+            low, high = np.mean(bars, axis=0)
+            place = length * (1.02 + 0.01 * n)  # beside each other
+            axes.plot([place, place], [low, high], color=color, lw=3, alpha=0.6)

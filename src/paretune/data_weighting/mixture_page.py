@@ -137,8 +137,8 @@ def _point(summary: MixtureSummary, preference: Preference) -> list[str]:
     )
     lines = [
         f"## {markdown_text(preference_text(dict(preference)))}",
-        "Weights after the run, ± their standard deviation over seeds, or of one seed over "
-        f"replicates of the path of x. {found_text}Losses are on rows that drive nothing.",
+        "Weights after the run, ± their standard deviation over seeds; of one seed, where four of "
+        f"five replicates of the path of x end. {found_text}Losses are on rows that drive nothing.",
         Table(columns, rows).to_markdown(),
     ]
     return [*lines, *_retrained(summary, preference)]
@@ -147,9 +147,9 @@ def _point(summary: MixtureSummary, preference: Preference) -> list[str]:
 def _weight(cells: Sequence[MixtureResult], name: str) -> str:
     spread = Spread.of([c.weights[name] for c in cells if c.weights])
     assert spread is not None
-    own = cells[0].deviation
+    own = cells[0].interval
     if spread.deviation is None and own is not None:
-        return f"{spread.mean:.3f} ± {own[name]:.3f}"
+        return "{:.3f} ({:.3f} to {:.3f})".format(spread.mean, *own[name])
     return f"{spread:.3f}"
 
 
