@@ -56,7 +56,9 @@ class LayerwiseGradients:
         self.totals = torch.zeros(n_objectives, dtype=torch.float64)
         """Sums of the pairs' weights."""
         self._runs: list[_Run] = []
-        self._gramian = torch.zeros(n_objectives, n_objectives, dtype=torch.float64)
+        # MPS has no float64.
+        place = "cpu" if self._device.type == "mps" else self._device
+        self._gramian = torch.zeros(n_objectives, n_objectives, dtype=torch.float64, device=place)
         self._reduce: Callable[[Tensor], Tensor] | None = None
 
     def zero(self) -> None:
@@ -103,11 +105,13 @@ class LayerwiseGradients:
         self._gramian.zero_()
         passes = [_Descent(run, run.weights * run.scale) for run in self._runs]
         unscale = torch.cat([torch.full((len(r.weights),), 1 / r.scale) for r in self._runs])
-        factors = (unscale.double() / self._divisors).to(self._device)
+        factors = unscale.double() / self._divisors
         for parameter, block in self._layers(passes, self.n_objectives):
             given = block if reduce_sum is None else reduce_sum(block)
             shape = (-1, *(1,) * parameter.dim())
-            add_products(given.mul_(factors.to(given.dtype).view(shape)), self._gramian)
+            add_products(
+                given.mul_(factors.to(given.device, given.dtype).view(shape)), self._gramian
+            )
 
     @property
     def _divisors(self) -> Tensor:
@@ -115,14 +119,15 @@ class LayerwiseGradients:
 
     def gramian(self) -> Tensor:
         """``G Gᵀ``, ``(M, M)`` float64 on the CPU."""
-        return self._gramian.clone()
+        return self._gramian.cpu().clone()
 
     def combine(self, weights: Tensor, scale: float = 1.0) -> None:
         """Write ``scale · Σ_m weights_m g^m`` to the parameters' ``.grad``; the graph is gone."""
-        factors = (weights / self._divisors * scale).to(self._device)
+        factors = weights / self._divisors * scale
         passes, first = [], 0
         for run in self._runs:
-            own = factors[first : first + len(run.weights)].to(run.weights.dtype)
+            own = factors[first : first + len(run.weights)]
+            own = own.to(run.weights.device, run.weights.dtype)
             first += len(run.weights)
             passes.append(_Descent(run, (own @ run.weights)[None]))
         for parameter in self.parameters:
