@@ -130,6 +130,18 @@ def test_model_outputs_reach_the_page_as_json_without_tags(sweep: Make, tmp_path
     assert "<script>alert(1)</script>" in answer
 
 
+def test_control_characters_reach_neither_page_nor_figure(sweep: Make, tmp_path: Path) -> None:
+    from paretune.report.page import write_report
+
+    run = sweep(tmp_path / "two", TWO, divisions=2)
+    front = json.loads((run / "front.json").read_text())
+    front |= {"name": "a\x1b[31mb", "method": "c\x1b[2Jd"}
+    (run / "front.json").write_text(json.dumps(front))
+    write_report([run])
+    for path in (run / "report.html", run / "figures" / "front.svg"):
+        assert "\x1b" not in path.read_text(), path
+
+
 def test_json_without_numbers_that_json_has_not(sweep: Make, tmp_path: Path) -> None:
     run = sweep(tmp_path / "two", TWO, divisions=2)
     front = json.loads((run / "front.json").read_text())

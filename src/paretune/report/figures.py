@@ -22,11 +22,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.projections.polar import PolarAxes
+from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
 from paretune.errors import InputError
 from paretune.files import move, partial_name, sync
 from paretune.moo.calibration import Calibration
+from paretune.names import printable
 from paretune.report.labels import Array, Label, place_labels
 from paretune.results.dial import dial_grid, dial_rows
 
@@ -357,6 +359,8 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
+    for text in figure.findobj(Text):
+        text.set_text(printable(text.get_text()))
     figure.savefig(partial, format=path.suffix.lstrip("."), bbox_inches="tight")
     sync(partial)
     move(partial, path)

@@ -15,6 +15,7 @@ from paretune._version import __version__
 from paretune.errors import InputError
 from paretune.extras import require
 from paretune.files import write_text
+from paretune.names import printable
 from paretune.report import tables
 from paretune.report.comparison import draw_comparison
 from paretune.report.diagnostics import draw_steps, panels
@@ -77,6 +78,7 @@ def render(runs: Sequence[Run]) -> str:
         loader=PackageLoader("paretune.report"),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_printable,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -90,6 +92,11 @@ def render(runs: Sequence[Run]) -> str:
         data=Markup(embedded_json(data)),
         **_context(runs, data),
     )
+
+
+def _printable(value: Any) -> Any:
+    """What is written out, without control characters: HTML has no place for them."""
+    return printable(value) if type(value) is str else value
 
 
 def write_figures(run: Run) -> list[Path]:
