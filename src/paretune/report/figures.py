@@ -22,14 +22,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 from matplotlib.projections.polar import PolarAxes
-from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
 from paretune.errors import InputError
 from paretune.files import move, partial_name, sync
 from paretune.moo.calibration import Calibration
-from paretune.names import printable
-from paretune.report.labels import Array, Label, place_labels
+from paretune.report.labels import Array, Label, clean_texts, place_labels
 from paretune.results.dial import dial_grid, dial_rows
 
 # Okabe and Ito's colours, which the common colour-vision deficiencies keep apart; every colour
@@ -359,8 +357,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
-    for text in figure.findobj(Text):
-        text.set_text(printable(text.get_text()))
+    clean_texts(figure)
     figure.savefig(partial, format=path.suffix.lstrip("."), bbox_inches="tight")
     sync(partial)
     move(partial, path)

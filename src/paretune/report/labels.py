@@ -10,8 +10,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 from numpy.typing import NDArray
+
+from paretune.names import printable
 
 Label = tuple[float, float, str, str]
 """x and y in data coordinates, text, colour."""
@@ -25,6 +27,14 @@ _ANGLES = np.deg2rad(np.arange(45, 405, 15))
 _SWEEPS = 4
 
 
+def clean_texts(figure: Figure) -> None:
+    """Take control characters out of what a figure says: no font has them."""
+    for text in figure.findobj(Text):
+        assert isinstance(text, Text)
+        if (clean := printable(text.get_text())) != text.get_text():
+            text.set_text(clean)
+
+
 def place_labels(figure: Figure, axes: Axes, labels: Sequence[Label]) -> None:
     """Annotate the points of `axes`, whose limits must be final, at the least crowded places.
 
@@ -32,6 +42,7 @@ def place_labels(figure: Figure, axes: Axes, labels: Sequence[Label]) -> None:
     others stand; a few sweeps over all labels settle that. A label that another point is nearly
     as close to as its own gets a thin line to its point.
     """
+    clean_texts(figure)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]  # fixes the layout: nothing has a place before
     renderer = canvas.get_renderer()  # type: ignore[no-untyped-call]
