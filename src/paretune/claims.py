@@ -188,6 +188,19 @@ def owners(folder: Path, prefix: str = "") -> list[Owner]:
     return [owner for owner in found if owner is not None and not owner.dead]
 
 
+def started_by(owner: Owner) -> bool:
+    """Whether this process was started by the owner, which may be waiting for it."""
+    pid, found = os.getppid(), {0, 1}
+    while owner.here and pid not in found:
+        if pid == owner.pid:
+            return True
+        found.add(pid)
+        with contextlib.suppress(OSError, ValueError):  # Linux tells of grandparents, too
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+            pid = int(stat.rpartition(")")[2].split()[1])
+    return False
+
+
 def bury(folder: Path, prefix: str) -> None:
     """Delete the claims of the dead whose names begin with `prefix`, which nobody takes again."""
     for file in folder.glob("*"):

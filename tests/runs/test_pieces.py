@@ -242,6 +242,30 @@ def test_what_was_taken_over_is_left(
     assert slow.finished("b")
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of grandparents")
+@pytest.mark.parametrize("between", [(), ("sh", "-c", '"$@"; exit $?', "sh")])
+def test_who_started_a_worker_is_not_waited_for(
+    folder: Callable[[], RunFolder], between: tuple[str, ...]
+) -> None:
+    """Each would wait for the other: a callback that runs the same command, say."""
+    parent, codes = folder(), []
+    child = (
+        "import sys; from pathlib import Path\n"
+        "from paretune.errors import InputError; from paretune.runs.pieces import Pieces\n"
+        "try: Pieces(Path(sys.argv[1])).work(['a'], print, print, lambda name: False)\n"
+        "except InputError as error: sys.exit(7 if 'it started this one' in str(error) else 8)"
+    )
+
+    def do(name: str) -> None:
+        command = [*between, sys.executable, "-c", child, str(parent.path)]
+        codes.append(subprocess.run(command, timeout=100).returncode)
+        finish(parent, name)
+
+    with parent.shared_session():
+        parent.work(["a"], do, lambda: None)
+    assert codes == [7]
+
+
 def test_a_progress_of_the_first_version_still_watches(folder: Callable[[], RunFolder]) -> None:
     class Earlier:
         told: ClassVar[list[object]] = []

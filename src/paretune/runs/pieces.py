@@ -15,7 +15,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paretune.claims import BusyError, Claim, LostClaimError, bury, held, owners, take
+from paretune.claims import (
+    BusyError,
+    Claim,
+    LostClaimError,
+    bury,
+    held,
+    owners,
+    started_by,
+    take,
+)
 from paretune.errors import InputError
 from paretune.files import drop_partials, main_process, read_object, write_json
 from paretune.progress import PHASES, Phase, Progress
@@ -86,6 +95,10 @@ class Pieces:
 
         Returns:
             Why pieces failed, by name, whoever tried them since this process joined.
+
+        Raises:
+            BusyError: what is left is worked on by the process that started this one: each would
+                wait for the other.
         """
         if not main_process():
             while isinstance(heard := _told(""), str):
@@ -107,6 +120,7 @@ class Pieces:
             if settled:
                 pause = _PAUSES[0]
                 continue
+            self._refuse_parent(left)
             _told("")  # the processes started with this one must not wait for too long
             time.sleep(pause * random.uniform(0.5, 1))
             pause = min(2 * pause, longest)
@@ -129,6 +143,15 @@ class Pieces:
         """Raise LostClaimError if the piece that is worked on was taken over."""
         if self._claim is not None:
             self._claim.check()
+
+    def _refuse_parent(self, left: Sequence[str]) -> None:
+        for name in left:
+            for owner in owners(self._claims, f"{_flat(name)}."):
+                if started_by(owner):
+                    raise BusyError(
+                        f"Another process ({owner}) is at work on {name} in '{self.folder}', and "
+                        "it started this one: run the command again when it has ended."
+                    )
 
     def _take(
         self,
