@@ -109,6 +109,11 @@ def test_tables_3_and_5(comparison: Make, tmp_path: Path) -> None:
     assert [row[1] for row in ours] == [f"mu, [{p}, {1 - p}]" for p in (0.25, 0.5, 0.75)]
     assert all(len(value) == 6 for row in ours for value in row[2:5])
 
+    methods[0]["options"] = {"mu": "auto"}  # stands after the numbers
+    table = exhibit("Table 3").table(Found.read([relabelled(run, methods)]))
+    assert table is not None
+    assert table.head[2:5] == ["μ = 7", "μ = 100", "μ = auto"]
+
     batches = [
         {"name": "clamp", "label": str(n), "train": {"gradient_accumulation_steps": n}}
         for n in (1, 2, 4)

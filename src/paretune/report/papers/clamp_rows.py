@@ -223,22 +223,26 @@ def memory(found: Found) -> Iterator[Row]:
 
 
 def _sensitivity(
-    run: Run, comparison: Comparison, setting: Callable[[str], float | None], name: str
+    run: Run, comparison: Comparison, setting: Callable[[str], float | str | None], name: str
 ) -> Iterator[tuple[str, list[tuple[str, list[FrontPoint]]]]]:
-    """By preference, the points at each setting, in the setting's order."""
+    """By preference, the points at each setting, in the setting's order; ``"auto"`` comes last."""
     titles = {cell.title for cell in comparison.cells if cell.method == "clamp"}
     settings = {title: setting(title) for title in comparison.titles if title in titles}
     known = {title: value for title, value in settings.items() if value is not None}
     if len(set(known.values())) < 2:
         return
     points: dict[str, list[tuple[str, list[FrontPoint]]]] = {}
-    for title, value in sorted(known.items(), key=lambda item: item[1]):
+    numbers = {title: value for title, value in known.items() if not isinstance(value, str)}
+    order = [*sorted(numbers, key=numbers.__getitem__), *(t for t in known if t not in numbers)]
+    for title in order:
+        value = known[title]
+        shown = value if isinstance(value, str) else f"{value:g}"
         for group in comparison.by_preference(title):
-            points.setdefault(_p(group[0].preference), []).append((f"{name}{value:g}", list(group)))
+            points.setdefault(_p(group[0].preference), []).append((f"{name}{shown}", list(group)))
     yield from points.items()
 
 
-def _mu(comparison: Comparison) -> Callable[[str], float | None]:
+def _mu(comparison: Comparison) -> Callable[[str], float | str | None]:
     options = {cell.title: cell.options for cell in comparison.cells}
     return lambda title: options[title].get("mu")
 
