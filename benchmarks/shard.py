@@ -25,7 +25,6 @@ COMMON = (
     "model.shard=true",
     "train.max_steps=10",
     "train.save_steps=4",
-    "train.use_cpu=true",
     "sweep.preferences=[[0.5, 0.5]]",
     "evaluation.generate=false",
 )

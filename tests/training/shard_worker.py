@@ -39,8 +39,6 @@ def train(method: str, model_folder: str, folder: Path, stop: int) -> None:
         "per_device_eval_batch_size": 3,
         "save_steps": 2,
         "disable_tqdm": True,
-        "use_cpu": True,
-        "ddp_backend": "gloo",
     }
     data, validation = made.make_pairs(n=16, weights=True), made.make_pairs(n=5, seed=2)
     trainer: Any

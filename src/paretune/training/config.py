@@ -1,12 +1,14 @@
 """What a multi-objective training run needs to know beyond ``transformers.TrainingArguments``."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import TrainingArguments
 
 from paretune.data.sampling import Sampling
@@ -112,6 +114,9 @@ class CommonConfig(TrainingArguments):
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # transformers takes everything to be better if greater that is not called a loss.
             self.greater_is_better = self.metric_for_best_model.endswith(("accuracy", "margin"))
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+            # Without it accelerate does not join the processes, and each would train for itself.
+            self.use_cpu = True
         try:
             super().__post_init__()  # type: ignore[no-untyped-call]
         except InputError:
