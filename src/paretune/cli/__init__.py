@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what goes wrong is one line and an exit code, never a traceback."""
     clean_messages()
     _wait_passively()
+    # Where bitsandbytes is installed, peft imports it, and it tells of a faster 4-bit kernel.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # No file of a run folder or a checkpoint is unpickled to anything but tensors.
     os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")
     raise SystemExit(
