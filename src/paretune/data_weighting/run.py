@@ -169,6 +169,8 @@ def _publish(recipe: WeighRecipe, folder: RunFolder, task: Task) -> Summary:
     folder.publish({"weigh.json": summary.to_json(), "weigh.md": to_markdown(summary)})
     if summary.done:
         from paretune.data_weighting.figure import draw_weighing
+        from paretune.data_weighting.paper_figures import draw_paper_figures
 
         draw_weighing(summary, folder.path)
+        draw_paper_figures(summary, folder.path)
     return summary

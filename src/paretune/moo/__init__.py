@@ -24,12 +24,16 @@ if TYPE_CHECKING:
         best_multipliers,
         kkt_system,
     )
+    from paretune.moo.numpy_functions import black_box
     from paretune.moo.optimize import minimize
     from paretune.moo.problem import Problem, StochasticProblem
     from paretune.moo.solvers.descent import Descent
-    from paretune.moo.solvers.exploration import Exploration, explore
+    from paretune.moo.solvers.exploration import FrontWarning, explore
+    from paretune.moo.solvers.front import Exploration
     from paretune.moo.solvers.linear_scalarization import LinearScalarization
     from paretune.moo.solvers.result import History, Method, Result
+    from paretune.moo.solvers.search import Solved
+    from paretune.moo.solvers.watch import Progress
     from paretune.moo.solvers.wc_augmented import WCAugmented
     from paretune.moo.solvers.wc_penalty import WCPenalty
     from paretune.moo.weightings import MGDA, RACO, Clamp, Linear, Weighting, Weights
@@ -43,7 +47,8 @@ _HOME = {
     "ClampState": "weightings",
     "DegenerateConstraintsWarning": "numerics.kkt",
     "Descent": "solvers.descent",
-    "Exploration": "solvers.exploration",
+    "Exploration": "solvers.front",
+    "FrontWarning": "solvers.exploration",
     "History": "solvers.result",
     "KKTParts": "numerics.kkt",
     "KKTSystem": "numerics.kkt",
@@ -55,8 +60,10 @@ _HOME = {
     "Multipliers": "numerics.kkt",
     "Polished": "bilevel.polish",
     "Problem": "problem",
+    "Progress": "solvers.watch",
     "RACO": "weightings",
     "Result": "solvers.result",
+    "Solved": "solvers.search",
     "StochasticBilevelProblem": "bilevel.problem",
     "StochasticProblem": "problem",
     "StochasticWCAugmented": "bilevel.stochastic_wc_augmented",
@@ -65,6 +72,7 @@ _HOME = {
     "Weighting": "weightings",
     "Weights": "weightings",
     "best_multipliers": "numerics.kkt",
+    "black_box": "numpy_functions",
     "explore": "solvers.exploration",
     "kkt_system": "numerics.kkt",
     "minimize": "optimize",
@@ -82,6 +90,7 @@ __all__ = [
     "DegenerateConstraintsWarning",
     "Descent",
     "Exploration",
+    "FrontWarning",
     "History",
     "KKTParts",
     "KKTSystem",
@@ -93,8 +102,10 @@ __all__ = [
     "Polished",
     "Preference",
     "Problem",
+    "Progress",
     "QPSolution",
     "Result",
+    "Solved",
     "StochasticBilevelProblem",
     "StochasticProblem",
     "StochasticWCAugmented",
@@ -103,6 +114,7 @@ __all__ = [
     "Weighting",
     "Weights",
     "best_multipliers",
+    "black_box",
     "das_dennis",
     "explore",
     "kkt_system",

@@ -23,6 +23,7 @@ from paretune.moo.solvers.descent import Descent, OptimizerFactory
 from paretune.moo.solvers.linear_scalarization import LinearScalarization
 from paretune.moo.solvers.loop import default_tolerance
 from paretune.moo.solvers.result import Method, Result
+from paretune.moo.solvers.watch import Callback, Watch
 from paretune.moo.solvers.wc_augmented import WCAugmented
 from paretune.moo.solvers.wc_penalty import WCPenalty
 from paretune.moo.weightings import WEIGHTINGS, Clamp, ClampOptions
@@ -38,7 +39,7 @@ def minimize(
     preference: Preference | Sequence[float],
     method: MethodName | Method | None = None,
     *,
-    x0: Tensor | ArrayLike,
+    x0: Tensor | ArrayLike | Result,
     steps: int = 1000,
     tol: float | None = None,
     lr: float | None = None,
@@ -46,6 +47,9 @@ def minimize(
     optimizer: Literal["adam"] | OptimizerFactory | None = None,
     shift: Shift = None,
     restarts: Sequence[Tensor | ArrayLike] | Tensor = (),
+    callback: Callback | None = None,
+    max_evaluations: int | None = None,
+    max_seconds: float | None = None,
 ) -> Result: ...
 
 
@@ -75,6 +79,9 @@ def minimize(
     optimizer: Literal["adam"] | OptimizerFactory | None = None,
     shift: Shift = None,
     restarts: Sequence[Tensor | ArrayLike] | Tensor = (),
+    callback: Callback | None = None,
+    max_evaluations: int | None = None,
+    max_seconds: float | None = None,
 ) -> Result | BilevelResult:
     """Minimise several objectives at once, at the trade-off a preference asks for.
 
@@ -90,7 +97,8 @@ def minimize(
 
     Bilevel problems: "wc_augmented" and "wc_penalty" on z = (x, y) with h = ∇_y g (for mini-batches
     the former is `StochasticWCAugmented`), and "moml", "moco", "forum", "gmoba", "itd", "soba",
-    "wc_soba". x0 is then the pair (x, y); lr, mu, optimizer and restarts do not apply.
+    "wc_soba". x0 is then the pair (x, y); restarts, limits, callback, lr, mu and optimizer do not
+    apply.
 
     Args:
         problem: what to minimise.
@@ -99,7 +107,8 @@ def minimize(
             `WCPenalty(u=10.0, v=10.0, eta=1e-3)`. None takes "wc_augmented", "wc_penalty" for
             stochastic problems.
         x0: start point, of any shape; what is not a floating-point tensor becomes float64. It must
-            lie within the bounds, but need not satisfy the constraints.
+            lie within the bounds, but need not satisfy the constraints. A `Result` for another
+            preference stands for its x, and "wc_augmented" begins with its multipliers, too.
         steps: the most steps to take; for "wc_augmented" the most inner iterations.
         tol: stop when the result's `kkt_residual` is at most this, relative to the sizes of
             gradients, objectives and constraints at x0 where these are below 1. By default 1e-8, or
@@ -116,6 +125,9 @@ def minimize(
             that are not convex. Each is run by itself, after x0, with the same steps. Kept is, of
             the runs that converged, the one of lowest max_m p_m f_m (Σ p_m f_m for "linear", the
             first for "mgda"); if none did, the one of smallest residual.
+        callback: called with a `Progress` after each step; a run ends where it returns True.
+        max_evaluations, max_seconds: end the call, restarts included, at the next step once as many
+            evaluations of the objectives, or seconds, are spent. What was reached is returned.
 
     Returns:
         Result; its x is the last point visited, for "wc_augmented" the one of smallest residual
@@ -134,13 +146,15 @@ def minimize(
     0.3333
     """
     if isinstance(problem, BilevelProblem | StochasticBilevelProblem):
-        if (lr, mu, optimizer) != (None, None, None) or len(restarts):
+        watched = (callback, max_evaluations, max_seconds) != (None, None, None)
+        if (lr, mu, optimizer) != (None, None, None) or len(restarts) or watched:
             raise InputError(
-                "Bilevel problems have no lr, mu, optimizer or restarts; give options inside the "
-                "method, as in SOBA(alpha=0.01)."
+                "Bilevel problems have no lr, mu, optimizer, restarts, callback or limits; give "
+                "options inside the method, as in SOBA(alpha=0.01)."
             )
         return minimize_bilevel(problem, preference, method, x0, steps, tol, shift)
     chosen = choose_method(problem, method, lr, mu, optimizer, shift)
+    near, x0 = (x0, x0.x) if isinstance(x0, Result) else (None, x0)
     starts = [as_tensor(x) for x in (x0, *restarts)]
     tol = default_tolerance(starts[0].dtype, 1e-8) if tol is None else tol
     if steps < 0 or not tol >= 0:
@@ -153,7 +167,11 @@ def minimize(
                 f"got {tuple(start.shape)}."
             )
     wanted = Preference.of(preference)
-    runs = [_run(chosen, problem, wanted, start, steps, tol) for start in starts]
+    watch = Watch(callback, max_evaluations, max_seconds)
+    runs = [run_method(chosen, problem, wanted, starts[0], steps, tol, watch, near)]
+    for start in starts[1:]:
+        if not watch.stopped:
+            runs.append(run_method(chosen, problem, wanted, start, steps, tol, watch))
     if len(runs) == 1:
         return runs[0]
     ranking, best = Ranking(chosen), runs[0]
@@ -168,19 +186,40 @@ def minimize(
     )
 
 
-def _run(
+def solve_from(
+    method: Method,
+    problem: Problem | StochasticProblem,
+    preference: Preference,
+    start: Tensor | Result,
+    steps: int,
+    tol: float,
+    watch: Watch,
+) -> Result:
+    """One run from a point or a like result, which is checked."""
+    near, x = (start, start.x) if isinstance(start, Result) else (None, start)
+    _check_start(problem, x, "x0")
+    return run_method(method, problem, preference, x, steps, tol, watch, near)
+
+
+def run_method(
     method: Method,
     problem: Problem | StochasticProblem,
     preference: Preference,
     start: Tensor,
     steps: int,
     tol: float,
+    watch: Watch,
+    near: Result | None = None,
 ) -> Result:
-    if isinstance(problem, Problem):
-        return method.run(problem, preference, start, steps, tol)
-    if not isinstance(method, WCPenalty):
+    """One run. A method of the user's own need not know of watches."""
+    options: dict[str, Any] = {} if watch.idle else {"watch": watch}
+    if isinstance(method, WCPenalty):
+        return method.run(problem, preference, start, steps, tol, **options)
+    if not isinstance(problem, Problem):
         raise InputError("A StochasticProblem is solved by method='wc_penalty' (Algorithm 3).")
-    return method.run(problem, preference, start, steps, tol)
+    if near is not None and isinstance(method, WCAugmented):
+        options["near"] = near
+    return method.run(problem, preference, start, steps, tol, **options)
 
 
 def _check_start(problem: Problem | StochasticProblem, start: Tensor, name: str) -> None:

@@ -25,7 +25,7 @@ from paretune.moo.solvers.wc_penalty import WCPenalty
 from paretune.options import NOT_IN_RECIPES
 
 # ‖∇_y g‖ and the oracle's warnings speak for the lower level; v as `StochasticWCAugmented` has it.
-BILEVEL_AUGMENTED = WCAugmented(v_scale=1.0, second_order=False)
+BILEVEL_AUGMENTED = WCAugmented(v_scale=1.0, second_order=False, scale_rows=False)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from paretune.moo.numerics.kkt import KKTParts, best_rho
 from paretune.moo.problem import Point
 from paretune.moo.solvers.loop import CountedProblem, Units, Visit
 from paretune.moo.solvers.multipliers import DampedMultipliers
+from paretune.moo.solvers.result import Result
 
 # Curvature that the penalty on h adds, in multiples of the objectives' own: the same for all
 # problems.
@@ -34,6 +35,12 @@ _GROWTH, _WANTED_CONTRACTION = 4.0, 0.5
 # ‖ν‖ may reach this many times the ratio of the gradients of objectives and constraints.
 _DUAL_LIMIT = 1e8
 _PENALTY_LIMIT = 1e12  # times the first u and v
+_FAR = 1e3  # ‖(h, g)‖ above this many times its size at the start is far out
+_STIFFER = 100.0  # u after a step far out
+# Rows of (h, g) whose slopes differ by more than this factor are brought to one.
+_ROWS_APART = 30.0
+_FEW_ROWS = 8  # more are not looked at
+_FLAT = 1e-7  # rows with less than this part of the steepest slope are left as they are
 # ‖ν‖ above this many times that ratio is the mark of constraint gradients that are dependent.
 _LARGE_DUAL = 100.0
 
@@ -75,21 +82,34 @@ class AugmentedLagrangian:
         start: Point,
         tol: float = 0.0,
         v_scale: float = 1.0,
+        scale_rows: bool = False,
     ) -> None:
         self.problem, self.lam, self.shift, self.tol = problem, lam, shift, tol
         self.wanted = [s for s, p in enumerate(lam) if p > 0]  # the others are left out
         self.multipliers = DampedMultipliers(len(self.wanted))
         self.q = len(start.constraints)
         self.multipliers.nu = torch.zeros_like(stack(start))
+        self.rows: Tensor | None = None  # what each row of (h, g) is multiplied by; None for 1
         self.damping = 1.0  # σ / u: the part of a full multiplier update that is taken
         self._u = self._v = 1.0
         self._last = (math.inf, math.inf)
-        self._set_penalties(start, v_scale)
+        self._set_penalties(start, v_scale, scale_rows)
 
     @property
     def penalties(self) -> tuple[float, float]:
         """u and v."""
         return self._u, self._v
+
+    def take_up(self, near: Result) -> None:
+        """Begin with the multipliers of another run, where their shapes fit."""
+        nu = torch.cat([near.constraint_multipliers, near.inequality_multipliers])
+        omega = [near.multipliers[s].item() for s in self.wanted]
+        current = self.multipliers.nu
+        assert current is not None
+        if nu.shape == current.shape and bool(nu.isfinite().all()):
+            self.multipliers.nu = self.unscaled(nu.to(current))
+        if (total := sum(omega)) > 0:
+            self.multipliers.w0 = [w / total for w in omega]
 
     def at(self, z: Tensor) -> View:
         """Evaluate F and h at z."""
@@ -106,14 +126,29 @@ class AugmentedLagrangian:
         nu = self.multipliers.nu
         assert nu is not None
         if nu.numel():
-            h, q = point.constraints, self.q
-            raised = self.multipliers.raised(stack(point), self._u)
-            value += float((nu[:q] + raised[:q]) @ h) / 2
+            rows, q = self.scaled(stack(point)), self.q
+            raised = self.multipliers.raised(rows, self._u)
+            value += float((nu[:q] + raised[:q]) @ rows[:q]) / 2
             if len(nu) > q:
                 raised = torch.cat([raised[:q], raised[q:].clamp(min=0)])
                 value += float(raised[q:].square().sum() - nu[q:].square().sum()) / (2 * self._u)
-            nu = raised
+            nu = self.scaled(raised)
         return View(point, value, values, omega, nu)
+
+    def scaled(self, values: Tensor) -> Tensor:
+        """(h, g) as A sees it; or ν as the problem's own rows have it."""
+        return values if self.rows is None else values * self.rows
+
+    def unscaled(self, nu: Tensor) -> Tensor:
+        """ν of the problem's own rows as A has it."""
+        return nu if self.rows is None else nu / self.rows
+
+    def violation(self, view: View) -> float:
+        """‖(h, min(κ, −g))‖ of the rows as A sees them."""
+        kappa = self.unscaled(view.nu)[self.q :]
+        rows = self.scaled(stack(view.point))
+        excess = torch.minimum(kappa, -rows[self.q :])
+        return math.hypot(float(rows[: self.q].norm()), float(excess.norm()))
 
     def gradient(self, view: View) -> Tensor:
         """∇A, flattened."""
@@ -161,29 +196,34 @@ class AugmentedLagrangian:
         when ‖h‖ has grown and doubled up to 1 when it has not. A penalty is raised when its part
         of K shrank too little and stands above the stationarity that the inner solve reached.
         """
-        self._damp(parts)
+        feasibility = parts.feasibility if self.rows is None else self.violation(view)
+        self._damp(feasibility)
         self.step(view)
         last_feasibility, last_slack = self._last
-        if parts.feasibility > max(_WANTED_CONTRACTION * last_feasibility, parts.stationarity):
+        if feasibility > max(_WANTED_CONTRACTION * last_feasibility, parts.stationarity):
             self._u = min(_GROWTH * self._u, self._most[0])
         if parts.complementarity > max(_WANTED_CONTRACTION * last_slack, parts.stationarity):
             self._v = min(_GROWTH * self._v, self._most[1])
-        self._last = (parts.feasibility, parts.complementarity)
+        self._last = (feasibility, parts.complementarity)
 
     def step(self, view: View) -> None:
         """ν += damping · u h, clipped, and w0 += damping (w − w0)."""
         nu = self.multipliers.nu
         assert nu is not None
-        nu = nu + self.damping * (view.nu - nu)
+        nu = nu + self.damping * (self.unscaled(view.nu) - nu)
         self.multipliers.move(nu, self._dual_limit, view.omega, self.damping)
 
-    def _damp(self, parts: KKTParts) -> None:
-        if parts.feasibility > self._last[0]:
+    def stiffen(self) -> None:
+        """A larger u, after a step far from what the constraints allow."""
+        self._u = min(_STIFFER * self._u, self._most[0])
+
+    def _damp(self, feasibility: float) -> None:
+        if feasibility > self._last[0]:
             self.damping /= 2
         else:
             self.damping = min(1.0, 2 * self.damping)
 
-    def _set_penalties(self, start: Point, v_scale: float) -> None:
+    def _set_penalties(self, start: Point, v_scale: float, scale_rows: bool) -> None:
         """u from the curvature of the mean of λ∘F and the size of ∇h, v from the spread of λ∘F."""
         view = self.view(start)
         count = len(self.wanted)
@@ -198,21 +238,42 @@ class AugmentedLagrangian:
         spread = max(view.chebyshev) - min(view.chebyshev)
         objective = max(spread, 0.1 * max(map(abs, view.chebyshev))) or gradient * length or 1.0
         self._v = v_scale / objective
-        self._dual_limit = self.large_dual = math.inf
+        self._dual_limit = self.large_dual = self.far = math.inf
         h = torch.cat([start.constraints, start.inequalities.clamp(min=0)])
         if len(h):
+            bends = torch.zeros_like(h)
+            if scale_rows and len(h) <= _FEW_ROWS:
+                slopes, bends = self._probe(start, 1e-3 * length)
+                self.rows = _row_scales(slopes)
             met = float(h.norm())
-            h = h if met > 0 else torch.ones_like(h)
-            slope = self.problem.vjp(start, h[: self.q], h[self.q :])
-            steepness = float(slope.norm()) / float(h.norm())
+            seen = self.scaled(h) if met > 0 else torch.ones_like(h)
+            along = self.scaled(seen)
+            slope = self.problem.vjp(start, along[: self.q], along[self.q :])
+            steepness = float(slope.norm()) / float(seen.norm())
             if steepness > 0:
                 self._dual_limit = _DUAL_LIMIT * gradient / steepness
                 self.large_dual = _LARGE_DUAL * gradient / steepness
-            self._u = _U_SCALE * (curvature or 1.0) / (steepness or 1.0) ** 2
-            constraint = max(met, steepness * length)
+            # Multipliers of about that size give the Lagrangian the bends of the constraints.
+            bend = float(self.scaled(bends).max()) * gradient / (steepness or 1.0)
+            self._u = _U_SCALE * (max(curvature, bend) or 1.0) / (steepness or 1.0) ** 2
+            constraint = max(met, float(slope.norm()) / float(along.norm()) * length)
+            self.far = _FAR * max(float(self.scaled(h).norm()), steepness * length)
         self._most = _PENALTY_LIMIT * self._u, _PENALTY_LIMIT * self._v
         eps = torch.finfo(start.z.dtype).eps
         self.units = Units.of(count * gradient, objective, constraint, self.tol, eps)
+
+    def _probe(self, start: Point, length: float) -> tuple[Tensor, Tensor]:
+        """Slope and bend of each row of (h, g) along two random lines, for three evaluations."""
+        generator, here = torch.Generator().manual_seed(0), stack(start)
+        draws = torch.randn(2, *start.z.shape, generator=generator, dtype=torch.float64)
+        moves = [draw.to(start.z) * (length / float(draw.norm())) for draw in draws]
+        changes = []
+        for move in (moves[0], -moves[0], moves[1]):
+            other = self.problem.at(self.problem.problem.project(start.z + move))
+            moved = float((other.z - start.z).norm())  # 0 in a corner of the bounds
+            changes.append((stack(other) - here) / moved if moved > 0 else torch.zeros_like(here))
+        ahead, behind, aside = changes
+        return (ahead**2 + behind**2 + 2 * aside**2).sqrt() / 2, (ahead + behind).abs() / length
 
     def _curvature(self, start: Point, mean: list[float], slope: Tensor, length: float) -> float:
         """‖∇(z) − ∇(z − e)‖ / ‖e‖ of the mean of λ∘F, for e along its gradient."""
@@ -223,3 +284,14 @@ class AugmentedLagrangian:
         if moved == 0:
             return 0.0
         return float((self.problem.gradient(other, mean) - slope).norm()) / moved
+
+
+def _row_scales(slopes: Tensor) -> Tensor | None:
+    """What brings the slopes of all rows to their mean; None where they are much the same."""
+    top = float(slopes.max())
+    seen = slopes > _FLAT * top
+    if not (math.isfinite(top) and bool(seen.any())):
+        return None
+    if top <= _ROWS_APART * float(slopes[seen].min()):
+        return None
+    return torch.where(seen, slopes[seen].log().mean().exp() / slopes, 1.0)

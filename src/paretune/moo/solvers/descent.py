@@ -19,6 +19,7 @@ from paretune.moo.problem import Point, Problem, check_no_inequalities
 from paretune.moo.solvers.linear_scalarization import LinearScalarization
 from paretune.moo.solvers.loop import CountedProblem, Solver, Units, Visit
 from paretune.moo.solvers.result import Result
+from paretune.moo.solvers.watch import Watch
 from paretune.moo.weightings import MGDA, Clamp, Linear, Weighting, Weights
 from paretune.moo.weightings.clamp_state import ClampState
 
@@ -51,7 +52,14 @@ class Descent:
             )
 
     def run(
-        self, problem: Problem, preference: Preference, x0: Tensor, steps: int, tol: float
+        self,
+        problem: Problem,
+        preference: Preference,
+        x0: Tensor,
+        steps: int,
+        tol: float,
+        *,
+        watch: Watch | None = None,
     ) -> Result:
         """Run from x0 until kkt_residual <= tol, a value is not finite, or `steps` are done.
 
@@ -66,13 +74,14 @@ class Descent:
             )
         if sum(p > 0 for p in preference.weights) > MAX_SIZE:
             if isinstance(self.weighting, Linear) and self.optimizer is None:
-                return LinearScalarization(self.lr).run(problem, preference, x0, steps, tol)
+                linear = LinearScalarization(self.lr)
+                return linear.run(problem, preference, x0, steps, tol, watch=watch)
             raise InputError(
                 f"This method takes at most {MAX_SIZE} objectives of positive preference, got "
                 f"{len(preference)}; 'wc_augmented' and 'linear' take any number."
             )
         run = _Steps(self, CountedProblem(problem), preference, x0, steps, tol)
-        return run.solve(steps, tol)
+        return run.solve(steps, tol, watch)
 
 
 class _Steps(Solver):

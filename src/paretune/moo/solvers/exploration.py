@@ -2,89 +2,51 @@
 
 from __future__ import annotations
 
-import math
+import os
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from paretune.errors import InputError
-from paretune.moo.indicators import Hypervolume, hypervolume, nondominated
 from paretune.moo.numerics.kkt import as_tensor
-from paretune.moo.optimize import MethodName, choose_method, minimize
+from paretune.moo.optimize import MethodName, choose_method, solve_from
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem, StochasticProblem
 from paretune.moo.ranking import Ranking
-from paretune.moo.shift import Shift
+from paretune.moo.shift import Shift, read_shift
+from paretune.moo.solvers.front import Exploration
+from paretune.moo.solvers.journal import Journal, digest, key_of
 from paretune.moo.solvers.loop import default_tolerance
-from paretune.moo.solvers.normalization import Normalization, find_normalization
+from paretune.moo.solvers.normalization import (
+    Normalization,
+    aimed,
+    find_normalization,
+    scattered,
+)
+from paretune.moo.solvers.rays import divides, grid_rays, next_gaps
 from paretune.moo.solvers.result import Method, Result
+from paretune.moo.solvers.search import Search, Solved, Start, tour
+from paretune.moo.solvers.watch import Watch
 from paretune.moo.solvers.wc_augmented import WCAugmented
 
 # Points closer than this part of the front's range, in each objective, count as one.
 _SAME = 1e-5
+# More starts from which each objective alone is minimised, where there are bounds on all sides.
+_SCATTERED = 2
 
 
 class FrontWarning(UserWarning):
     """A front that does not cover what was asked for."""
 
 
-@dataclass(frozen=True)
-class Exploration:
-    """A front as data: n points, in the order of the preferences that were asked for.
-
-    Attributes:
-        preferences: the n preferences, but for those that failed.
-        results: what `minimize` returned for each of them.
-        n_gradient_evaluations: over all runs, those that were not kept included.
-        n_function_evaluations: likewise.
-        normalization: the ideal and nadir point that the preferences were measured by; None
-            without.
-    """
-
-    preferences: tuple[Preference, ...]
-    results: tuple[Result, ...]
-    n_gradient_evaluations: int
-    n_function_evaluations: int
-    normalization: Normalization | None = None
-
-    @property
-    def points(self) -> Tensor:
-        """z, shape (n, *x0.shape)."""
-        return torch.stack([result.x for result in self.results])
-
-    @property
-    def objectives(self) -> Tensor:
-        """F, shape (n, M), float64."""
-        return torch.stack([result.objectives for result in self.results])
-
-    @property
-    def residuals(self) -> Tensor:
-        """kkt_residual, shape (n,), float64."""
-        return torch.tensor([result.kkt_residual for result in self.results], dtype=torch.float64)
-
-    @property
-    def converged(self) -> bool:
-        """Whether every point met the tolerance."""
-        return all(result.converged for result in self.results)
-
-    @property
-    def nondominated(self) -> tuple[bool, ...]:
-        """For each point whether no other point dominates it."""
-        return tuple(map(bool, nondominated(self.objectives.numpy())))
-
-    def hypervolume(self, reference: ArrayLike | None = None) -> Hypervolume:
-        """Dominated hypervolume with the reference point used, see `indicators.hypervolume`."""
-        return hypervolume(self.objectives.numpy(), reference)
-
-
 def explore(
     problem: Problem | StochasticProblem,
-    preferences: Sequence[Preference | Sequence[float]],
+    preferences: int | Sequence[Preference | Sequence[float]],
     method: MethodName | Method | None = None,
     *,
     x0: Tensor | ArrayLike,
@@ -94,8 +56,18 @@ def explore(
     warm_start: bool = True,
     restarts: Sequence[Tensor | ArrayLike] = (),
     normalise: bool = False,
+    callback: Callable[[Solved], object] | None = None,
+    max_evaluations: int | None = None,
+    max_seconds: float | None = None,
+    journal: str | os.PathLike[str] | None = None,
+    workers: int = 1,
 ) -> Exploration:
-    """The front of a problem: `minimize` for each of many preferences.
+    """The front of a problem: `minimize` for each of many preferences, or that many even points.
+
+    A number of points instead of preferences places them: objectives are measured from the ideal
+    point in parts of their range on the front, for 2 M runs more, and each point is aimed at along
+    a ray from the ideal point. With two objectives the rays go to the middle of the largest gaps
+    between the points there are, with more along a Das-Dennis grid. Units do not matter then.
 
     With warm starts the preferences are taken from neighbour to neighbour, each starting from the
     solution of the nearest one that has been solved (from x0 again if that does not converge). At
@@ -105,7 +77,8 @@ def explore(
 
     Args:
         problem: as for `minimize`.
-        preferences: such as `das_dennis(2, 20)`; the "wc" methods need all weights positive.
+        preferences: how many points, or preferences such as `das_dennis(2, 20)`; "wc_penalty"
+            needs all weights positive. A number needs "wc_augmented" without a shift.
         method: as for `minimize`.
         x0: start point.
         steps: the most steps for each run.
@@ -114,152 +87,289 @@ def explore(
         warm_start: False starts every preference from x0 alone.
         restarts: more start points, tried for every preference; the best solution is kept. For
             problems that are not convex, where each run may end in a local minimum.
-        normalise: whether preferences are for objectives measured from the ideal point in parts of
-            their range on the front (`Exploration.normalization`), for 2 M runs more, so that
-            their units do not matter. For "wc_augmented" without a shift of its own.
+        normalise: whether given preferences are for objectives measured from the ideal point in
+            parts of their range on the front (`Exploration.normalization`), for 2 M runs more. For
+            "wc_augmented" without a shift of its own.
+        callback: called with a `Solved` after each preference; True ends the exploration.
+        max_evaluations, max_seconds: end it once as many evaluations of F and h, or seconds, are
+            spent. What is solved is returned, as it is after Ctrl-C, with a `FrontWarning`.
+        journal: a file that keeps each run as it ends. Called again with the same arguments it
+            goes on where it was ended, and returns what it would have returned, to the last bit.
+        workers: preferences at the same time, in threads: for objectives that release Python's
+            lock, such as those that wait for a simulation. The result does not depend on it.
 
     A preference that `minimize` refuses, such as one whose objectives are not finite at a start, is
     left out with a `FrontWarning`, which also tells of many preferences that end at one point.
 
     Raises:
-        InputError: no preferences, or what `minimize` raises for all of them.
+        InputError: no preferences, what `minimize` raises for all of them, or a journal of
+            something else.
 
     >>> from paretune.moo import test_problems
     >>> known = test_problems.toy()
-    >>> front = explore(known.problem, [(0.25, 0.75), (0.75, 0.25)], x0=known.x0)
+    >>> front = explore(known.problem, 5, x0=known.x0)
     >>> front.points.shape, front.converged
-    (torch.Size([2, 2]), True)
+    (torch.Size([5, 2]), True)
     """
-    asked = tuple(Preference.of(preference) for preference in preferences)
-    if not asked or len({len(preference) for preference in asked}) > 1:
-        raise InputError("explore needs at least one preference, all with as many weights.")
+    count = preferences if isinstance(preferences, int) else None
+    if isinstance(preferences, int):
+        if preferences < 1:
+            raise InputError(f"explore needs at least one point, got {preferences}.")
+        asked: tuple[Preference, ...] = ()
+    else:
+        asked = tuple(Preference.of(preference) for preference in preferences)
+        if not asked or len({len(preference) for preference in asked}) > 1:
+            raise InputError("explore needs at least one preference, all with as many weights.")
+    if workers < 1:
+        raise InputError(f"workers must be at least 1, got {workers}.")
     start, others = as_tensor(x0), [as_tensor(other) for other in restarts]
     chosen = choose_method(problem, method, shift=shift)
     tol = default_tolerance(start.dtype, 1e-6) if tol is None else tol
-
-    def solve(preference: Preference, x: Tensor) -> Result:
-        return minimize(problem, preference, chosen, x0=x, steps=steps, tol=tol)
-
-    scale, aims = None, asked
-    if normalise:
-        if not isinstance(chosen, WCAugmented) or chosen.shift is not None:
-            raise InputError("normalise=True needs method 'wc_augmented', without a shift.")
-        plain = chosen
-
-        def raised(preference: Preference, shift: Sequence[float], x: Tensor) -> Result:
-            method = replace(plain, shift=tuple(shift))
-            return minimize(problem, preference, method, x0=x, steps=steps, tol=tol)
-
-        scale = find_normalization(raised, asked[0].names, start)
+    watch = Watch(None, max_evaluations, max_seconds)
+    runs = _Runs(problem, steps, tol, watch, None)
+    names = asked[0].names if asked else runs.names(start)
+    if journal is not None:
+        what = [p.weights for p in asked] if count is None else count
+        runs.journal = Journal(
+            Path(journal),
+            {
+                "preferences": digest(what),
+                "method": digest(repr(chosen)),
+                "x0": digest(start.tolist(), str(start.dtype), [o.tolist() for o in others]),
+                "options": digest(steps, tol, warm_start, normalise),
+                "problem": digest(runs.values(start)),
+            },
+        )
+    scale = None
+    if normalise or count is not None:
+        plain = isinstance(chosen, WCAugmented) and isinstance(problem, Problem)
+        if not isinstance(chosen, WCAugmented) or not plain or chosen.shift is not None:
+            named = "normalise=True" if count is None else "A number of points"
+            raise InputError(f"{named} needs method 'wc_augmented', without a shift.")
+        scale = runs.normalize(chosen, names, [start, *others])
         chosen = replace(chosen, shift=tuple(scale.shift))
-        aims = tuple(map(scale.scaled, asked))
     ranking = Ranking(chosen)
-    search = _Search(aims, solve, ranking)
+    places = list(asked)  # what the caller is told
+
+    def told(n: int) -> None:
+        if callback is not None and n in search.kept:
+            told = Solved(places[n], search.kept[n], len(search.kept), count or len(asked))
+            if callback(told) is True:
+                watch.stop("the callback ended it.")
+
+    search = Search(lambda p, x: runs.solve(chosen, p, x), ranking, watch, told, workers)
     search.runs.extend(scale.runs if scale is not None else ())
     warm = warm_start and ranking.by_preference
-    for n, neighbour in _tour(asked):
-        near = search.kept.get(neighbour) if warm and neighbour is not None else None
+
+    def job(n: int, parent: int | None) -> None:
+        near = search.kept.get(parent) if warm and parent is not None else None
         if near is not None and near.converged:
-            search.run(n, near.x)
+            search.run(n, near)
         if n not in search.kept or not search.kept[n].converged:
             search.run(n, start)
         for other in others:
             search.run(n, other)
+
+    try:
+        if count is None:
+            search.aims.extend(asked if scale is None else map(scale.scaled, asked))
+            search.all(tour([p.weights for p in asked]), job)
+        else:
+            assert scale is not None
+            aim = _Aim(search, scale, names, places)
+            if len(names) == 2 and count > 1:
+                aim.divide(count, others)
+            else:
+                rays = grid_rays(count, len(names))
+                for ray in rays:
+                    aim.add(ray.tolist())
+                search.all(tour(rays.tolist()), job)
+        if warm and search.kept and not watch.stopped:
+            search.share()
+    except KeyboardInterrupt:
+        if not search.kept:
+            raise
+        watch.stop("interrupted.")
     if not search.kept:
-        raise search.failed[0]
-    if warm:
-        search.share()
-    search.warn()
+        if watch.stopped:
+            raise InputError(f"No point is solved: {watch.stopped}")
+        raise next(iter(search.failed.values()))
+    _warn(search, places, count or len(asked), watch.stopped)
     found = sorted(search.kept)
     return Exploration(
-        tuple(asked[n] for n in found),
+        tuple(places[n] for n in found),
         tuple(search.kept[n] for n in found),
         sum(found.n_gradient_evaluations for found in search.runs),
-        sum(found.n_function_evaluations for found in search.runs),
+        sum(found.n_function_evaluations for found in search.runs) + runs.looks,
         scale,
     )
 
 
-class _Search:
-    """The best result so far for each preference, and all runs there were."""
+class _Runs:
+    """Runs of one problem, from the journal where it has them."""
 
     def __init__(
         self,
-        preferences: Sequence[Preference],
-        solve: Callable[[Preference, Tensor], Result],
-        ranking: Ranking,
+        problem: Problem | StochasticProblem,
+        steps: int,
+        tol: float,
+        watch: Watch,
+        journal: Journal | None,
     ) -> None:
-        self.preferences, self.solve, self.ranking = preferences, solve, ranking
-        self.kept: dict[int, Result] = {}
-        self.runs: list[Result] = []
-        self.failed: dict[int, InputError] = {}
+        self.problem, self.steps, self.tol = problem, steps, tol
+        self.watch, self.journal = watch, journal
+        self.looks = 0
 
-    def run(self, n: int, x: Tensor) -> None:
-        """Solve for preference n from x, and keep the better result."""
-        preference = self.preferences[n]
-        try:
-            found = self.solve(preference, x)
-        except InputError as error:
-            self.failed[n] = error
-            return
-        self.runs.append(found)
-        if n not in self.kept or self.ranking.better(preference, found, self.kept[n]):
-            self.kept[n] = found
+    def values(self, start: Tensor) -> list[float]:
+        """F at the start."""
+        if not isinstance(self.problem, Problem):
+            return []
+        with torch.no_grad():
+            values: list[float] = self.problem.evaluate(start).tolist()
+        return values
 
-    def share(self) -> None:
-        """Run again from other preferences' points, where one is better than a preference's own."""
-        tried: set[tuple[int, int]] = set()
-        while pairs := [pair for pair in self.improvable() if pair not in tried]:
-            for n, k in pairs:
-                self.run(n, self.kept[k].x)
-            tried.update(pairs)
+    def names(self, start: Tensor) -> tuple[str, ...]:
+        """f1, f2, …, as many as there are objectives."""
+        if not isinstance(self.problem, Problem):
+            raise InputError("A number of points needs a Problem, not a stochastic one.")
+        self.looks += 1
+        return tuple(f"f{m}" for m, _ in enumerate(self.values(start), start=1))
 
-    def warn(self) -> None:
-        """Tell of preferences that failed, and of many that ended at one point."""
-        missing = {n: error for n, error in self.failed.items() if n not in self.kept}
-        if missing:
-            n, error = next(iter(missing.items()))
-            warnings.warn(
-                f"{len(missing)} of {len(self.preferences)} preferences are left out, such as "
-                f"{self.preferences[n].weights}: {error}",
-                FrontWarning,
-                stacklevel=3,
+    def solve(self, method: Method, preference: Preference, start: Start) -> Result:
+        key = ""
+        if self.journal is not None:
+            shift = getattr(method, "shift", None)
+            key = key_of(preference, read_shift(shift, len(preference)), start)
+            like = start.x if isinstance(start, Result) else start
+            if (found := self.journal.find(key, like)) is not None:
+                return found
+        found = solve_from(
+            method, self.problem, preference, start, self.steps, self.tol, self.watch
+        )
+        if self.journal is not None and not self.watch.stopped:
+            self.journal.add(key, found)
+        return found
+
+    def normalize(
+        self, method: WCAugmented, names: tuple[str, ...], starts: Sequence[Tensor]
+    ) -> Normalization:
+        def solve(preference: Preference, shift: Sequence[float], x: Start) -> Result:
+            return self.solve(replace(method, shift=tuple(shift)), preference, x)
+
+        assert isinstance(self.problem, Problem)
+        more = scattered(self.problem, starts[0], _SCATTERED)
+        return find_normalization(solve, names, [*starts, *more])
+
+
+class _Aim:
+    """Rays at a normalised front, as preferences of a search."""
+
+    def __init__(
+        self,
+        search: Search,
+        scale: Normalization,
+        names: tuple[str, ...],
+        places: list[Preference],
+    ) -> None:
+        self.search, self.scale, self.names, self.places = search, scale, names, places
+
+    def add(self, ray: Sequence[float]) -> int:
+        """The number of a new ray."""
+        preference = aimed(self.names, ray)
+        self.places.append(preference)
+        self.search.aims.append(self.scale.scaled(preference))
+        return len(self.places) - 1
+
+    def divide(self, count: int, others: Sequence[Tensor]) -> None:
+        """The two ends, then the middles of the largest gaps, until there are `count` points."""
+        search, closed = self.search, set[tuple[int, int]]()
+        ends = dict(zip((self.add((1, 0)), self.add((0, 1))), self.scale.runs[-2:], strict=True))
+
+        def end(n: int, _: int | None) -> None:
+            search.run(n, ends[n])
+            for other in others:
+                search.run(n, other)
+
+        search.all([(n, None) for n in ends], end)
+        while len(search.kept) < count and not search.watch.stopped:
+            good = [n for n in sorted(search.kept) if search.kept[n].converged]
+            if len(good) < 2:
+                return
+            placed = self.scale.place(
+                torch.stack([search.kept[n].objectives for n in good]).numpy()
             )
-        points = torch.stack([found.objectives for found in self.kept.values()])
-        spread = (points.amax(0) - points.amin(0)).clamp(min=torch.finfo(points.dtype).tiny)
-        near = ((points[:, None] - points[None]).abs() <= _SAME * spread).all(-1)
-        most = int(near.sum(1).max())
-        if self.ranking.by_preference and most >= max(4, len(points) // 4):
-            where = points[int(near.sum(1).argmax())].tolist()
-            warnings.warn(
-                f"{most} of {len(points)} preferences end at the same point, F = "
-                f"({', '.join(f'{value:.4g}' for value in where)}). The front may have a gap or an "
-                "end there, or runs may have stopped at a stationary point that is no minimum: try "
-                "restarts, or a shift that measures from the ideal point.",
-                FrontWarning,
-                stacklevel=3,
-            )
+            known = {(good.index(a), good.index(b)) for a, b in closed if {a, b} <= set(good)}
+            gaps = {}
+            for left, right in next_gaps(placed, known, count - len(search.kept)):
+                n = self.add(((placed[left] + placed[right]) / 2).tolist())
+                gaps[n] = good[left], good[right]
+            if not gaps:
+                return
 
-    def improvable(self) -> list[tuple[int, int]]:
-        """The (n, k) where the point of preference k, the best there is for n, beats n's own."""
-        numbers, runs = list(self.kept), list(self.kept.values())
-        best = self.ranking.lowest([self.preferences[n] for n in numbers], runs)
-        return [(n, numbers[k]) for n, k in zip(numbers, best, strict=True) if numbers[k] != n]
+            def job(n: int, _: int | None, gaps: dict[int, tuple[int, int]] = gaps) -> None:
+                left, right = (search.kept[k] for k in gaps[n])
+                starts: list[Start] = [_between(left, right), left, right, *others]
+                for near in starts:
+                    search.run(n, near)
+                    if self.lies_between(n, left, right) and not others:
+                        return
+
+            search.all([(n, None) for n in gaps], job)
+            for n, (left, right) in gaps.items():
+                if not self.lies_between(n, search.kept[left], search.kept[right]):
+                    closed.add((left, right))
+                    search.kept.pop(n, None)
+
+    def lies_between(self, n: int, left: Result, right: Result) -> bool:
+        found = self.search.kept.get(n)
+        if found is None or not found.converged:
+            return False
+        three = torch.stack([run.objectives for run in (found, left, right)]).numpy()
+        return divides(*self.scale.place(three).tolist())
 
 
-def _tour(preferences: Sequence[Preference]) -> list[tuple[int, int | None]]:
-    """An order, with the nearest earlier one for each; the most even preference comes first."""
-    weights = np.array([preference.weights for preference in preferences])
-    first = int(((weights - 1 / weights.shape[1]) ** 2).sum(1).argmin())
-    order: list[tuple[int, int | None]] = [(first, None)]
-    nearest = np.full(len(weights), first)
-    gaps = ((weights - weights[first]) ** 2).sum(1)
-    gaps[first] = math.inf
-    for _ in range(len(weights) - 1):
-        n = int(gaps.argmin())
-        order.append((n, int(nearest[n])))
-        distances = ((weights - weights[n]) ** 2).sum(1)
-        closer = (distances < gaps) & np.isfinite(gaps)
-        gaps[closer], nearest[closer] = distances[closer], n
-        gaps[n] = math.inf
-    return order
+def _between(left: Result, right: Result) -> Result:
+    """A start in the middle of two results, multipliers included."""
+
+    return replace(
+        left,
+        x=(left.x + right.x) / 2,
+        multipliers=(left.multipliers + right.multipliers) / 2,
+        constraint_multipliers=(left.constraint_multipliers + right.constraint_multipliers) / 2,
+        inequality_multipliers=(left.inequality_multipliers + right.inequality_multipliers) / 2,
+    )
+
+
+def _warn(search: Search, places: Sequence[Preference], total: int, stopped: str) -> None:
+    """Tell of preferences that failed or are not done, and of many that ended at one point."""
+
+    def warn(text: str) -> None:
+        warnings.warn(text, FrontWarning, stacklevel=4)
+
+    missing = {n: error for n, error in search.failed.items() if n not in search.kept}
+    if missing:
+        n, error = next(iter(missing.items()))
+        warn(
+            f"{len(missing)} of {total} preferences are left out, such as "
+            f"{places[n].weights}: {error}"
+        )
+    if stopped:
+        warn(f"{len(search.kept)} of {total} points are solved: {stopped}")
+    elif len(search.kept) + len(missing) < total:
+        warn(
+            f"{len(search.kept)} points in place of {total}: between the others no point was found "
+            "that is on the front. It may be in pieces, or one point; or runs ended in local "
+            "minima: try restarts."
+        )
+    points = torch.stack([found.objectives for found in search.kept.values()])
+    spread = (points.amax(0) - points.amin(0)).clamp(min=torch.finfo(points.dtype).tiny)
+    near = ((points[:, None] - points[None]).abs() <= _SAME * spread).all(-1)
+    most = int(near.sum(1).max())
+    if search.ranking.by_preference and most >= max(4, len(points) // 4):
+        where = points[int(near.sum(1).argmax())].tolist()
+        warn(
+            f"{most} of {len(points)} preferences end at the same point, F = "
+            f"({', '.join(f'{value:.4g}' for value in where)}). The front may have a gap or an "
+            "end there, or runs may have stopped at a stationary point that is no minimum: try "
+            "restarts, or a number of points in place of preferences."
+        )

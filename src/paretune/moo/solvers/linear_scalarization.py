@@ -15,6 +15,7 @@ from paretune.moo.preference import Preference
 from paretune.moo.problem import Point, Problem, check_no_inequalities
 from paretune.moo.solvers.loop import CountedProblem, Solver, Units, Visit
 from paretune.moo.solvers.result import Result
+from paretune.moo.solvers.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,14 @@ class LinearScalarization:
             raise InputError(f"lr must be finite and above 0, got {self.lr}.")
 
     def run(
-        self, problem: Problem, preference: Preference, x0: Tensor, steps: int, tol: float
+        self,
+        problem: Problem,
+        preference: Preference,
+        x0: Tensor,
+        steps: int,
+        tol: float,
+        *,
+        watch: Watch | None = None,
     ) -> Result:
         """Run from x0 until kkt_residual <= tol, no step makes progress, or `steps` are done.
 
@@ -59,7 +67,8 @@ class LinearScalarization:
                     "method 'linear' takes affine constraints or bounds, not both; use "
                     "'wc_augmented'."
                 )
-        return _Steps(self.lr, CountedProblem(problem), preference, x0, tol).solve(steps, tol)
+        run = _Steps(self.lr, CountedProblem(problem), preference, x0, tol)
+        return run.solve(steps, tol, watch)
 
 
 class _Steps(Solver):

@@ -19,6 +19,7 @@ from paretune.errors import InputError
 from paretune.moo.numerics.kkt import KKTParts
 from paretune.moo.problem import Point, Problem, check_count
 from paretune.moo.solvers.result import History, Result
+from paretune.moo.solvers.watch import Watch
 
 
 class Located(Protocol):
@@ -62,10 +63,15 @@ class Outcome(Generic[L]):
 
 
 def run_loop(
-    run: Iteration[L], steps: int, tol: float, record: Callable[[int, L], None]
+    run: Iteration[L],
+    steps: int,
+    tol: float,
+    record: Callable[[int, L], None],
+    why_stop: Callable[[int, L], str] | None = None,
 ) -> Outcome[L]:
     """Step until the residual is at most tol, a value is not finite, no step is found, or `steps`
-    are done; `record` is called with every finite point and the steps before it.
+    are done; `record` is called with every finite point and the steps before it, and `why_stop`
+    after it, which may end the run.
 
     Raises InputError where the start is not finite.
     """
@@ -75,6 +81,8 @@ def run_loop(
     while True:
         record(taken, now)
         met = now.residual <= tol
+        if why_stop is not None and (why := why_stop(taken, now)):
+            return Outcome(now, taken, met, f"Stopped after {taken} steps: {why}")
         lower = run.escape() if met and taken < steps else None
         if met and lower is None:
             message = f"Converged after {taken} steps: the residual is at most tol."
@@ -243,10 +251,18 @@ class Solver(ABC):
         check_count(point.objectives, size)
         return point
 
-    def solve(self, steps: int, tol: float) -> Result:
+    def solve(self, steps: int, tol: float, watch: Watch | None = None) -> Result:
         """Run the loop. Raises InputError for a start that is not finite."""
         track = _Track(self.reports_best)
-        outcome = run_loop(self, steps, tol, track.record)
+
+        def why_stop(taken: int, visit: Visit) -> str:
+            assert watch is not None
+            spent = self.problem.n_functions
+            return watch.why_stop(taken, visit.x, visit.objectives, visit.residual, spent)
+
+        outcome = run_loop(self, steps, tol, track.record, why_stop if watch else None)
+        if watch is not None:
+            watch.add(self.problem.n_functions)
         result = track.result(self.problem, outcome, tol)
         remark = self.remark(result)
         return replace(

@@ -6,20 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from paretune.errors import InputError
 from paretune.moo.preference import Preference
+from paretune.moo.problem import Problem
 from paretune.moo.solvers.result import Result
 
 Array = NDArray[np.float64]
-Solve = Callable[[Preference, Sequence[float], Tensor], Result]
+Solve = Callable[[Preference, Sequence[float], Tensor | Result], Result]
 
-# The weight of the leading objective where the nadir point is looked for.
-_LEADING = 0.999
 # Objectives are measured from this part of the range below the ideal point.
-_MARGIN = 1e-3
+MARGIN = 1e-2
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Normalization:
 
     Attributes:
         ideal: z*, shape (M,): the least value of each objective.
-        nadir: n, shape (M,): its largest near the corners of the front.
-        runs: the runs that found them.
+        nadir: n, shape (M,): its largest at the corners of the front.
+        runs: the runs that found them: each objective alone, then the corners.
     """
 
     ideal: Array
@@ -47,43 +47,67 @@ class Normalization:
     @property
     def shift(self) -> list[float]:
         """c: −z* plus the margin."""
-        return [float(c) for c in _MARGIN * self.ranges - self.ideal]
+        return [float(c) for c in MARGIN * self.ranges - self.ideal]
 
     def scaled(self, preference: Preference) -> Preference:
         """λ / r, summing to 1."""
         weights = preference.array() / self.ranges
         return Preference(preference.names, tuple(float(w) for w in weights / weights.sum()))
 
+    def place(self, objectives: Array) -> Array:
+        """(f − z*) / (n − z*), shape (n, M): where points are on the front."""
+        placed: Array = (objectives - self.ideal) / self.ranges
+        return placed
 
-def find_normalization(solve: Solve, names: tuple[str, ...], start: Tensor) -> Normalization:
-    """Ideal point by one run for each objective alone, nadir by one near each corner.
 
-    `solve` takes a preference, a shift and a start point.
+def find_normalization(
+    solve: Solve, names: tuple[str, ...], starts: Sequence[Tensor]
+) -> Normalization:
+    """Ideal point by each objective alone, from all the starts, nadir by one run for each corner.
+
+    A corner is where one objective is at its largest and the others are as low as they can be
+    together. `solve` takes a preference, a shift and a start point.
 
     Raises InputError where a run does not end at finite values.
     """
-    size = len(names)
-    alone = [
-        solve(Preference(names, tuple(float(s == k) for k in range(size))), [0.0] * size, start)
-        for s in range(size)
-    ]
+    size, alone, spent = len(names), list[Result](), list[Result]()
+    for s in range(size):
+        only = Preference(names, tuple(float(s == k) for k in range(size)))
+        found = [solve(only, [0.0] * size, start) for start in starts]
+        good = [run for run in found if run.converged] or found[:1]
+        alone.append(min(good, key=lambda run: float(run.objectives[s])))
+        spent.extend(found)
     payoff = np.stack([found.objectives.numpy() for found in alone])
     if not np.isfinite(payoff).all():
         raise InputError("The ideal point is not finite, so the front cannot be normalised.")
-    first = Normalization(payoff.min(0), payoff.max(0), tuple(alone))
+    first = Normalization(payoff.min(0), payoff.max(0), tuple(spent))
     if size == 1:
         return first
-    rest = (1 - _LEADING) / (size - 1)
-    corners = [
-        solve(
-            first.scaled(
-                Preference(names, tuple(_LEADING if s == k else rest for k in range(size)))
-            ),
-            first.shift,
-            alone[s].x,
-        )
-        for s in range(size)
-    ]
+    corners = []
+    for s in range(size):
+        aim = first.scaled(aimed(names, [float(s == k) for k in range(size)]))
+        corners.append(solve(aim, first.shift, alone[(s + 1) % size].x))
     values = np.stack([found.objectives.numpy() for found in corners])
     ideal = np.minimum(first.ideal, values.min(0))
-    return Normalization(ideal, values.max(0), (*alone, *corners))
+    return Normalization(ideal, values.max(0), (*spent, *corners))
+
+
+def scattered(problem: Problem, start: Tensor, count: int) -> list[Tensor]:
+    """`count` points within the bounds, always the same; none where a bound is missing."""
+    if problem.bounds is None:
+        return []
+    lower, upper = (
+        torch.as_tensor(bound, dtype=start.dtype, device=start.device).expand(start.shape)
+        for bound in problem.bounds
+    )
+    if not bool((lower.isfinite() & upper.isfinite()).all()):
+        return []
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.rand(count, *start.shape, generator=generator, dtype=torch.float64)
+    return [lower + draw.to(start) * (upper - lower) for draw in draws]
+
+
+def aimed(names: tuple[str, ...], ray: Sequence[float]) -> Preference:
+    """The preference whose point of a normalised front lies on the ray from z* through `ray`."""
+    inverse = 1 / (np.maximum(np.asarray(ray, dtype=np.float64), 0) + MARGIN)
+    return Preference(names, tuple(float(w) for w in inverse / inverse.sum()))

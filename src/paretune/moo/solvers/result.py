@@ -11,6 +11,7 @@ from torch import Tensor
 from paretune.moo.numerics.kkt import KKTParts
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem
+from paretune.moo.solvers.watch import Watch
 
 
 @dataclass(frozen=True)
@@ -84,5 +85,12 @@ class Method(Protocol):
     """A method with its options: a small frozen dataclass with this one function."""
 
     def run(
-        self, problem: Problem, preference: Preference, x0: Tensor, steps: int, tol: float
+        self,
+        problem: Problem,
+        preference: Preference,
+        x0: Tensor,
+        steps: int,
+        tol: float,
+        *,
+        watch: Watch | None = None,
     ) -> Result: ...

@@ -18,6 +18,7 @@ from paretune.moo.shift import Shift, check_finite, read_shift
 from paretune.moo.solvers.augmented import AugmentedLagrangian, View
 from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
 from paretune.moo.solvers.result import Result
+from paretune.moo.solvers.watch import Watch
 
 # An inner solve ends when the gradient has shrunk by this factor, or after so many iterations.
 _INNER_ACCURACY, _INNER_LIMIT = 0.1, 10
@@ -26,6 +27,8 @@ _HALVINGS = 20
 _FEW = 10
 # So many updates of the multipliers without a step in between end a run.
 _IDLE = 50
+# Times that a run turns back from far off the constraints.
+_TURNS = 5
 # Stationary points that are left in one run.
 _ESCAPES = 3
 # ‖h‖ that counts as met in a message, in the constraints' unit.
@@ -55,12 +58,16 @@ class WCAugmented:
             leads to the ends of concave fronts.
         second_order: whether to look for a direction of negative curvature where the tolerance is
             met, for four or five gradients, and to go on along it: such a point is a saddle.
+        scale_rows: whether slopes and bends of up to eight constraints are looked at first, for
+            three evaluations: rows whose slopes differ by more than thirty times are brought to
+            one size inside, and the first penalty outweighs the bends.
     """
 
     memory: int = 30
     shift: Shift = None
     v_scale: float = 3.0
     second_order: bool = True
+    scale_rows: bool = True
 
     def __post_init__(self) -> None:
         if self.memory < 1:
@@ -76,16 +83,20 @@ class WCAugmented:
         steps: int,
         tol: float,
         first_nu: Callable[[Tensor], Tensor] | None = None,
+        *,
+        near: Result | None = None,
+        watch: Watch | None = None,
     ) -> Result:
         """Run from x0 until kkt_residual <= tol, no step helps, or `steps` inner iterations.
 
         `first_nu` makes of the weights w_s λ_s at x0, shape (S,), a ν to start from, shape (q,);
-        without it ν starts at 0.
+        without it ν starts at 0. `near` is a result for another preference, whose multipliers are
+        taken up where their shapes fit.
 
         Raises InputError for what `minimize` names.
         """
-        run = _Steps(self, CountedProblem(problem), preference, x0, tol, first_nu)
-        return run.solve(steps, tol)
+        run = _Steps(self, CountedProblem(problem), preference, x0, tol, first_nu, near)
+        return run.solve(steps, tol, watch)
 
 
 class _Steps(Solver):
@@ -101,22 +112,25 @@ class _Steps(Solver):
         x0: Tensor,
         tol: float,
         first_nu: Callable[[Tensor], Tensor] | None,
+        near: Result | None,
     ) -> None:
         super().__init__(problem)
+        self.near = near
         self.memory, self.x0, self.first_nu = method.memory, x0, first_nu
-        self.v_scale = method.v_scale
+        self.v_scale, self.scale_rows = method.v_scale, method.scale_rows
         self.escapes_left = _ESCAPES if method.second_order else 0
         self.tol = tol
         self.lam = preference.weights
         self.shift = read_shift(method.shift, len(self.lam))
         self.taken = self.stalls = self.idle = 0
+        self.turns_left = _TURNS
 
     def start(self) -> Visit:
         point = self.first(self.x0, len(self.lam))
         check_finite(point.objectives.tolist(), "at the start point")
         check_finite_constraints(point)
         self.lagrangian = AugmentedLagrangian(
-            self.problem, self.lam, self.shift, point, self.tol, self.v_scale
+            self.problem, self.lam, self.shift, point, self.tol, self.v_scale, self.scale_rows
         )
         if self.first_nu is not None:
             omega = self.lagrangian.spread(self.lagrangian.view(point).omega)
@@ -125,7 +139,9 @@ class _Steps(Solver):
             )
             multipliers = self.lagrangian.multipliers
             multipliers.nu = self.first_nu(weights).to(multipliers.nu)
-        self.curvature = self.fresh()
+        if self.near is not None:
+            self.lagrangian.take_up(self.near)
+        self.curvature, self.inside = self.fresh(), point
         return self.begin_inner(self.lagrangian.view(point))
 
     def begin_inner(self, view: View) -> Visit:
@@ -146,6 +162,8 @@ class _Steps(Solver):
 
     def step(self) -> Visit | str:
         stuck = False
+        if (visit := self.turn_back()) is not None:
+            return visit
         if self.visit.parts.stationarity > self.goal and self.taken < self.inner_end:
             found = self.search(self.direction())
             if found is not None:
@@ -165,6 +183,19 @@ class _Steps(Solver):
         else:
             self.lagrangian.update(self.view, self.visit.parts)
         return self.begin_inner(self.lagrangian.view(self.view.point))
+
+    def turn_back(self) -> Visit | None:
+        """The last point within reach of the constraints, with a larger penalty on them.
+
+        Off them the objectives may fall without end.
+        """
+        if self.turns_left == 0 or self.lagrangian.violation(self.view) <= self.lagrangian.far:
+            self.inside = self.view.point
+            return None
+        self.turns_left -= 1
+        self.lagrangian.stiffen()
+        self.curvature = self.fresh()
+        return self.begin_inner(self.lagrangian.view(self.inside))
 
     def take(self, trial: View, move: Tensor) -> Visit:
         reached = self.lagrangian.gradient(trial)
@@ -200,6 +231,8 @@ class _Steps(Solver):
         if len(result.constraints) + len(result.inequalities) == 0:
             return ""
         duals = torch.cat([result.constraint_multipliers, result.inequality_multipliers])
+        if self.lagrangian.rows is not None:
+            duals = duals / self.lagrangian.rows.double().cpu()
         size = float(duals.norm())
         if result.converged and size > self.lagrangian.large_dual:
             return (

@@ -23,6 +23,7 @@ from paretune.moo.shift import Shift, check_positive, read_shift
 from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
 from paretune.moo.solvers.result import Result
 from paretune.moo.solvers.warm_up import estimate_schedule
+from paretune.moo.solvers.watch import Watch
 from paretune.options import NOT_IN_RECIPES
 
 
@@ -92,13 +93,15 @@ class WCPenalty:
         x0: Tensor,
         steps: int,
         tol: float,
+        *,
+        watch: Watch | None = None,
     ) -> Result:
         """Run from x0 until kkt_residual <= tol, a value is not finite, or `steps` are done.
 
         Raises InputError for what `minimize` names.
         """
         check_no_inequalities(problem)
-        return _Steps(self, problem, preference, x0, steps).solve(steps, tol)
+        return _Steps(self, problem, preference, x0, steps).solve(steps, tol, watch)
 
     def schedule(self, steps: int) -> tuple[float, float, float]:
         """u, v and η for that many steps, without a warm-up."""

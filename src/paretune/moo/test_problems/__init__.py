@@ -11,6 +11,7 @@ from paretune.moo.test_problems.bilevel import (
     quadratic_bilevel,
     rank_deficient_bilevel,
 )
+from paretune.moo.test_problems.classic import bnh, dtlz2, osy, tnk, zdt1, zdt2
 from paretune.moo.test_problems.constrained import (
     dd1,
     random_quadratics,
@@ -31,17 +32,23 @@ __all__ = [
     "KnownBilevel",
     "KnownProblem",
     "QuadraticBilevel",
+    "bnh",
     "convex_pair",
     "data_weighting",
     "dd1",
+    "dtlz2",
     "eq_dtlz",
     "fonseca_fleming",
+    "osy",
     "quadratic_bilevel",
     "random_quadratics",
     "rank_deficient",
     "rank_deficient_bilevel",
     "sphere3",
     "sphere_arc",
+    "tnk",
     "toy",
+    "zdt1",
+    "zdt2",
     "zdt2_smooth",
 ]

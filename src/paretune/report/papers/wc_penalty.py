@@ -158,6 +158,7 @@ _LARGE = "`paretune weigh weigh_llm_helpsteer_8b`"
 _DIGITS = "`paretune weigh weigh_mnist`"
 _RADARS = ("weigh_preferences.png", "weigh_methods.png")
 _CURVES = "weigh_convergence.png"
+_OBJECTIVES = "weigh_objectives.png"
 _CRITERIA = ("Helpfulness", "Correctness", "Coherence", "Complexity", "Verbosity")
 
 
@@ -233,8 +234,8 @@ EXHIBITS: tuple[Exhibit, ...] = (
         _REWARD,
         _reward,
         "weigh_preferences.png",
-        _CURVES,
-        note="(a): the panels of slight preferences; (b) has max λf and not every loss.",
+        _OBJECTIVES,
+        note="(a): the panels of slight preferences.",
     ),
     _figure(
         "12",
@@ -257,7 +258,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
         _SMALL,
         _language("1b"),
         "weigh_preferences.png",
-        _CURVES,
+        _OBJECTIVES,
         note="As in Figure 11.",
     ),
     _figure(

@@ -1,0 +1,148 @@
+"""The runs of an exploration: which are done, which point to keep for which preference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from paretune.errors import InputError
+from paretune.moo.preference import Preference
+from paretune.moo.ranking import Ranking
+from paretune.moo.solvers.result import Result
+from paretune.moo.solvers.watch import Watch
+
+Start = Tensor | Result
+Solve = Callable[[Preference, Start], Result]
+
+
+class Solved(NamedTuple):
+    """A preference that is done, as a callback of `explore` is told of it.
+
+    Attributes:
+        preference: which, as asked for; aimed at a normalised front, in its objectives.
+        result: the best run for it so far.
+        done: how many preferences are done.
+        total: how many there will be at most.
+    """
+
+    preference: Preference
+    result: Result
+    done: int
+    total: int
+
+
+class Search:
+    """The best result so far for each preference, and all runs there were.
+
+    Args:
+        solve: one run, for what is minimised (`aims`) and a start.
+        ranking: which of two runs to keep.
+        watch: which says when to stop.
+        told: called when a preference is done, with its number.
+        workers: how many runs at the same time, in threads.
+    """
+
+    def __init__(
+        self,
+        solve: Solve,
+        ranking: Ranking,
+        watch: Watch,
+        told: Callable[[int], None],
+        workers: int = 1,
+    ) -> None:
+        self.solve, self.ranking, self.watch = solve, ranking, watch
+        self.told, self.workers = told, workers
+        self.aims: list[Preference] = []
+        self.kept: dict[int, Result] = {}
+        self.runs: list[Result] = []
+        self.failed: dict[int, InputError] = {}
+
+    def run(self, n: int, start: Start) -> Result | None:
+        """Solve for preference n from a start, and keep the better result.
+
+        A run that was told to stop half-way counts, but is kept only if there is nothing else.
+        """
+        if self.watch.over():
+            return None
+        try:
+            found = self.solve(self.aims[n], start)
+        except InputError as error:
+            self.failed[n] = error
+            return None
+        self.runs.append(found)
+        if self.watch.over() and not found.converged and self.kept:
+            return None
+        if n not in self.kept or self.ranking.better(self.aims[n], found, self.kept[n]):
+            self.kept[n] = found
+        return found
+
+    def all(
+        self, jobs: Iterable[tuple[int, int | None]], job: Callable[[int, int | None], None]
+    ) -> None:
+        """`job(n, parent)` for each pair, after that of its parent; what comes of it does not
+        depend on the number of workers."""
+        waiting = list(jobs)
+        if self.workers == 1:
+            for n, parent in waiting:
+                if not self.watch.over():
+                    job(n, parent)
+                    self.told(n)
+            return
+        pending = {n for n, _ in waiting}
+        with ThreadPoolExecutor(self.workers) as pool:
+            running: dict[Future[None], int] = {}
+            try:
+                while (waiting and not self.watch.over()) or running:
+                    ready = [pair for pair in waiting if pair[1] not in pending]
+                    for pair in [] if self.watch.over() else ready:
+                        waiting.remove(pair)
+                        running[pool.submit(job, *pair)] = pair[0]
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        n = running.pop(future)
+                        future.result()
+                        pending.discard(n)
+                        self.told(n)
+            except BaseException:
+                self.watch.stop("interrupted.")
+                pool.shutdown(cancel_futures=True)
+                raise
+
+    def share(self) -> None:
+        """Run again from other preferences' points, where one is better than a preference's own."""
+        tried: set[tuple[int, int]] = set()
+        while pairs := [pair for pair in self.improvable() if pair not in tried]:
+            for n, k in pairs:
+                self.run(n, self.kept[k].x)
+            if self.watch.over():
+                return
+            tried.update(pairs)
+
+    def improvable(self) -> list[tuple[int, int]]:
+        """The (n, k) where the point of preference k, the best there is for n, beats n's own."""
+        numbers = sorted(self.kept)
+        runs = [self.kept[n] for n in numbers]
+        best = self.ranking.lowest([self.aims[n] for n in numbers], runs)
+        return [(n, numbers[k]) for n, k in zip(numbers, best, strict=True) if numbers[k] != n]
+
+
+def tour(places: Sequence[Sequence[float]]) -> list[tuple[int, int | None]]:
+    """An order, with the nearest earlier place for each; the most even one comes first."""
+    weights = np.array(places)
+    first = int(((weights - 1 / weights.shape[1]) ** 2).sum(1).argmin())
+    order: list[tuple[int, int | None]] = [(first, None)]
+    nearest = np.full(len(weights), first)
+    gaps = ((weights - weights[first]) ** 2).sum(1)
+    gaps[first] = math.inf
+    for _ in range(len(weights) - 1):
+        n = int(gaps.argmin())
+        order.append((n, int(nearest[n])))
+        distances = ((weights - weights[n]) ** 2).sum(1)
+        closer = (distances < gaps) & np.isfinite(gaps)
+        gaps[closer], nearest[closer] = distances[closer], n
+        gaps[n] = math.inf
+    return order
