@@ -24,6 +24,7 @@ from paretune.moo import (
 )
 from paretune.moo.indicators import hypervolume
 from paretune.moo.ranking import Ranking
+from paretune.moo.solvers.normalization import MARGIN
 
 GRID = [(k / 22, 1 - k / 22) for k in range(1, 22)]
 
@@ -170,7 +171,7 @@ def test_normalised_the_units_of_the_objectives_do_not_matter(units):
     np.testing.assert_allclose(scale.nadir / units, exact.max(0), rtol=0.1)
     ends = exact.min(0), exact.max(0)
     placed = (values.numpy() - ends[0]) / (ends[1] - ends[0])
-    weighed = np.array(GRID) * (placed + 1e-3)
+    weighed = np.array(GRID) * (placed + MARGIN)
     assert np.abs(weighed[:, 0] / weighed[:, 1] - 1).max() < 0.25  # each on the ray of its p
     assert scale.runs[0].n_gradient_evaluations < front.n_gradient_evaluations
 

@@ -19,16 +19,16 @@ from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem, StochasticProblem
 from paretune.moo.ranking import Ranking
 from paretune.moo.shift import Shift, read_shift
+from paretune.moo.solvers.aiming import Aim
 from paretune.moo.solvers.front import Exploration
 from paretune.moo.solvers.journal import Journal, digest, key_of
 from paretune.moo.solvers.loop import default_tolerance
 from paretune.moo.solvers.normalization import (
     Normalization,
-    aimed,
     find_normalization,
     scattered,
 )
-from paretune.moo.solvers.rays import divides, grid_rays, next_gaps
+from paretune.moo.solvers.rays import grid_rays
 from paretune.moo.solvers.result import Method, Result
 from paretune.moo.solvers.search import Search, Solved, Start, tour
 from paretune.moo.solvers.watch import Watch
@@ -176,7 +176,7 @@ def explore(
             search.all(tour([p.weights for p in asked]), job)
         else:
             assert scale is not None
-            aim = _Aim(search, scale, names, places)
+            aim = Aim(search, scale, names, places)
             if len(names) == 2 and count > 1:
                 aim.divide(count, others)
             else:
@@ -259,85 +259,6 @@ class _Runs:
         assert isinstance(self.problem, Problem)
         more = scattered(self.problem, starts[0], _SCATTERED)
         return find_normalization(solve, names, [*starts, *more])
-
-
-class _Aim:
-    """Rays at a normalised front, as preferences of a search."""
-
-    def __init__(
-        self,
-        search: Search,
-        scale: Normalization,
-        names: tuple[str, ...],
-        places: list[Preference],
-    ) -> None:
-        self.search, self.scale, self.names, self.places = search, scale, names, places
-
-    def add(self, ray: Sequence[float]) -> int:
-        """The number of a new ray."""
-        preference = aimed(self.names, ray)
-        self.places.append(preference)
-        self.search.aims.append(self.scale.scaled(preference))
-        return len(self.places) - 1
-
-    def divide(self, count: int, others: Sequence[Tensor]) -> None:
-        """The two ends, then the middles of the largest gaps, until there are `count` points."""
-        search, closed = self.search, set[tuple[int, int]]()
-        ends = dict(zip((self.add((1, 0)), self.add((0, 1))), self.scale.runs[-2:], strict=True))
-
-        def end(n: int, _: int | None) -> None:
-            search.run(n, ends[n])
-            for other in others:
-                search.run(n, other)
-
-        search.all([(n, None) for n in ends], end)
-        while len(search.kept) < count and not search.watch.stopped:
-            good = [n for n in sorted(search.kept) if search.kept[n].converged]
-            if len(good) < 2:
-                return
-            placed = self.scale.place(
-                torch.stack([search.kept[n].objectives for n in good]).numpy()
-            )
-            known = {(good.index(a), good.index(b)) for a, b in closed if {a, b} <= set(good)}
-            gaps = {}
-            for left, right in next_gaps(placed, known, count - len(search.kept)):
-                n = self.add(((placed[left] + placed[right]) / 2).tolist())
-                gaps[n] = good[left], good[right]
-            if not gaps:
-                return
-
-            def job(n: int, _: int | None, gaps: dict[int, tuple[int, int]] = gaps) -> None:
-                left, right = (search.kept[k] for k in gaps[n])
-                starts: list[Start] = [_between(left, right), left, right, *others]
-                for near in starts:
-                    search.run(n, near)
-                    if self.lies_between(n, left, right) and not others:
-                        return
-
-            search.all([(n, None) for n in gaps], job)
-            for n, (left, right) in gaps.items():
-                if not self.lies_between(n, search.kept[left], search.kept[right]):
-                    closed.add((left, right))
-                    search.kept.pop(n, None)
-
-    def lies_between(self, n: int, left: Result, right: Result) -> bool:
-        found = self.search.kept.get(n)
-        if found is None or not found.converged:
-            return False
-        three = torch.stack([run.objectives for run in (found, left, right)]).numpy()
-        return divides(*self.scale.place(three).tolist())
-
-
-def _between(left: Result, right: Result) -> Result:
-    """A start in the middle of two results, multipliers included."""
-
-    return replace(
-        left,
-        x=(left.x + right.x) / 2,
-        multipliers=(left.multipliers + right.multipliers) / 2,
-        constraint_multipliers=(left.constraint_multipliers + right.constraint_multipliers) / 2,
-        inequality_multipliers=(left.inequality_multipliers + right.inequality_multipliers) / 2,
-    )
 
 
 def _warn(search: Search, places: Sequence[Preference], total: int, stopped: str) -> None:

@@ -1,0 +1,145 @@
+"""Rays at a normalised front, as preferences of a search: gap by gap for two objectives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from paretune.moo.preference import Preference
+from paretune.moo.solvers.normalization import Normalization, aimed
+from paretune.moo.solvers.rays import Array, divides, front_line, next_gaps
+from paretune.moo.solvers.result import Result
+from paretune.moo.solvers.search import Search, Start
+
+# Where in a gap is aimed at, one after the other while nothing is found there.
+_PARTS = (0.5, 0.25, 0.75)
+# The second and third only in gaps longer than so many middling ones.
+_WIDE = 3.0
+# A point outside the gap that was aimed at is one more if all others are so far, in ranges.
+_NEW = 0.02
+
+
+class Aim:
+    """Adds rays to a search; `places` are their preferences as the caller is told of them."""
+
+    def __init__(
+        self,
+        search: Search,
+        scale: Normalization,
+        names: tuple[str, ...],
+        places: list[Preference],
+    ) -> None:
+        self.search, self.scale, self.names, self.places = search, scale, names, places
+
+    def add(self, ray: Sequence[float]) -> int:
+        """The number of a new ray."""
+        preference = aimed(self.names, ray)
+        self.places.append(preference)
+        self.search.aims.append(self.scale.scaled(preference))
+        return len(self.places) - 1
+
+    def divide(self, count: int, others: Sequence[Tensor]) -> None:
+        """The two ends, then within the largest gaps, until there are `count` points."""
+        search, tried = self.search, dict[tuple[int, int], int]()
+        ends = dict(zip((self.add((1, 0)), self.add((0, 1))), self.scale.runs[-2:], strict=True))
+
+        def end(n: int, _: int | None) -> None:
+            search.run(n, ends[n])
+            for other in others:
+                search.run(n, other)
+
+        search.all([(n, None) for n in ends], end)
+        while len(search.kept) < count and not search.watch.stopped:
+            good = [n for n in sorted(search.kept) if search.kept[n].converged]
+            if len(good) < 2:
+                return
+            placed = self.place(good)
+            closed = self.closed(placed, good, tried)
+            gaps, parts = dict[int, tuple[int, int]](), dict[int, float]()
+            for left, right in next_gaps(placed, closed, count - len(search.kept)):
+                gap = good[left], good[right]
+                part = _PARTS[tried.get(gap, 0)]
+                n = self.add(((1 - part) * placed[left] + part * placed[right]).tolist())
+                gaps[n], parts[n] = gap, part
+            if not gaps:
+                return
+
+            def job(
+                n: int,
+                _: int | None,
+                gaps: dict[int, tuple[int, int]] = gaps,
+                parts: dict[int, float] = parts,
+            ) -> None:
+                left, right = (search.kept[k] for k in gaps[n])
+                starts: list[Start] = [_between(left, right, parts[n]), left, right, *others]
+                for near in starts:
+                    search.run(n, near)
+                    if self.lies_between(n, left, right) and not others:
+                        return
+
+            search.all([(n, None) for n in gaps], job)
+            for n, gap in gaps.items():
+                if not self.lies_between(n, *(search.kept[k] for k in gap)):
+                    tried[gap] = tried.get(gap, 0) + 1
+                    if not self.is_new(n):
+                        search.kept.pop(n, None)
+
+    def place(self, numbers: Sequence[int]) -> Array:
+        """Where on the normalised front the points of these rays are."""
+        points = torch.stack([self.search.kept[n].objectives for n in numbers])
+        return self.scale.place(points.numpy())
+
+    def closed(
+        self, placed: Array, good: Sequence[int], tried: dict[tuple[int, int], int]
+    ) -> set[tuple[int, int]]:
+        """The gaps, by place in `good`, where nothing was found as often as it was worth."""
+        line = front_line(placed)
+        lengths = [math.dist(placed[a], placed[b]) for a, b in pairwise(line)]
+        usual = median(lengths) if lengths else 0.0
+        found = set()
+        for (left, right), times in tried.items():
+            if left in good and right in good:
+                gap = good.index(left), good.index(right)
+                wide = math.dist(placed[gap[0]], placed[gap[1]]) > _WIDE * usual
+                if times >= (len(_PARTS) if wide else 1):
+                    found.add(gap)
+        return found
+
+    def lies_between(self, n: int, left: Result, right: Result) -> bool:
+        """Whether the point of a ray divides the gap between two others."""
+        found = self.search.kept.get(n)
+        if found is None or not found.converged:
+            return False
+        three = torch.stack([run.objectives for run in (found, left, right)]).numpy()
+        return divides(*self.scale.place(three).tolist())
+
+    def is_new(self, n: int) -> bool:
+        """Whether the point of a ray is on the front, and at none of the others."""
+        found = self.search.kept.get(n)
+        if found is None or not found.converged:
+            return False
+        good = [k for k, run in self.search.kept.items() if run.converged]
+        placed, own = self.place(good), good.index(n)
+        apart = min(math.dist(row, placed[own]) for k, row in enumerate(placed) if k != own)
+        return apart > _NEW and own in front_line(placed)
+
+
+def _between(left: Result, right: Result, part: float) -> Result:
+    """A start that far from one result to the other, multipliers included."""
+
+    def mixed(first: Tensor, second: Tensor) -> Tensor:
+        return torch.lerp(first, second, part)
+
+    return replace(
+        left,
+        x=mixed(left.x, right.x),
+        multipliers=mixed(left.multipliers, right.multipliers),
+        constraint_multipliers=mixed(left.constraint_multipliers, right.constraint_multipliers),
+        inequality_multipliers=mixed(left.inequality_multipliers, right.inequality_multipliers),
+    )
