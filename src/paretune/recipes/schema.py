@@ -81,9 +81,8 @@ class Written(Section):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(str(part) for part in first["loc"])
-            raise InputError(
-                f"{source} is not a recipe of this version ('{key}': {validation_problem(first)})."
-            ) from None
+            problem = f"'{key}': {validation_problem(first)}" if key else validation_problem(first)
+            raise InputError(f"{source} is not a recipe of this version ({problem}).") from None
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
