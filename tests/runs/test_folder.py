@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from paretune.claims import BusyError
 from paretune.errors import InputError
@@ -209,6 +212,35 @@ def test_what_changed_is_named(folder: Callable[..., RunFolder]) -> None:
         one.stand_on({"tokenizer": {"tokenizer.json": "5"}})  # not noted by earlier versions
         with pytest.raises(InputError, match=r"The tokenizer's 'tokenizer.json'"):
             one.stand_on({"tokenizer": {}})
+
+
+PARTS = st.dictionaries(st.sampled_from("abc"), st.sampled_from("12"), max_size=3)
+GROUND = st.dictionaries(st.sampled_from(["data", "model", "tokenizer", "rewards"]), PARTS)
+
+
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(sessions=st.lists(GROUND, min_size=2, max_size=4))
+def test_any_sessions_of_a_folder_stand_on_the_same(
+    sessions: list[dict[str, dict[str, str]]],
+) -> None:
+    """Each has the digests that those before it noted, or a sentence names one that differs."""
+    noted: dict[str, dict[str, str]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for ground in sessions:
+            run = RunFolder(Path(place) / "run", RecipeIdentity(recipe()))
+            differs = [what for what in ground if noted.get(what, ground[what]) != ground[what]]
+            with run.session():
+                if differs:
+                    with pytest.raises(InputError, match="changed since") as caught:
+                        run.stand_on(ground)
+                    parts = {**noted[differs[0]], **ground[differs[0]]}
+                    assert any(f"'{part}'" in str(caught.value) for part in parts)
+                else:
+                    run.stand_on(ground)
+                    noted |= ground
+                assert run.manifest.get("ground", {}) == noted
+            (run.path / "points" / "one").mkdir(parents=True, exist_ok=True)
 
 
 def test_digests_of_data_and_model(
