@@ -2,7 +2,11 @@
 
 import itertools
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -218,3 +222,22 @@ def test_steps_of_several_micro_batches_take_the_bank(caplog: Any, tmp_path: Any
     for more in ({"gradient_accumulation_steps": 2}, {"tokens_per_batch": 100}):
         with pytest.raises(InputError, match="gradients='layerwise' needs the graph"):
             ClampConfig(str(tmp_path), use_cpu=True, gradients="layerwise", **more)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+def test_a_step_needs_the_room_of_one_gradient_not_of_m() -> None:
+    worker, peaks = Path(__file__).with_name("memory_worker.py"), {}
+    # What is freed goes back to the system at once, so that the peak is of live data.
+    eager = {"MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": "0"}
+    for method in ("layerwise", "per_objective"):
+        done = subprocess.run(
+            [sys.executable, str(worker), method],
+            env={**os.environ, **eager},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        peaks[method] = float(done.stdout.splitlines()[-1])
+    assert peaks["layerwise"] < 1.6
+    assert peaks["per_objective"] > 3.5
