@@ -400,6 +400,19 @@ def test_the_reference_is_the_base_and_stays_so(
         assert name not in base or torch.equal(parameter, base[name])
 
 
+def test_activations_made_again_change_nothing(
+    make_model: Callable[[], Any], tokenizer: Any
+) -> None:
+    kept = PPO(make_model(), tokenizer, PROMPTS, LETTERS, settings())
+    again = PPO(make_model(), tokenizer, PROMPTS, LETTERS, settings(), recompute=True)
+    first, second = [each.step() | {"seconds": 0.0} for each in (kept, again)]
+    assert first == pytest.approx(second, abs=1e-6)
+    for ours, theirs in zip(kept.trainable, again.trainable, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    assert any(getattr(each, "gradient_checkpointing", False) for each in again.policy.modules())
+    assert not any(module.training for module in again.policy.modules())
+
+
 @pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(make_model: Callable[[], Any], tokenizer: Any, tmp_path) -> None:
     def fresh(seed: int = 0) -> PPO:

@@ -15,7 +15,7 @@ from paretune.baselines.sft import fine_tune
 from paretune.data.splitting import split_by_prompt
 from paretune.data.tokenization import TokenSequence
 from paretune.experiment.reward import train_reward
-from paretune.experiment.setup import load_data
+from paretune.experiment.setup import load_data, trl_arguments
 from paretune.models import load_model_and_tokenizer
 from paretune.moo.preference import Preference
 from paretune.recipes.load import load_recipe
@@ -78,6 +78,7 @@ def test_a_small_update_reaches_every_weight(
         save_steps=1,
         seed=0,
         report=lambda phase, done: None,
+        arguments=trl_arguments(load_recipe("demo_sweep")),
     )
     moved = total = 0
     for name, weight in model.named_parameters():

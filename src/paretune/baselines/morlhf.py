@@ -194,7 +194,7 @@ def _train_ppo(
     from paretune.baselines.ppo import PPO
     from paretune.experiment.ground import rows_digest
     from paretune.experiment.resume import check_trained
-    from paretune.experiment.setup import lora_config
+    from paretune.experiment.setup import lora_config, recomputes
     from paretune.experiment.train_point import save_weights
     from paretune.models import gpu, load_model_and_tokenizer
     from paretune.training.callbacks import weight_sums
@@ -206,7 +206,8 @@ def _train_ppo(
     set_seed(context.seed)  # the adapter is drawn
     model = get_peft_model(base, lora_config(context.recipe))
     budget = 0 if options.steps else policy_tokens(context, preference, tokenizer)
-    ppo = PPO(model, tokenizer, prompts, reward, options, context.seed, budget)
+    again = recomputes(context.recipe)
+    ppo = PPO(model, tokenizer, prompts, reward, options, context.seed, budget, again)
     checkpoint, fresh = folder / "checkpoint.pt", weight_sums(model)
     asked = rows_digest([{"prompt": prompt} for prompt in prompts])
     identity = {**identity, "budget": budget, "model": model_digest(model), "prompts": asked}

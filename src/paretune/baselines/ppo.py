@@ -147,6 +147,7 @@ class PPO:
         prompts: Distinct prompts; passes over them are shuffled.
         budget: Without ``settings.steps`` the run is over when so many tokens have gone forward
             and backward through the policy.
+        recompute: Make activations again in the backward pass, to save memory.
     """
 
     def __init__(
@@ -158,6 +159,7 @@ class PPO:
         settings: "Morlhf",
         seed: int = 0,
         budget: int = 0,
+        recompute: bool = False,
     ) -> None:
         self.policy = PolicyWithValue(model, settings.temperature).eval()
         self.tokenizer, self.prompts, self.reward = tokenizer, prompts, reward
@@ -167,6 +169,9 @@ class PPO:
         self.optimizer = torch.optim.Adam(self.trainable, lr=settings.learning_rate)
         self.kl_coefficient = settings.kl_coefficient
         self.spend = Spend()
+        self.recompute = recompute
+        if recompute:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         self.log: list[dict[str, float]] = []
 
     @property
@@ -258,6 +263,7 @@ class PPO:
         groups = torch.from_numpy(np.concatenate(orders)).split(settings.mini_batch_size)
         seen: list[Losses] = []
         updates = tokens = 0
+        self._learning(self.recompute)
         for rows in groups:
             sequences = [rollouts.sequences[row] for row in rows.tolist()]
             new = self.policy(sequences)
@@ -269,6 +275,7 @@ class PPO:
             self._descend(losses)
             updates += 1
             tokens += sum(len(sequence.input_ids) for sequence in sequences)
+        self._learning(False)
         names = ("policy_loss", "value_loss", "clip_fraction", "update_kl")
         means = [float(torch.stack(column).mean()) for column in zip(*seen, strict=True)]
         return {
@@ -276,6 +283,13 @@ class PPO:
             "updates": float(updates),
             "policy_tokens": float(tokens),
         }
+
+    def _learning(self, recompute: bool) -> None:
+        """Layers make activations again only while they train; dropout stays off."""
+        self.policy.train(recompute)
+        for module in self.policy.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.eval()
 
     def _descend(self, losses: Losses) -> None:
         total = losses.policy + self.settings.value_weight * losses.value

@@ -283,6 +283,7 @@ def _imitate(
         return
     from paretune.baselines.sft import fine_tune
     from paretune.data.tokenization import tokenize_responses
+    from paretune.experiment.setup import trl_arguments
     from paretune.experiment.train_point import free_memory, save_weights
     from paretune.experiment.weights import load_weights
 
@@ -312,6 +313,7 @@ def _imitate(
         save_steps=options.save_steps,
         seed=context.seed + number,
         report=context.report,
+        arguments=trl_arguments(context.recipe),
     )
     save_weights(model, tokenizer, folder)
     context.finish(folder, steps, spend, samples=len(sequences), dropped=dropped)

@@ -52,7 +52,7 @@ def train_rloo(
         trainer = _Trainer(
             model,
             [account],
-            args=_arguments(options, folder / "checkpoints", context.seed),
+            args=_arguments(context, options, folder / "checkpoints"),
             train_dataset=rows,
             processing_class=tokenizer,
             peft_config=lora_config(context.recipe),  # drawn with the arguments' seed
@@ -66,13 +66,13 @@ def train_rloo(
     context.finish(folder, trainer.state.global_step, account.spend, needed)
 
 
-def _arguments(options: "Morlhf", folder: Path, seed: int) -> Any:
+def _arguments(context: Context, options: "Morlhf", folder: Path) -> Any:
     groups = options.batch_size // options.mini_batch_size
     updates = options.epochs * groups  # from one batch of answers
     assert options.steps is not None  # the options see to it
     return RLOOConfig(
         output_dir=str(folder),
-        seed=seed,
+        seed=context.seed,
         max_steps=options.steps * updates,
         per_device_train_batch_size=options.mini_batch_size,
         steps_per_generation=groups,
@@ -90,7 +90,7 @@ def _arguments(options: "Morlhf", folder: Path, seed: int) -> Any:
         save_steps=options.save_steps * updates,
         logging_steps=updates,
         report_to="none",
-        **{**trl_arguments(), "bf16": gpu() is not None},
+        **{**trl_arguments(context.recipe), "bf16": gpu() is not None},
     )
 
 

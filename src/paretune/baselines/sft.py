@@ -1,6 +1,6 @@
 """Supervised fine-tuning on answers, by TRL's SFTTrainer; it resumes where it was cut short."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from trl import SFTConfig, SFTTrainer  # type: ignore[attr-defined]  # all are l
 
 from paretune.data.tokenization import TokenSequence
 from paretune.experiment.resume import Clock, train_to_end
-from paretune.experiment.setup import float32_adapter, trl_arguments
+from paretune.experiment.setup import float32_adapter
 from paretune.experiment.train_point import StepReport
 from paretune.progress import Report
 from paretune.spend import Spend, Watch
@@ -31,6 +31,7 @@ def fine_tune(
     save_steps: int,
     seed: int,
     report: Report,
+    arguments: Mapping[str, Any],
 ) -> Spend:
     """Minimise the mean negative log-likelihood of the answers' tokens.
 
@@ -39,6 +40,7 @@ def fine_tune(
         sequences: Prompts and answers.
         checkpoints: Folder of the checkpoints; training resumes from the newest.
         save_steps: Steps between them.
+        arguments: Further ones of the trainer, such as `trl_arguments`.
 
     Returns:
         What it took, over all sessions.
@@ -62,7 +64,7 @@ def fine_tune(
         seed=seed,
         max_length=None,
         report_to="none",
-        **trl_arguments(),
+        **arguments,
     )
     data = Dataset.from_list(rows)
     clock, watch = Clock(), Watch()

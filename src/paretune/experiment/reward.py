@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_TURNS = {"user": "\n\nHuman: {content}", "assistant": "\n\nAssistant: {content}"}
+
 # Fields of RewardConfig that a recipe gives elsewhere, or that this module sets.
 _ELSEWHERE = {
     "output_dir": "output_dir",
@@ -66,7 +68,7 @@ def reward_arguments(recipe: "Recipe", folder: Path) -> RewardConfig:
     )
     own = {"seed": recipe.reward.seed, "max_length": None, "output_dir": str(folder)}
     try:
-        return RewardConfig(**trl_arguments() | train | own)
+        return RewardConfig(**trl_arguments(recipe) | train | own)
     except (ValueError, ImportError) as error:
         raise InputError(
             f"{recipe.source}: the reward.train section does not work here: {error}"
@@ -111,7 +113,7 @@ def train_reward(
     train = splits["train"].pairs[objective]
     if "weight" in train.column_names:
         logger.warning("%s: the pairs' weights count in the accuracy, not in training", objective)
-    form = _form(train[0])
+    form = _form(train[0], tokenizer)
     evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
     limit = recipe.reward.max_length
     rows, dropped = _tokenize(train, objective, form, tokenizer, limit)
@@ -144,7 +146,7 @@ def train_reward(
     record: dict[str, Any] = {
         "objective": objective,
         "model": source,
-        "input": {"kind": form.kind, "template": form.template},
+        "input": {"kind": form.kind, "template": form.template, "turns": form.turns},
         "max_length": limit,
         "pairs": len(rows),
         "dropped": dropped,
@@ -177,10 +179,15 @@ def _base(recipe: "Recipe") -> dict[str, Any]:
     return {**model, "name": recipe.reward.model, "template_variables": {}, "revision": None}
 
 
-def _form(row: Mapping[str, Any]) -> RewardInput:
-    """Conversations go through the chat template; of plain text, the end is marked."""
+def _form(row: Mapping[str, Any], tokenizer: Any) -> RewardInput:
+    """Conversations go through the chat template; of plain text, the end is marked.
+
+    A model without a template, such as GPT-2, reads a conversation as a plain dialogue.
+    """
     if isinstance(row["prompt"], str):
         return RewardInput("text", "{prompt}{response}{eos}")
+    if tokenizer.chat_template is None:
+        return RewardInput("text", "{prompt}\n\nAssistant: {response}{eos}", dict(_TURNS))
     return RewardInput("chat")
 
 

@@ -47,9 +47,20 @@ def quiet_arguments() -> dict[str, Any]:
     }
 
 
-def trl_arguments() -> dict[str, Any]:
-    """The same for TRL's trainers, whose defaults fail where there is no GPU."""
-    return {**quiet_arguments(), "bf16": False, "gradient_checkpointing": False}
+def trl_arguments(recipe: "Recipe") -> dict[str, Any]:
+    """The same for TRL's trainers, whose defaults fail where there is no GPU.
+
+    Activations are kept or made again as the recipe's `train` section says.
+    """
+    again = {"gradient_checkpointing_kwargs": {"use_reentrant": False}}
+    own = {"bf16": False, "gradient_checkpointing": recomputes(recipe)}
+    return {**quiet_arguments(), **own, **(again if recomputes(recipe) else {})}
+
+
+def recomputes(recipe: "Recipe") -> bool:
+    """Whether trainings are to make activations again in the backward pass, to save memory."""
+    names = ("activation_checkpointing", "gradient_checkpointing")
+    return any(bool(recipe.train.get(name)) for name in names)
 
 
 @contextlib.contextmanager
