@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import json
 import random
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -59,6 +58,7 @@ GEMMA = (
     "<start_of_turn>{{ role }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
     "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
+PLANTED = ("conflicted", "duplicated", "larger", "off_topic", "shuffled")
 _MARKS = {  # begin, end of turn, padding, and further special tokens
     "llama": ("<|begin_of_text|>", "<|eot_id|>", "<|finetune_right_pad_id|>"),
     "qwen3": (None, "<|im_end|>", "<|endoftext|>"),
@@ -101,15 +101,16 @@ def overrides(folder: Path) -> dict[str, list[str]]:
     one, three, eight = (f"Llama-3.{n}-Instruct" for n in ("2-1B", "2-3B", "1-8B"))
     dpa = "RewardModel-Mistral-7B-for-DPA-v1"
     steps = ["train.max_steps=2"]
+    cpu = ["train.use_cpu=true"]  # bf16 wants to be told
     short = ["evaluation.n_prompts=2", "evaluation.max_new_tokens=8"]
     ppo = ["steps=1", "batch_size=8", "max_new_tokens=8"]
     ric = ["offline_steps=2", "online_steps=2", "online_prompts=32"]
     methods = [
         *(f"methods.MORLHF.options.{each}" for each in ppo),
         *(f"methods.Rewarded Soups (PPO).options.ppo.{each}" for each in ppo),
-        *(f"methods.RiC.options.{each}" for each in ric),
+        *(of_ric := [f"methods.RiC.options.{each}" for each in ric]),
     ]
-    ultra = [data("ultrafeedback.jsonl"), *steps, *short]
+    ultra = [data("ultrafeedback.jsonl"), *steps, *cpu, *short]
     scores = [
         model(dpa, f"rewards.{name}.name")
         for name in ("honesty", "helpfulness", "instruction_following")
@@ -122,10 +123,11 @@ def overrides(folder: Path) -> dict[str, list[str]]:
     language = ["task.rows=16", "task.batch_size=4", "task.micro_batch=4"]
     inner = [f"methods.{name}.inner_steps=2" for name in ("moml", "moco")]
     small = [model("smollm2"), *steps]
+    planted = [model("smollm2"), "seeds=[0]", "retrain_steps=2"]
     return {
-        "saferlhf_clamp": [model(one), data("saferlhf.jsonl"), *steps, *short],
+        "saferlhf_clamp": [model(one), data("saferlhf.jsonl"), *steps, *cpu, *short],
         "saferlhf_compare": [
-            *[model(one), data("saferlhf.jsonl"), *steps, *short, *methods],
+            *[model(one), data("saferlhf.jsonl"), *steps, *cpu, *short, *methods],
             *(
                 model(f"gpt2-large-{name}-reward_model", f"rewards.{name}.name")
                 for name in ("harmless", "helpful")
@@ -152,6 +154,10 @@ def overrides(folder: Path) -> dict[str, list[str]]:
             *[*small, *short, "methods.MORLHF.options.max_new_tokens=8"],
             *(f"methods.RiC.options.{each}" for each in ("offline_steps=2", "online_steps=2")),
         ],
+        "conditioned_triangle_compare": [*small, "sweep.seeds=[0]"],
+        "ultrafeedback_compare_llama8b": [model(eight), *ultra, *of_ric, *scores],
+        "ultrafeedback_compare_qwen8b": [model("Qwen3-8B"), *ultra, *of_ric, *scores],
+        **{f"weigh_planted_{case}": planted for case in PLANTED},
         "weigh_llm_helpsteer_1b": [
             *[model(one, "task.model.name"), data("helpsteer.jsonl", "task.path")],
             *[*weigh, *language, *inner, "methods.itd.inner_steps=2"],
@@ -187,6 +193,15 @@ def overrides(folder: Path) -> dict[str, list[str]]:
 
 OVERRIDES = overrides(Path("STAND-INS"))
 """The overrides of every recipe, for a folder of this name."""
+
+
+KEYS = {
+    *("name", "path", "encoder", "trust_remote_code", "seeds", "use_cpu"),
+    *("max_steps", "steps", "offline_steps", "online_steps", "inner_steps", "retrain_steps"),
+    *("batch_size", "micro_batch", "rows", "components", "budget", "online_prompts"),
+    *("n_prompts", "max_new_tokens"),
+}
+"""The last parts of all keys that are overridden."""
 
 
 # ------------------------------------------------------------------ models
@@ -393,9 +408,9 @@ def command_of(recipe: str) -> str:
     return next(each for each in ("sweep", "compare", "weigh") if recipe in shipped_recipes(each))
 
 
-def run(recipe: str, folder: Path) -> int:
+def run(recipe: str, folder: Path, further: Sequence[str] = ()) -> int:
     """Run a recipe, after the reward models that it needs; the exit code."""
-    given = [*overrides(folder)[recipe], f"output_dir={folder / 'runs' / recipe}"]
+    given = [*overrides(folder)[recipe], *further, f"output_dir={folder / 'runs' / recipe}"]
     if recipe == "hh_compare":
         rewards = folder / "runs" / "hh_local" / "rewards"
         made = [*overrides(folder)["hh_local"], f"output_dir={folder / 'runs' / 'hh_local'}"]
@@ -407,7 +422,14 @@ def run(recipe: str, folder: Path) -> int:
 
 
 def paretune(*arguments: str) -> int:
-    return subprocess.run([sys.executable, "-m", "paretune", *arguments], check=False).returncode
+    """The command, in this process; its exit code."""
+    from paretune.cli import main as command
+
+    try:
+        command(arguments)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
 
 
 def adapter_types(folder: Path) -> Counter[str]:
@@ -437,7 +459,11 @@ def main() -> None:
         started = time.monotonic()
         code = run(recipe, folder)
         types = dict(adapter_types(folder / "runs" / recipe))
-        print(f"{recipe}: exit {code}, {time.monotonic() - started:.0f} s, adapters {types}")
+        sys.stdout.flush()
+        print(
+            f"{recipe}: exit {code}, {time.monotonic() - started:.0f} s, adapters {types}",
+            flush=True,
+        )
         failed += [recipe] if code or set(types) - {"F32"} else []
     with contextlib.suppress(FileNotFoundError):
         runs = sorted(
