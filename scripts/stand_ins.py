@@ -147,6 +147,7 @@ def overrides(folder: Path) -> dict[str, list[str]]:
         "conditioned_demo_compare": small,
         "demo": [*small, *short],
         "demo_sweep": [*small, *short],
+        "toy": [*small, *short],
         "demo_objectives": small,
         "demo_mu_compare": small,
         "demo_batch_size_compare": small,
