@@ -24,6 +24,7 @@ from paretune.report.judges import judge_tables, read_judges
 from paretune.report.model_card import write_model_card
 from paretune.report.page_data import embedded_json, page_data, run_names, shown_points
 from paretune.report.scores_along import draw_scores_along
+from paretune.results.damage import warn_of_damage
 from paretune.results.run_folder import Run, point_slug, read_runs
 from paretune.results.text import preference_text
 
@@ -49,6 +50,8 @@ def write_report(paths: Sequence[Path], tell: Callable[[str], None] = lambda mes
             cannot be written.
     """
     runs = read_runs(paths)
+    for run in runs:
+        warn_of_damage(run.path)
     target = runs[0].path / PAGE
     try:
         write_text(target, render(runs))

@@ -18,6 +18,7 @@ from paretune.moo.preference import Preference
 from paretune.names import shown
 from paretune.recipes import Recipe, dated, load_recipe
 from paretune.recipes.points import as_preference
+from paretune.results.damage import warn_of_damage
 from paretune.results.dial import dial_folder
 from paretune.results.front import Front, FrontPoint, ObjectiveMetrics
 from paretune.results.gates import read_calibration
@@ -174,6 +175,7 @@ def open_run(folder: Path, overrides: Sequence[str] = (), method: str | None = N
         InputError: no run folder, no results or no weights in it, or an unknown method.
     """
     run = Run.read(folder)
+    warn_of_damage(folder)
     for item in overrides:
         if item.split("=")[0].split(".")[0].strip() not in _ANSWERING:
             raise InputError(

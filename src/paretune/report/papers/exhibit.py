@@ -14,6 +14,7 @@ from paretune.errors import InputError
 from paretune.files import read_object
 from paretune.judging.summary import Summary as Judged
 from paretune.report.judges import read_judges
+from paretune.results.damage import warn_of_damage
 from paretune.results.run_folder import Run, saved_recipe
 from paretune.results.table import Cell, Column, Table, left
 
@@ -113,6 +114,7 @@ class Found:
                 weighings.append(Weighing.read(path))
             else:
                 runs.append(Run.read(path))
+                warn_of_damage(path)
         return cls(runs, weighings)
 
     @cached_property
