@@ -97,6 +97,8 @@ def _one_run(trainer: Trainer, trackers: list[Any], folder: Path, run: Path) -> 
     ours = {"WANDB_DIR": str(folder), "WANDB_PROJECT": "paretune", "MLFLOW_EXPERIMENT_NAME": group}
     with _environment(always | {key: os.environ.get(key, ours[key]) for key in ours}):
         before = _open_runs()
+        if "wandb" in sys.modules and "wandb" not in before:
+            sys.modules["wandb"].teardown()  # what it read before is not of this point
         failed = True
         try:
             yield
@@ -146,6 +148,7 @@ def _close(before: set[str], failed: bool) -> None:
         module: Any = sys.modules[name]
         if name == "wandb":
             module.finish(exit_code=int(failed))
+            module.teardown()  # it reads the environment once, and the next point has another id
         elif name == "mlflow":
             module.end_run("FAILED" if failed else "FINISHED")
         else:
