@@ -126,8 +126,9 @@ def minimize(
             the runs that converged, the one of lowest max_m p_m f_m (Σ p_m f_m for "linear", the
             first for "mgda"); if none did, the one of smallest residual.
         callback: called with a `Progress` after each step; a run ends where it returns True.
-        max_evaluations, max_seconds: end the call, restarts included, at the next step once as many
-            evaluations of the objectives, or seconds, are spent. What was reached is returned.
+        max_evaluations: end the call, restarts included, at the next step once as many evaluations
+            of the objectives are spent. What was reached is returned.
+        max_seconds: the same for time.
 
     Returns:
         Result; its x is the last point visited, for "wc_augmented" the one of smallest residual

@@ -174,6 +174,7 @@ class WeighRecipe(Written):
     """Corner of the hypervolume, one loss an objective; by default a tenth of their range beyond
     the worst losses that the methods end with after re-solving."""
     run: Run = Run()
+    """Where it runs."""
     output_dir: Location
     """The run folder; by default `runs/` and the recipe's name."""
 

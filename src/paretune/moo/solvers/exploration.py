@@ -91,8 +91,9 @@ def explore(
             parts of their range on the front (`Exploration.normalization`), for 2 M runs more. For
             "wc_augmented" without a shift of its own.
         callback: called with a `Solved` after each preference; True ends the exploration.
-        max_evaluations, max_seconds: end it once as many evaluations of F and h, or seconds, are
-            spent. What is solved is returned, as it is after Ctrl-C, with a `FrontWarning`.
+        max_evaluations: end it once as many evaluations of F and h are spent. What is solved is
+            returned, as it is after Ctrl-C, with a `FrontWarning`.
+        max_seconds: the same for time.
         journal: a file that keeps each run as it ends. Called again with the same arguments it
             goes on where it was ended, and returns what it would have returned, to the last bit.
         workers: preferences at the same time, in threads: for objectives that release Python's
