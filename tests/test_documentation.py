@@ -19,7 +19,7 @@ import typer
 from transformers import TrainingArguments
 from trl import DPOConfig, DPOTrainer, RewardConfig
 
-from paretune import ClampConfig, ClampTrainer
+from paretune import ClampConfig, ClampTrainer, DataWeightingConfig
 from paretune.baselines.recipe import load_comparison
 from paretune.cli import app
 from paretune.recipes import Recipe, load_recipe, shipped_recipes
@@ -125,7 +125,7 @@ def check(words: list[str]) -> None:
     if overrides and overrides != ["key=value"]:
         read: Any = READERS.get(name, load_recipe)(recipe, overrides)
         for kind, train in (
-            (ClampConfig, getattr(read, "train", {})),
+            (DataWeightingConfig if name == "weigh" else ClampConfig, getattr(read, "train", {})),
             (RewardConfig, read.reward.train if hasattr(read, "reward") else {}),
         ):
             assert train.keys() <= {each.name for each in dataclasses.fields(kind)}, train.keys()

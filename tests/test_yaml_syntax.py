@@ -54,7 +54,7 @@ def test_what_is_refused(text: str, words: str) -> None:
     start = time.perf_counter()
     with pytest.raises(InputError, match=words) as caught:
         parse(text, "'mine.yaml'")
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 20  # what would hang takes hours
     assert len(str(caught.value)) < 500
     assert "\x1b" not in str(caught.value)
 

@@ -189,7 +189,8 @@ def test_it_ends_as_the_best_of_them(
 
 def test_a_signal_stops_all(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from paretune.cli import workers\n"
+        "import os, signal, sys; from paretune.cli import workers\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "popen = workers.subprocess.Popen\n"
         "inner = ('import os, sys, time; open(sys.argv[1] + str(os.getpid()), \"w\");'\n"
         "    'time.sleep(60)')\n"

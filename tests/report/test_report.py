@@ -353,7 +353,10 @@ def test_the_command(sweep: Make, comparison: Make, tmp_path: Path) -> None:
     assert not (cmp / "report.html").exists()
     assert sorted(path.name for path in (run / "figures").iterdir()) == sorted(
         f"{name}.{suffix}"
-        for name in ("front", "steps_harmless1.00-helpful0.00", "steps_harmless0.00-helpful1.00")
+        for name in (
+            *("front", "scores"),
+            *("steps_harmless1.00-helpful0.00", "steps_harmless0.00-helpful1.00"),
+        )
         for suffix in ("png", "svg")
     )
     assert (cmp / "figures" / "scores.svg").stat().st_size > 1000

@@ -165,6 +165,7 @@ def _together(place: str, rounds: int, gate: Any, number: int) -> None:
         folder = RunFolder(Path(place) / f"{each}", identity=None)
 
         def do(name: str, folder: RunFolder = folder) -> None:
+            time.sleep(0.002)  # or the first is done before the second has looked
             append_jsonl(folder.path / "log.jsonl", [{name: number}])
             write_json(folder.path / name / folder.mark, {"value": name})
 

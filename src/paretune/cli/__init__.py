@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs: ``paretune --help`` answers at 
 
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -95,6 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what goes wrong is one line and an exit code, never a traceback."""
     clean_messages()
     _wait_passively()
+    if os.environ.get("PARETUNE_WORKER"):  # a shell's background jobs, and theirs, ignore SIGINT
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Where bitsandbytes is installed, peft imports it, and it tells of a faster 4-bit kernel.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # No file of a run folder or a checkpoint is unpickled to anything but tensors.

@@ -77,6 +77,10 @@ class Lookahead(BilevelMethod):
             p = 1 / ((moved["exp_avg_sq"] / scale).sqrt() + _EPS)
             px, _ = oracle.products(x, before, p * fy)
             size = math.sqrt(float((h * p * h).sum()) * float((fy * p * fy).sum()))
+            if (
+                size == 0
+            ):  # y stands still, but its sets pull it: there is no length to compare with
+                size = float(px.norm())
             if size > 0:
                 x.grad = fx / (self.lr * size) - px / size
                 of_x.step()
