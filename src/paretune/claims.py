@@ -131,9 +131,11 @@ def take(path: Path) -> Claim:
         BusyError: another process, or another part of this one, has it.
     """
     for _ in range(100):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # who left last has removed the folder
+        # Who left last removes the folder; `mkdir` fails if it does so in the middle of it.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
             return _take(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     return _take(path)
 
 
@@ -182,9 +184,17 @@ def held(path: Path, patience: float = 0.0) -> Iterator[Claim]:
         claim.release()
 
 
+def listed(folder: Path) -> list[Path]:
+    """The files of a folder of claims; none if whoever left last has removed it."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:  # `Path.glob` raises it, too, if the folder goes while it looks
+        return []
+
+
 def owners(folder: Path, prefix: str = "") -> list[Owner]:
     """Who has claims whose names begin with `prefix`, but for those known to be dead."""
-    found = (_read(_content(file)) for file in folder.glob("*") if file.name.startswith(prefix))
+    found = (_read(_content(file)) for file in listed(folder) if file.name.startswith(prefix))
     return [owner for owner in found if owner is not None and not owner.dead]
 
 
@@ -203,7 +213,7 @@ def started_by(owner: Owner) -> bool:
 
 def bury(folder: Path, prefix: str) -> None:
     """Delete the claims of the dead whose names begin with `prefix`, which nobody takes again."""
-    for file in folder.glob("*"):
+    for file in listed(folder):
         if file.name.startswith(prefix):
             owner = _read(_content(file))
             if owner is not None and owner.dead:

@@ -21,6 +21,7 @@ from paretune.claims import (
     LostClaimError,
     bury,
     held,
+    listed,
     owners,
     started_by,
     take,
@@ -56,7 +57,7 @@ class Pieces:
         bury(self._claims, "worker.")
         with contextlib.suppress(OSError):
             if not owners(self._claims, "worker."):
-                for record in self._claims.glob("*.failed"):
+                for record in self._records():
                     record.unlink(missing_ok=True)
             self._claims.rmdir()
 
@@ -193,10 +194,13 @@ class Pieces:
             self._claim.release()
             self._claim = None
 
+    def _records(self) -> list[Path]:
+        return [file for file in listed(self._claims) if file.suffix == ".failed"]
+
     def _failures(self) -> dict[str, tuple[str, str]]:
         """Pieces that failed when they were tried last, by name: token and reason."""
         found = {}
-        for path in sorted(self._claims.glob("*.failed")):
+        for path in self._records():
             with contextlib.suppress(InputError):  # done and deleted now
                 each = read_object(path)
                 found[each["name"]] = (each["token"], each["why"])
