@@ -183,10 +183,11 @@ def _build(context: Context, options: Ric, sources: Mapping[str, Source], folder
     good = keep_good(offline, options.keep_quantile)
     for number in range(1, options.online_rounds + 1):
         stage = folder / f"round-{number}"
-        online += _answer(context, options, sources, prompts, stages[-1], stage, number)
+        answers = _answer(context, options, sources, prompts, stages[-1], stage, number)
+        online += keep_good(answers, options.keep_quantile)  # of their round
         random = np.random.default_rng([context.seed, number])
         mixed = random.permutation(len(good))[: options.offline_mixed]
-        samples = keep_good(online, options.keep_quantile) + [good[i] for i in sorted(mixed)]
+        samples = online + [good[i] for i in sorted(mixed)]
         _imitate(context, options, samples, stages[-1], stage, number)
         stages.append(stage)
         spend += read_spend(stage / "answers")
