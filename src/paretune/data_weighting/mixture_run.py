@@ -6,11 +6,10 @@ of them: ``weigh.json``, ``weigh.md``, ``weigh_weights.png`` and ``mixture.yaml`
 programs train on the sets.
 """
 
-import os
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 
+from paretune.data_weighting.cell_work import chosen_cells, do_cells
 from paretune.data_weighting.mixture_cell import (
     Material,
     MixtureResult,
@@ -20,10 +19,8 @@ from paretune.data_weighting.mixture_cell import (
 )
 from paretune.data_weighting.mixture_page import MixtureSummary, mixture_yaml, to_markdown
 from paretune.data_weighting.trial import Cell
-from paretune.errors import InputError, TrainingStoppedError
 from paretune.experiment.ground import file_ground
-from paretune.files import write_json
-from paretune.progress import Progress, Silent
+from paretune.progress import Progress
 from paretune.recipes.mixture import MixtureRecipe, SetsTask
 from paretune.results.front import read_as
 from paretune.runs.folder import Content, RecipeIdentity, RunFolder
@@ -58,49 +55,26 @@ def run_mixture(
         InputError: the folder belongs to another recipe or a file has changed, a pattern matches
             no cell, or recipe and rows do not fit.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "Data weighting does not divide a cell among processes: start it with plain "
-            "`paretune weigh ... --workers N`, which gives each process cells of its own."
-        )
-    run, planned = Path(recipe.output_dir), mixture_cells(recipe)
-    chosen = [c for c in planned if not only or any(fnmatchcase(c.name, p) for p in only)]
-    if not chosen:
-        raise InputError(f"No cell matches {' or '.join(only)}; one is called {planned[0].name}.")
+    run = Path(recipe.output_dir)
+    pieces = chosen_cells(mixture_cells(recipe), only, run)
     folder = mixture_folder(recipe)
     folder.check(fresh=fresh)
     for method, options in recipe.methods.items():
         # May complain, before anything is written or deleted.
         make_arguments(recipe, recipe.points[0], recipe.seeds[0], run, method=method, **options)
     with folder.shared_session(fresh=fresh):
-        pieces = {str(cell.folder(run).relative_to(run)): cell for cell in chosen}
-
-        def finished(name: str) -> bool:
-            return _finished(recipe, pieces[name], run) is not None
-
-        def done() -> int:
-            return sum(map(finished, pieces))
-
         with folder.alone():
             _note(recipe, folder)
-        watched = folder.pieces.watched(progress or Silent())
-
-        def do(name: str) -> None:
-            cell = pieces[name]
-            watched.point(cell.name)
-            watched.phase("train", 0.0)
-            result = run_mixture_cell(recipe, cell, run).to_json()
-            folder.pieces.check()
-            write_json(run / name / folder.mark, result)
-
-        watched.begin([cell.name for cell in chosen], done(), ("train",))
-        failed = folder.work(list(pieces), do, lambda: watched.finished(done()), finished=finished)
-        watched.end()
+        check = do_cells(
+            folder,
+            pieces,
+            lambda cell: run_mixture_cell(recipe, cell, run).to_json(),
+            lambda cell: _finished(recipe, cell, run) is not None,
+            progress,
+        )
         with folder.alone():
             summary = _publish(recipe, folder)
-        if failed:
-            name, reason = next(iter(failed.items()))
-            raise TrainingStoppedError(f"{pieces[name].name} failed in another process: {reason}")
+        check()
         return summary
 
 

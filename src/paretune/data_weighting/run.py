@@ -6,12 +6,12 @@ with a result is never run again, unless its method's options have changed. Seve
 share a folder (`paretune.runs.pieces`).
 """
 
-import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
+from paretune.data_weighting.cell_work import chosen_cells, do_cells
 from paretune.data_weighting.mixture_page import MixtureSummary
 from paretune.data_weighting.mixture_run import mixture_folder, run_mixture
 from paretune.data_weighting.summary import Summary, summarise
@@ -19,10 +19,8 @@ from paretune.data_weighting.tables import to_markdown
 from paretune.data_weighting.tasks.build import load_task
 from paretune.data_weighting.tasks.task import Task
 from paretune.data_weighting.trial import Cell, CellResult, cells, run_cell, solver
-from paretune.errors import InputError, TrainingStoppedError
 from paretune.experiment.ground import file_ground
-from paretune.files import write_json
-from paretune.progress import Progress, Silent
+from paretune.progress import Progress
 from paretune.recipes.data_weighting import WeighRecipe
 from paretune.recipes.language_model import LanguageModelTask
 from paretune.recipes.mixture import MixtureRecipe
@@ -65,15 +63,8 @@ def run_weighing(
     """
     if isinstance(recipe, MixtureRecipe):
         return run_mixture(recipe, only=only, fresh=fresh, progress=progress)
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "Data weighting does not divide a cell among processes: start it with plain "
-            "`paretune weigh ... --workers N`, which gives each process cells of its own."
-        )
-    run, planned = Path(recipe.output_dir), cells(recipe)
-    chosen = [cell for cell in planned if not only or _matches(cell, only)]
-    if not chosen:
-        raise InputError(f"No cell matches {' or '.join(only)}; one is called {planned[0].name}.")
+    run = Path(recipe.output_dir)
+    pieces = chosen_cells(cells(recipe), only, run)
     folder = weigh_folder(recipe)
     folder.check(fresh=fresh)
     day = (None if fresh else begun(folder.manifest)) or datetime.now(UTC).date().isoformat()
@@ -83,41 +74,29 @@ def run_weighing(
     for name, options in recipe.methods.items():
         # May complain, before anything is written or deleted.
         solver(name, options, task.problem, source=recipe.source)
+
+    def run_one(cell: Cell) -> dict[str, Any]:
+        nonlocal seed, task
+        if cell.seed != seed:
+            seed, task = cell.seed, make(cell.seed)
+        return run_cell(recipe, task, cell).to_json()
+
     with folder.shared_session(fresh=fresh):
-        pieces = {str(cell.folder(run).relative_to(run)): cell for cell in chosen}
-
-        def finished(name: str) -> bool:
-            return _finished(recipe, pieces[name], run) is not None
-
-        def done() -> int:
-            return sum(map(finished, pieces))
-
         with folder.alone():
             if folder.started() != day:  # another process began the run meanwhile
                 make = load_task(_dated(recipe, folder.started()))
                 task = make(seed)
             _note(recipe, folder, task)
-        watched = folder.pieces.watched(progress or Silent())
-
-        def do(name: str) -> None:
-            nonlocal seed, task
-            cell = pieces[name]
-            watched.point(cell.name)
-            watched.phase("train", 0.0)
-            if cell.seed != seed:
-                seed, task = cell.seed, make(cell.seed)
-            result = run_cell(recipe, task, cell).to_json()
-            folder.pieces.check()
-            write_json(run / name / folder.mark, result)
-
-        watched.begin([cell.name for cell in chosen], done(), ("train",))
-        failed = folder.work(list(pieces), do, lambda: watched.finished(done()), finished=finished)
-        watched.end()
+        check = do_cells(
+            folder,
+            pieces,
+            run_one,
+            lambda cell: _finished(recipe, cell, run) is not None,
+            progress,
+        )
         with folder.alone():
             summary = _publish(recipe, folder, task)
-        if failed:
-            name, reason = next(iter(failed.items()))
-            raise TrainingStoppedError(f"{pieces[name].name} failed in another process: {reason}")
+        check()
         return summary
 
 
@@ -128,10 +107,6 @@ def _dated(recipe: WeighRecipe, begun: str) -> WeighRecipe:
         return recipe
     model = task.model.model_copy(update={"date": begun})
     return recipe.model_copy(update={"task": task.model_copy(update={"model": model})})
-
-
-def _matches(cell: Cell, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(cell.name, pattern) for pattern in patterns)
 
 
 def _finished(recipe: WeighRecipe, cell: Cell, run: Path) -> CellResult | None:
