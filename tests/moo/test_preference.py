@@ -72,6 +72,11 @@ def test_named_sets_are_valid_preferences():
         named_preferences("task9")
 
 
+def test_drawing_is_loaded_when_something_is_drawn():
+    code = "import sys, paretune.moo.solvers; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_preferences_do_not_import_torch():
     code = "import sys, paretune; paretune.Preference; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
