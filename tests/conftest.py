@@ -24,6 +24,14 @@ CHAT_TEMPLATE = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first: two processes then end together."""
+    long = [item for item in items if any(map(item.get_closest_marker, ("slow", "model")))]
+    files = {item.path: sum(each.path == item.path for each in long) for item in long}
+    few = {path for path, count in files.items() if count <= 6}  # few and slow: some take minutes
+    items.sort(key=lambda item: 0 if item.path in few else 1 if item.path in files else 2)
+
+
 def make_tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast

@@ -95,7 +95,7 @@ def explore(
             returned, as it is after Ctrl-C, with a `FrontWarning`.
         max_seconds: the same for time.
         journal: a file that keeps each run as it ends. Called again with the same arguments it
-            goes on where it was ended, and returns what it would have returned, to the last bit.
+            resumes where it was ended, and returns what it would have returned, to the last bit.
         workers: preferences at the same time, in threads: for objectives that release Python's
             lock, such as those that wait for a simulation. The result does not depend on it.
 
