@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -160,7 +160,7 @@ class Point:
             else:
                 outputs.append(self._residuals)
                 cotangents.append(direction.to(self._residuals))
-        if excess is not None and len(self._excesses):
+        if excess is not None and problem.inequalities is not None:
             outputs.append(self._excesses)
             cotangents.append(excess.to(self._excesses))
         if outputs:
@@ -178,14 +178,15 @@ class Point:
         if self._problem.jacobian is not None:
             keep = torch.tensor(wanted, device=self.z.device)[:, None]
             return self._given_jacobian.flatten(1) * keep
-        rows = torch.zeros(count, self.z.numel(), dtype=self.z.dtype, device=self.z.device)
-        for m in range(count):
-            if wanted[m]:
+        rows, values = [], self._values
+        for unit, is_wanted in zip(_units(count, values.dtype, values.device), wanted, strict=True):
+            gradient = None
+            if is_wanted:
                 (gradient,) = torch.autograd.grad(
-                    self._values[m], self._leaf, retain_graph=True, materialize_grads=True
+                    values, self._leaf, unit, retain_graph=True, allow_unused=True
                 )
-                rows[m] = gradient.flatten()
-        return rows
+            rows.append(torch.zeros_like(self.z) if gradient is None else gradient)
+        return torch.stack(rows).reshape(count, -1)
 
     def vjp(self, direction: Tensor | None, excess: Tensor | None = None) -> Tensor:
         """Σ d_i ∇h_i + Σ e_j ∇g_j, flattened, shape (z.numel(),)."""
@@ -278,9 +279,21 @@ def check_no_inequalities(problem: Problem | StochasticProblem) -> None:
         raise InputError("This method handles no inequalities; use method='wc_augmented'.")
 
 
+@cache
+def _nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The values of constraints that are not there; made once."""
+    return torch.zeros(0, dtype=dtype, device=device)
+
+
+@cache
+def _units(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
+    """What asks for the gradient of each objective alone."""
+    return torch.eye(count, dtype=dtype, device=device).unbind()
+
+
 def _vector(function: Objective | None, z: Tensor, name: str, shape: str) -> Tensor:
     if function is None:
-        return z.new_zeros(0)
+        return _nothing(z.dtype, z.device)
     values = function(z)
     if not isinstance(values, Tensor) or values.dim() != 1 or values.numel() == 0:
         found = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

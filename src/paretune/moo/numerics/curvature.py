@@ -51,7 +51,7 @@ def most_negative_curvature(
         for _ in range(2):  # twice is enough against rounding
             for other in basis:
                 direction = direction - (direction @ other) * other
-        length = float(direction.norm())
+        length = float(torch.linalg.vector_norm(direction))
         if not math.isfinite(length) or length <= 1e-12:
             break
         unit = direction / length

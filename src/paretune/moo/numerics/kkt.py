@@ -234,7 +234,7 @@ def best_rho(values: Sequence[float], omega: Sequence[float]) -> float:
     best, lowest = max(values), math.inf
     for k in range(1, len(pairs) + 1):
         rho = sum(a for a, _ in pairs[:k]) / k
-        total = math.hypot(*(min(w, rho - a) for a, w in pairs))
+        total = math.hypot(*[min(w, rho - a) for a, w in pairs])
         if total < lowest:
             best, lowest = rho, total
     return best

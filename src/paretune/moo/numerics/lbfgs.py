@@ -106,15 +106,16 @@ class DenseBFGS:
         if self._hessian is None:
             return None
         hessian, right = self._hessian, _numpy(gradient)
-        step, kept = np.zeros_like(right), np.arange(len(right))
-        if free is not None:
-            kept = np.flatnonzero(free.cpu().numpy())
-            hessian = hessian[kept][:, kept]
         try:
-            step[kept] = np.linalg.solve(hessian, right[kept])
+            if free is None:
+                step = np.linalg.solve(hessian, right)
+            else:
+                step, kept = np.zeros_like(right), np.flatnonzero(free.cpu().numpy())
+                step[kept] = np.linalg.solve(hessian[kept][:, kept], right[kept])
+            descent = float(step @ right)
         except np.linalg.LinAlgError:
-            step[:] = math.nan
-        if not (np.isfinite(step).all() and step @ right > 0):  # rounding has made it indefinite
+            descent = math.nan
+        if not 0 < descent < math.inf:  # rounding has made it indefinite
             self._hessian = None
             return None
         return torch.from_numpy(step).to(gradient)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,8 +45,7 @@ _FLAT = 1e-7  # rows with less than this part of the steepest slope are left as 
 _LARGE_DUAL = 100.0
 
 
-@dataclass(frozen=True)
-class View:
+class View(NamedTuple):
     """A(z) and its ingredients at one point.
 
     Attributes:
@@ -145,6 +144,8 @@ class AugmentedLagrangian:
 
     def violation(self, view: View) -> float:
         """‖(h, min(κ, −g))‖ of the rows as A sees them."""
+        if not view.nu.numel():
+            return 0.0
         kappa = self.unscaled(view.nu)[self.q :]
         rows = self.scaled(stack(view.point))
         excess = torch.minimum(kappa, -rows[self.q :])
@@ -153,6 +154,8 @@ class AugmentedLagrangian:
     def gradient(self, view: View) -> Tensor:
         """∇A, flattened."""
         weights = [w * p for w, p in zip(self.spread(view.omega), self.lam, strict=True)]
+        if not view.nu.numel():
+            return self.problem.gradient(view.point, weights).flatten()
         h, g = view.nu[: self.q], view.nu[self.q :]
         return self.problem.gradient(view.point, weights, h, g).flatten()
 
@@ -168,11 +171,11 @@ class AugmentedLagrangian:
         rho = best_rho(view.chebyshev, view.omega)
         gaps = [rho - a for a in view.chebyshev]
         slack = map(min, view.omega, gaps)
-        point = view.point
-        kappa, violation = view.nu[self.q :], point.constraints
-        if len(kappa):
-            violation = torch.cat([violation, torch.minimum(kappa, -point.inequalities)])
-        feasibility = float(torch.linalg.vector_norm(violation))
+        point, nu, kappa, feasibility = view.point, view.nu, view.nu, 0.0
+        if nu.numel():
+            nu, kappa = nu[: self.q], nu[self.q :]
+            violation = torch.cat([point.constraints, torch.minimum(kappa, -point.inequalities)])
+            feasibility = float(torch.linalg.vector_norm(violation))
         parts = KKTParts(abs(sum(view.omega) - 1), stationarity, feasibility, math.hypot(*slack))
         return Visit(
             x=point.z,
@@ -180,7 +183,7 @@ class AugmentedLagrangian:
             constraints=point.constraints,
             rho=rho,
             omega=self.spread(view.omega),
-            nu=view.nu[: self.q],
+            nu=nu,
             inequalities=point.inequalities,
             kappa=kappa,
             parts=parts,
@@ -210,7 +213,8 @@ class AugmentedLagrangian:
         """ν += damping · u h, clipped, and w0 += damping (w − w0)."""
         nu = self.multipliers.nu
         assert nu is not None
-        nu = nu + self.damping * (self.unscaled(view.nu) - nu)
+        if nu.numel():
+            nu = nu + self.damping * (self.unscaled(view.nu) - nu)
         self.multipliers.move(nu, self._dual_limit, view.omega, self.damping)
 
     def stiffen(self) -> None:

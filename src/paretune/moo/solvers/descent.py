@@ -97,19 +97,21 @@ class _Steps(Solver):
         super().__init__(problem)
         self.tol = tol
         self.lr, self.total, self.taken = method.lr, max(steps, 1), 0
-        self.preference = torch.tensor(preference.weights, dtype=torch.float64)
-        self.wanted = [p > 0 for p in preference.weights]
+        self.p = preference.weights
+        self.preference = torch.tensor(self.p, dtype=torch.float64)
+        self.wanted = [p > 0 for p in self.p]
         self.weighting = copy.deepcopy(method.weighting)
         self.z = x0.detach().clone()
         self.optimizer = self._make_optimizer(method.optimizer)
         self.units: Units | None = None
-        self.direction = torch.zeros(0)
+        self.none = torch.zeros(0, dtype=torch.float64)
+        self.direction = self.none
 
     def start(self) -> Visit:
         return self._visit(self.first(self.z, len(self.wanted)))
 
     def step(self) -> Visit:
-        move = self.direction.reshape(self.z.shape).to(self.z)
+        move = self.direction.to(self.z).view_as(self.z)
         if self.optimizer is None:
             self.z = self.z - self.lr * move
         else:
@@ -121,30 +123,32 @@ class _Steps(Solver):
     def _visit(self, point: Point) -> Visit:
         values = point.objectives.double().cpu()
         rows = self.problem.rows(point, self.wanted).double().cpu()
-        gramian, none = rows @ rows.T, values.new_zeros(0)
-        # Copied, as an optimizer of torch moves z in place.
-        x = self.z.clone()
-        if not (bool(values.isfinite().all()) and bool(gramian.isfinite().all())):
+        gramian, none = rows @ rows.T, self.none
+        # An optimizer of torch moves z in place.
+        x = self.z if self.optimizer is None else self.z.clone()
+        losses = values.tolist()
+        if not all(map(math.isfinite, losses + gramian.flatten().tolist())):
             lost = KKTParts(math.nan, math.nan, 0.0, math.nan)
-            return Visit(x, values, none, math.nan, [math.nan] * len(values), none, lost)
+            return Visit(x, values, none, math.nan, [math.nan] * len(losses), none, lost)
         weights = self._weigh(gramian, values)
         self.direction = weights.weights @ rows
         # From the direction itself: the square root of mgda_term would keep half the digits.
-        parts = KKTParts(0.0, float(self.direction.norm()), 0.0, weights.complementarity)
-        scaled = self.preference * values
-        rho = float(scaled[self.preference > 0].max())
+        stationarity = float(torch.linalg.vector_norm(self.direction))
+        parts = KKTParts(0.0, stationarity, 0.0, weights.complementarity)
+        scaled = [p * f for p, f in zip(self.p, losses, strict=True)]
+        rho = max(a for a, wanted in zip(scaled, self.wanted, strict=True) if wanted)
         if self.units is None:
             # Where the start is stationary its gradients say nothing, but its losses do.
             p = torch.ones_like(values) if isinstance(self.weighting, MGDA) else self.preference
             length = max(1.0, float(self.z.norm()))
             sizes = torch.maximum((p[:, None] * rows).norm(dim=1), (p * values).abs() / length)
             steepest = float(sizes[self.preference > 0].max())
-            spread = rho - float(scaled.min()) or abs(rho)
+            spread = rho - min(scaled) or abs(rho)
             eps = torch.finfo(self.z.dtype).eps
             self.units = Units.of(steepest, spread, 0.0, self.tol, eps)
         omega = weights.lam.tolist()
         # A complementarity of 0 belongs to weightings that do not ask for one.
-        gaps = [rho - a if weights.complementarity else 0.0 for a in scaled.tolist()]
+        gaps = [rho - a if weights.complementarity else 0.0 for a in scaled]
         error = self.units.error(parts, gaps, omega)
         return Visit(
             x, values, none, rho, omega, none, parts, error=error, min_norm=weights.min_norm

@@ -56,7 +56,7 @@ class DampedMultipliers:
 
     def move(self, nu: Tensor, limit: float, omega: Sequence[float], part: float) -> None:
         """ν becomes `nu`, no longer than `limit`, and w0 goes that part of the way to ω."""
-        size = float(torch.linalg.vector_norm(nu))
+        size = float(torch.linalg.vector_norm(nu)) if nu.numel() else 0.0
         self.nu = nu * (limit / size) if size > limit else nu
         self.w0 = [b + part * (w - b) for b, w in zip(self.w0, omega, strict=True)]
 

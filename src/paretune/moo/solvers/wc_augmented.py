@@ -124,6 +124,7 @@ class _Steps(Solver):
         self.shift = read_shift(method.shift, len(self.lam))
         self.taken = self.stalls = self.idle = 0
         self.turns_left = _TURNS
+        self.rounding = 64 * torch.finfo(x0.dtype).eps
 
     def start(self) -> Visit:
         point = self.first(self.x0, len(self.lam))
@@ -154,8 +155,9 @@ class _Steps(Solver):
 
     def look(self, view: View, gradient: Tensor, steps: int) -> Visit:
         z, problem = view.point.z, self.problem.problem
-        self.view, self.gradient = view, gradient
-        self.residual = problem.projected(z, gradient.reshape(z.shape)).flatten()
+        self.view, self.gradient, self.residual = view, gradient, gradient
+        if problem.bounds is not None:
+            self.residual = problem.projected(z, gradient.view_as(z)).flatten()
         stationarity = float(torch.linalg.vector_norm(self.residual))
         self.visit = self.lagrangian.visit(view, stationarity, steps, opens=steps == 0)
         return self.visit
@@ -217,7 +219,7 @@ class _Steps(Solver):
         if bend is None:
             return None
         z, size = self.view.point.z, max(1.0, float(torch.linalg.vector_norm(self.view.point.z)))
-        slack = 64 * torch.finfo(z.dtype).eps * abs(self.view.value)
+        slack = self.rounding * abs(self.view.value)
         for length in (0.1 * size, 0.01 * size, 0.001 * size):
             for sign in (1.0, -1.0):
                 trial = self.problem.problem.project(z + sign * length * bend)
@@ -271,13 +273,13 @@ class _Steps(Solver):
         size = float(torch.linalg.vector_norm(step))
         if size > radius:  # no step moves z by more than its own size, out to some plateau
             step = step * (radius / size)
-        return step.reshape(z.shape)
+        return step.view_as(z)
 
     def search(self, step: Tensor) -> tuple[View, Tensor] | None:
         """Backtrack to a sufficient decrease (Armijo) along the projected step; where to, and the
         move, flattened."""
         z, project = self.view.point.z, self.problem.problem.project
-        slack = 64 * torch.finfo(z.dtype).eps * abs(self.view.value)
+        slack = self.rounding * abs(self.view.value)
         length = 1.0
         for _ in range(_HALVINGS):
             trial = self.lagrangian.at(project(torch.sub(z, step, alpha=length)))

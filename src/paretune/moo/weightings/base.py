@@ -132,8 +132,10 @@ class ActiveObjectives:
     def square_norm(self, weights: Vector) -> float:
         """‖G w‖² for weights of the active objectives."""
         total = sum(
-            wi * entry * wj
-            for row, wi in zip(self.gramian, weights, strict=True)
-            for entry, wj in zip(row, weights, strict=True)
+            [
+                wi * entry * wj
+                for row, wi in zip(self.gramian, weights, strict=True)
+                for entry, wj in zip(row, weights, strict=True)
+            ]
         )
         return max(0.0, total)

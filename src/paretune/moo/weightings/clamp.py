@@ -63,19 +63,20 @@ class Clamp:
             for row, si in zip(active.gramian, scale, strict=True)
         ]
         weighted = [-self.mu * term for term in linear]
-        if not all(map(math.isfinite, [*weighted, *(each for row in quadratic for each in row)])):
+        if not all([math.isfinite(each) for row in (weighted, *quadratic) for each in row]):
             raise InputError(
                 f"With mu {self.mu:g} the terms of Eq. 6 are too large for floating-point numbers: "
                 "give a smaller mu, or normalise the losses by ideal and nadir."
             )
         lam, gap, _ = solve_simplex_qp(quadratic, weighted)
+        top = max(linear)
         return active.weights(
             lam=lam,
             weights=[s * x for s, x in zip(scale, lam, strict=True)],
             gap=gap,
-            chebyshev_term=self.mu * sum(x * term for x, term in zip(lam, linear, strict=True)),
+            chebyshev_term=self.mu * sum([x * term for x, term in zip(lam, linear, strict=True)]),
             complementarity=math.hypot(
-                *(min(x, max(linear) - term) for x, term in zip(lam, linear, strict=True))
+                *[min(x, top - term) for x, term in zip(lam, linear, strict=True)]
             ),
         )
 
