@@ -86,7 +86,7 @@ class AugmentedLagrangian:
         self.problem, self.lam, self.shift, self.tol = problem, lam, shift, tol
         self.wanted = [s for s, p in enumerate(lam) if p > 0]  # the others are left out
         self.multipliers = DampedMultipliers(len(self.wanted))
-        self.q = len(start.constraints)
+        self.q, self.unequal = len(start.constraints), len(start.inequalities) > 0
         self.multipliers.nu = torch.zeros_like(stack(start))
         self.rows: Tensor | None = None  # what each row of (h, g) is multiplied by; None for 1
         self.damping = 1.0  # σ / u: the part of a full multiplier update that is taken
@@ -125,14 +125,21 @@ class AugmentedLagrangian:
         nu = self.multipliers.nu
         assert nu is not None
         if nu.numel():
-            rows, q = self.scaled(stack(point)), self.q
+            rows = self.scaled(stack(point))
             raised = self.multipliers.raised(rows, self._u)
-            value += float((nu[:q] + raised[:q]) @ rows[:q]) / 2
-            if len(nu) > q:
-                raised = torch.cat([raised[:q], raised[q:].clamp(min=0)])
-                value += float(raised[q:].square().sum() - nu[q:].square().sum()) / (2 * self._u)
+            h, _ = self.split(rows)
+            (old, was), (new, now) = self.split(nu), self.split(raised)
+            value += float((old + new) @ h) / 2
+            if was is not None and now is not None:
+                now = now.clamp(min=0)
+                raised = torch.cat([new, now])
+                value += float(now.square().sum() - was.square().sum()) / (2 * self._u)
             nu = self.scaled(raised)
         return View(point, value, values, omega, nu)
+
+    def split(self, values: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What belongs to h, and to g; None without inequalities."""
+        return (values[: self.q], values[self.q :]) if self.unequal else (values, None)
 
     def scaled(self, values: Tensor) -> Tensor:
         """(h, g) as A sees it; or ν as the problem's own rows have it."""
@@ -146,18 +153,17 @@ class AugmentedLagrangian:
         """‖(h, min(κ, −g))‖ of the rows as A sees them."""
         if not view.nu.numel():
             return 0.0
+        h, g = self.split(self.scaled(stack(view.point)))
+        size = float(torch.linalg.vector_norm(h))
+        if g is None:
+            return size
         kappa = self.unscaled(view.nu)[self.q :]
-        rows = self.scaled(stack(view.point))
-        excess = torch.minimum(kappa, -rows[self.q :])
-        return math.hypot(float(rows[: self.q].norm()), float(excess.norm()))
+        return math.hypot(size, float(torch.linalg.vector_norm(torch.minimum(kappa, -g))))
 
     def gradient(self, view: View) -> Tensor:
         """∇A, flattened."""
         weights = [w * p for w, p in zip(self.spread(view.omega), self.lam, strict=True)]
-        if not view.nu.numel():
-            return self.problem.gradient(view.point, weights).flatten()
-        h, g = view.nu[: self.q], view.nu[self.q :]
-        return self.problem.gradient(view.point, weights, h, g).flatten()
+        return self.problem.gradient(view.point, weights, *self.split(view.nu)).flatten()
 
     def spread(self, omega: Sequence[float]) -> list[float]:
         """ω of all objectives, 0 for those that are left out."""
@@ -171,11 +177,10 @@ class AugmentedLagrangian:
         rho = best_rho(view.chebyshev, view.omega)
         gaps = [rho - a for a in view.chebyshev]
         slack = map(min, view.omega, gaps)
-        point, nu, kappa, feasibility = view.point, view.nu, view.nu, 0.0
-        if nu.numel():
-            nu, kappa = nu[: self.q], nu[self.q :]
-            violation = torch.cat([point.constraints, torch.minimum(kappa, -point.inequalities)])
-            feasibility = float(torch.linalg.vector_norm(violation))
+        point, (nu, kappa), violation = view.point, self.split(view.nu), view.point.constraints
+        if kappa is not None:
+            violation = torch.cat([violation, torch.minimum(kappa, -point.inequalities)])
+        feasibility = float(torch.linalg.vector_norm(violation)) if view.nu.numel() else 0.0
         parts = KKTParts(abs(sum(view.omega) - 1), stationarity, feasibility, math.hypot(*slack))
         return Visit(
             x=point.z,
@@ -185,7 +190,7 @@ class AugmentedLagrangian:
             omega=self.spread(view.omega),
             nu=nu,
             inequalities=point.inequalities,
-            kappa=kappa,
+            kappa=point.inequalities if kappa is None else kappa,
             parts=parts,
             error=self.units.error(parts, gaps, view.omega),
             steps=steps,

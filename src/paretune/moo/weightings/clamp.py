@@ -63,7 +63,7 @@ class Clamp:
             for row, si in zip(active.gramian, scale, strict=True)
         ]
         weighted = [-self.mu * term for term in linear]
-        if not all([math.isfinite(each) for row in (weighted, *quadratic) for each in row]):
+        if not all(math.isfinite(each) for row in (weighted, *quadratic) for each in row):
             raise InputError(
                 f"With mu {self.mu:g} the terms of Eq. 6 are too large for floating-point numbers: "
                 "give a smaller mu, or normalise the losses by ideal and nadir."
