@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from paretune.errors import InputError
@@ -63,7 +64,7 @@ class Clamp:
             for row, si in zip(active.gramian, scale, strict=True)
         ]
         weighted = [-self.mu * term for term in linear]
-        if not all(math.isfinite(each) for row in (weighted, *quadratic) for each in row):
+        if not all(map(math.isfinite, chain(weighted, *quadratic))):
             raise InputError(
                 f"With mu {self.mu:g} the terms of Eq. 6 are too large for floating-point numbers: "
                 "give a smaller mu, or normalise the losses by ideal and nadir."
