@@ -108,7 +108,8 @@ def minimize(
             stochastic problems.
         x0: start point, of any shape; what is not a floating-point tensor becomes float64. It must
             lie within the bounds, but need not satisfy the constraints. A `Result` for another
-            preference stands for its x, and "wc_augmented" begins with its multipliers, too.
+            preference stands for its x, and "wc_augmented" begins with its multipliers and
+            curvature, too.
         steps: the most steps to take; for "wc_augmented" the most inner iterations.
         tol: stop when the result's `kkt_residual` is at most this, relative to the sizes of
             gradients, objectives and constraints at x0 where these are below 1. By default 1e-8, or

@@ -82,8 +82,13 @@ class LBFGS:
 class DenseBFGS:
     """The same with the whole matrix: cheaper, and it forgets nothing, where variables are few."""
 
-    def __init__(self) -> None:
-        self._hessian: Array | None = None
+    def __init__(self, hessian: Array | None = None) -> None:
+        self._hessian = None if hessian is None else hessian.copy()
+
+    @property
+    def hessian(self) -> Array | None:
+        """The approximation, shape (n, n); None before the first pair."""
+        return None if self._hessian is None else self._hessian.copy()
 
     def add(self, move: Tensor, change: Tensor) -> None:
         """As in `LBFGS`."""

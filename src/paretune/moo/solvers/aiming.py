@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
 
@@ -16,6 +15,7 @@ from paretune.moo.solvers.normalization import Normalization, aimed
 from paretune.moo.solvers.rays import Array, divides, front_line, next_gaps
 from paretune.moo.solvers.result import Result
 from paretune.moo.solvers.search import Search, Start
+from paretune.moo.solvers.warm_start import Stop, mix
 
 # Where in a gap is aimed at, one after the other while nothing is found there.
 _PARTS = (0.5, 0.25, 0.75)
@@ -34,7 +34,9 @@ class Aim:
         scale: Normalization,
         names: tuple[str, ...],
         places: list[Preference],
+        project: Callable[[Tensor], Tensor],
     ) -> None:
+        self.project = project
         self.search, self.scale, self.names, self.places = search, scale, names, places
 
     def add(self, ray: Sequence[float]) -> int:
@@ -49,12 +51,13 @@ class Aim:
         search, tried = self.search, dict[tuple[int, int], int]()
         ends = dict(zip((self.add((1, 0)), self.add((0, 1))), self.scale.runs[-2:], strict=True))
 
-        def end(n: int, _: int | None) -> None:
+        def end(stop: Stop) -> None:
+            n = stop.n
             search.run(n, ends[n])
             for other in others:
                 search.run(n, other)
 
-        search.all([(n, None) for n in ends], end)
+        search.all([Stop(n) for n in ends], end)
         while len(search.kept) < count and not search.watch.stopped:
             good = [n for n in sorted(search.kept) if search.kept[n].converged]
             if len(good) < 2:
@@ -71,19 +74,21 @@ class Aim:
                 return
 
             def job(
-                n: int,
-                _: int | None,
+                stop: Stop,
                 gaps: dict[int, tuple[int, int]] = gaps,
                 parts: dict[int, float] = parts,
             ) -> None:
+                n = stop.n
                 left, right = (search.kept[k] for k in gaps[n])
-                starts: list[Start] = [_between(left, right, parts[n]), left, right, *others]
+                part = parts[n]
+                between = mix((left, right), (1 - part, part), self.project)
+                starts: list[Start] = [between, left, right, *others]
                 for near in starts:
                     search.run(n, near)
                     if self.lies_between(n, left, right) and not others:
                         return
 
-            search.all([(n, None) for n in gaps], job)
+            search.all([Stop(n) for n in gaps], job)
             for n, gap in gaps.items():
                 if not self.lies_between(n, *(search.kept[k] for k in gap)):
                     tried[gap] = tried.get(gap, 0) + 1
@@ -128,18 +133,3 @@ class Aim:
         placed, own = self.place(good), good.index(n)
         apart = min(math.dist(row, placed[own]) for k, row in enumerate(placed) if k != own)
         return apart > _NEW and own in front_line(placed)
-
-
-def _between(left: Result, right: Result, part: float) -> Result:
-    """A start that far from one result to the other, multipliers included."""
-
-    def mixed(first: Tensor, second: Tensor) -> Tensor:
-        return torch.lerp(first, second, part)
-
-    return replace(
-        left,
-        x=mixed(left.x, right.x),
-        multipliers=mixed(left.multipliers, right.multipliers),
-        constraint_multipliers=mixed(left.constraint_multipliers, right.constraint_multipliers),
-        inequality_multipliers=mixed(left.inequality_multipliers, right.inequality_multipliers),
-    )

@@ -18,7 +18,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paretune.errors import InputError
@@ -26,7 +28,7 @@ from paretune.moo.numerics.kkt import KKTParts, best_rho
 from paretune.moo.problem import Point
 from paretune.moo.solvers.loop import CountedProblem, Units, Visit
 from paretune.moo.solvers.multipliers import DampedMultipliers
-from paretune.moo.solvers.result import Result
+from paretune.moo.solvers.result import Learnt, Result
 
 # Curvature that the penalty on h adds, in multiples of the objectives' own: the same for all
 # problems.
@@ -63,6 +65,15 @@ class View(NamedTuple):
     nu: Tensor
 
 
+def fitting(learnt: Learnt | None, point: Point) -> Learnt | None:
+    """What was learnt, if it is of a problem with as many variables and constraints."""
+    if learnt is None or learnt.bends.shape != stack(point).shape:
+        return None
+    if learnt.hessian is not None and len(learnt.hessian) != point.z.numel():
+        return None
+    return learnt
+
+
 def stack(point: Point) -> Tensor:
     """(h, g), shape (q + r,)."""
     if len(point.inequalities) == 0:
@@ -82,6 +93,7 @@ class AugmentedLagrangian:
         tol: float = 0.0,
         v_scale: float = 1.0,
         scale_rows: bool = False,
+        learnt: Learnt | None = None,
     ) -> None:
         self.problem, self.lam, self.shift, self.tol = problem, lam, shift, tol
         self.wanted = [s for s, p in enumerate(lam) if p > 0]  # the others are left out
@@ -92,12 +104,16 @@ class AugmentedLagrangian:
         self.damping = 1.0  # σ / u: the part of a full multiplier update that is taken
         self._u = self._v = 1.0
         self._last = (math.inf, math.inf)
-        self._set_penalties(start, v_scale, scale_rows)
+        self._set_penalties(start, v_scale, scale_rows, learnt)
 
     @property
     def penalties(self) -> tuple[float, float]:
         """u and v."""
         return self._u, self._v
+
+    def learnt(self, hessian: NDArray[np.float64] | None) -> Learnt:
+        """What a run for another preference may begin with."""
+        return Learnt(self._met, self._bends, self.rows, hessian)
 
     def take_up(self, near: Result) -> None:
         """Begin with the multipliers of another run, where their shapes fit."""
@@ -232,7 +248,9 @@ class AugmentedLagrangian:
         else:
             self.damping = min(1.0, 2 * self.damping)
 
-    def _set_penalties(self, start: Point, v_scale: float, scale_rows: bool) -> None:
+    def _set_penalties(
+        self, start: Point, v_scale: float, scale_rows: bool, learnt: Learnt | None
+    ) -> None:
         """u from the curvature of the mean of λ∘F and the size of ∇h, v from the spread of λ∘F."""
         view = self.view(start)
         count = len(self.wanted)
@@ -241,8 +259,12 @@ class AugmentedLagrangian:
         size, length = float(slope.norm()), max(1.0, float(start.z.norm()))
         if not math.isfinite(size):
             raise InputError("The gradients of the objectives are not finite at x0.")
-        curvature = self._curvature(start, mean, slope, 1e-3 * length)
-        curvature = max(curvature, 1e-3 * size / length)
+        if learnt is None:
+            self._met = self._curvature(start, mean, slope, 1e-3 * length)
+        else:
+            self._met = learnt.curvature
+        self._bends = torch.zeros_like(stack(start))
+        curvature = max(self._met, 1e-3 * size / length)
         gradient, constraint = max(size, curvature * length), 0.0
         spread = max(view.chebyshev) - min(view.chebyshev)
         objective = max(spread, 0.1 * max(map(abs, view.chebyshev))) or gradient * length or 1.0
@@ -250,9 +272,10 @@ class AugmentedLagrangian:
         self._dual_limit = self.large_dual = self.far = math.inf
         h = torch.cat([start.constraints, start.inequalities.clamp(min=0)])
         if len(h):
-            bends = torch.zeros_like(h)
-            if scale_rows and len(h) <= _FEW_ROWS:
-                slopes, bends = self._probe(start, 1e-3 * length)
+            if learnt is not None:
+                self.rows, self._bends = learnt.rows, learnt.bends
+            elif scale_rows and len(h) <= _FEW_ROWS:
+                slopes, self._bends = self._probe(start, 1e-3 * length)
                 self.rows = _row_scales(slopes)
             met = float(h.norm())
             seen = self.scaled(h) if met > 0 else torch.ones_like(h)
@@ -263,7 +286,7 @@ class AugmentedLagrangian:
                 self._dual_limit = _DUAL_LIMIT * gradient / steepness
                 self.large_dual = _LARGE_DUAL * gradient / steepness
             # Multipliers of about that size give the Lagrangian the bends of the constraints.
-            bend = float(self.scaled(bends).max()) * gradient / (steepness or 1.0)
+            bend = float(self.scaled(self._bends).max()) * gradient / (steepness or 1.0)
             self._u = _U_SCALE * (max(curvature, bend) or 1.0) / (steepness or 1.0) ** 2
             constraint = max(met, float(slope.norm()) / float(along.norm()) * length)
             self.far = _FAR * max(float(self.scaled(h).norm()), steepness * length)

@@ -30,7 +30,8 @@ from paretune.moo.solvers.normalization import (
 )
 from paretune.moo.solvers.rays import grid_rays
 from paretune.moo.solvers.result import Method, Result
-from paretune.moo.solvers.search import Search, Solved, Start, tour
+from paretune.moo.solvers.search import Search, Solved, Start
+from paretune.moo.solvers.warm_start import Stop, tour
 from paretune.moo.solvers.watch import Watch
 from paretune.moo.solvers.wc_augmented import WCAugmented
 
@@ -69,8 +70,8 @@ def explore(
     a ray from the ideal point. With two objectives the rays go to the middle of the largest gaps
     between the points there are, with more along a Das-Dennis grid. Units do not matter then.
 
-    With warm starts the preferences are taken from neighbour to neighbour, each starting from the
-    solution of the nearest one that has been solved (from x0 again if that does not converge). At
+    With warm starts the preferences are taken from the middle outwards, each starting from a
+    mixture of the solutions near it (then the nearest, then x0, where that does not converge). At
     the end each preference is compared with the points of all others: where one of them has a
     lower max_m p_m f_m (Σ p_m f_m for "linear") the run had ended in a local minimum, and is done
     again from there. "mgda", where p has no say, always starts from x0.
@@ -160,12 +161,15 @@ def explore(
 
     search = Search(lambda p, x: runs.solve(chosen, p, x), ranking, watch, told, workers)
     search.runs.extend(scale.runs if scale is not None else ())
+    project = problem.project if isinstance(problem, Problem) else (lambda x: x)
     warm = warm_start and ranking.by_preference
 
-    def job(n: int, parent: int | None) -> None:
-        near = search.kept.get(parent) if warm and parent is not None else None
-        if near is not None and near.converged:
+    def job(stop: Stop) -> None:
+        n = stop.n
+        for near in search.starts(stop, project) if warm else ():
             search.run(n, near)
+            if n in search.kept and search.kept[n].converged:
+                break
         if n not in search.kept or not search.kept[n].converged:
             search.run(n, start)
         for other in others:
@@ -177,7 +181,7 @@ def explore(
             search.all(tour([p.weights for p in asked]), job)
         else:
             assert scale is not None
-            aim = Aim(search, scale, names, places)
+            aim = Aim(search, scale, names, places, project)
             if len(names) == 2 and count > 1:
                 aim.divide(count, others)
             else:

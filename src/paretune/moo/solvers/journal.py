@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +23,9 @@ from paretune.errors import InputError
 from paretune.files import append_jsonl, read_objects
 from paretune.moo.numerics.kkt import KKTParts
 from paretune.moo.preference import Preference
-from paretune.moo.solvers.result import History, Result
+from paretune.moo.solvers.result import History, Learnt, Result
 
-_FORMAT = "paretune journal, 1"
+_FORMAT = "paretune journal, 2"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, another one in each process
 
 
@@ -85,7 +86,9 @@ def read_journal(path: Path) -> list[dict[str, Any]]:
 def key_of(preference: Preference, shift: Sequence[float], start: Tensor | Result) -> str:
     """What a run depends on, as a digest."""
     tensors = [start] if isinstance(start, Tensor) else _tensors(start)
-    return digest(preference.weights, list(shift), [t.tolist() for t in tensors])
+    learnt = None if isinstance(start, Tensor) else start.learnt
+    known = None if learnt is None else _write_learnt(learnt)
+    return digest(preference.weights, list(shift), [t.tolist() for t in tensors], known)
 
 
 def digest(*values: Any) -> str:
@@ -124,6 +127,7 @@ def write_result(run: Result) -> dict[str, Any]:
     row |= {name: getattr(run, name) for name in _NUMBERS}
     row["kkt_parts"] = list(run.kkt_parts)
     columns = {name: getattr(run.history, name) for name in _COLUMNS}
+    row["learnt"] = None if run.learnt is None else _write_learnt(run.learnt)
     row["history"] = {k: None if v is None else v.tolist() for k, v in columns.items()}
     return row
 
@@ -144,5 +148,28 @@ def read_result(row: dict[str, Any], like: Tensor | None = None) -> Result:
         x=x if like is None else x.to(like).reshape(like.shape),
         kkt_parts=KKTParts(*row["kkt_parts"]),
         history=History(**columns),
+        learnt=_read_learnt(row.get("learnt"), x if like is None else like),
         **values,
+    )
+
+
+def _write_learnt(learnt: Learnt) -> dict[str, Any]:
+    rows, hessian = learnt.rows, learnt.hessian
+    return {
+        "curvature": learnt.curvature,
+        "bends": learnt.bends.tolist(),
+        "rows": None if rows is None else rows.tolist(),
+        "hessian": None if hessian is None else hessian.tolist(),
+    }
+
+
+def _read_learnt(row: dict[str, Any] | None, like: Tensor) -> Learnt | None:
+    if row is None:
+        return None
+    rows, hessian = row["rows"], row["hessian"]
+    return Learnt(
+        row["curvature"],
+        torch.tensor(row["bends"], dtype=torch.float64).to(like),
+        None if rows is None else torch.tensor(rows, dtype=torch.float64).to(like),
+        None if hessian is None else np.array(hessian),
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from paretune.moo.numerics.kkt import KKTParts
@@ -35,6 +37,22 @@ class History:
     feasibility: Tensor | None = None
 
 
+class Learnt(NamedTuple):
+    """What a run of "wc_augmented" has learnt, for one from its end for another preference.
+
+    Attributes:
+        curvature: of the mean of λ∘F.
+        bends: of the rows of (h, g), shape (q + r,).
+        rows: what each of them is multiplied by, shape (q + r,); None for 1.
+        hessian: of the augmented Lagrangian, shape (n, n); None where variables are many.
+    """
+
+    curvature: float
+    bends: Tensor
+    rows: Tensor | None
+    hessian: NDArray[np.float64] | None
+
+
 @dataclass(frozen=True)
 class Result:
     """Where a minimisation ended, with its certificate. Tensors but x are float64 on the CPU.
@@ -60,6 +78,7 @@ class Result:
         message: why it stopped, in a sentence.
         history: the way there.
         inequalities, inequality_multipliers: g(x) and its κ >= 0, shape (r,).
+        learnt: of "wc_augmented", for a run from here.
     """
 
     x: Tensor
@@ -79,6 +98,7 @@ class Result:
     inequality_multipliers: Tensor = field(
         default_factory=lambda: torch.zeros(0, dtype=torch.float64)
     )
+    learnt: Learnt | None = field(default=None, repr=False, compare=False)
 
 
 class Method(Protocol):

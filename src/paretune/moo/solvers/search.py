@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 
 from paretune.errors import InputError
 from paretune.moo.preference import Preference
 from paretune.moo.ranking import Ranking
 from paretune.moo.solvers.result import Result
+from paretune.moo.solvers.warm_start import Stop, mix
 from paretune.moo.solvers.watch import Watch
 
 Start = Tensor | Result
@@ -81,27 +80,25 @@ class Search:
             self.kept[n] = found
         return found
 
-    def all(
-        self, jobs: Iterable[tuple[int, int | None]], job: Callable[[int, int | None], None]
-    ) -> None:
-        """`job(n, parent)` for each pair, after that of its parent; what comes of it does not
-        depend on the number of workers."""
-        waiting = list(jobs)
+    def all(self, stops: Iterable[Stop], job: Callable[[Stop], None]) -> None:
+        """`job(stop)` for each, after those it is near to; what comes of it does not depend on
+        the number of workers."""
+        waiting = list(stops)
         if self.workers == 1:
-            for n, parent in waiting:
+            for stop in waiting:
                 if not self.watch.over():
-                    job(n, parent)
-                    self.told(n)
+                    job(stop)
+                    self.told(stop.n)
             return
-        pending = {n for n, _ in waiting}
+        pending = {stop.n for stop in waiting}
         with ThreadPoolExecutor(self.workers) as pool:
             running: dict[Future[None], int] = {}
             try:
                 while (waiting and not self.watch.over()) or running:
-                    ready = [pair for pair in waiting if pair[1] not in pending]
-                    for pair in [] if self.watch.over() else ready:
-                        waiting.remove(pair)
-                        running[pool.submit(job, *pair)] = pair[0]
+                    ready = [stop for stop in waiting if pending.isdisjoint(stop.near)]
+                    for stop in [] if self.watch.over() else ready:
+                        waiting.remove(stop)
+                        running[pool.submit(job, stop)] = stop.n
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         n = running.pop(future)
                         future.result()
@@ -112,12 +109,21 @@ class Search:
                 pool.shutdown(cancel_futures=True)
                 raise
 
+    def starts(self, stop: Stop, project: Callable[[Tensor], Tensor]) -> Iterator[Result]:
+        """From what is solved near a place: a mixture, and the nearest that converged."""
+        runs = [self.kept.get(n) for n in stop.near]
+        good = [run for run in runs if run is not None and run.converged]
+        if stop.weights and len(good) == len(runs):
+            yield mix(good, stop.weights, project)
+        if runs and runs[0] is not None and runs[0].converged:
+            yield runs[0]
+
     def share(self) -> None:
         """Run again from other preferences' points, where one is better than a preference's own."""
         tried: set[tuple[int, int]] = set()
         while pairs := [pair for pair in self.improvable() if pair not in tried]:
             for n, k in pairs:
-                self.run(n, self.kept[k].x)
+                self.run(n, self.kept[k])
             if self.watch.over():
                 return
             tried.update(pairs)
@@ -128,21 +134,3 @@ class Search:
         runs = [self.kept[n] for n in numbers]
         best = self.ranking.lowest([self.aims[n] for n in numbers], runs)
         return [(n, numbers[k]) for n, k in zip(numbers, best, strict=True) if numbers[k] != n]
-
-
-def tour(places: Sequence[Sequence[float]]) -> list[tuple[int, int | None]]:
-    """An order, with the nearest earlier place for each; the most even one comes first."""
-    weights = np.array(places)
-    first = int(((weights - 1 / weights.shape[1]) ** 2).sum(1).argmin())
-    order: list[tuple[int, int | None]] = [(first, None)]
-    nearest = np.full(len(weights), first)
-    gaps = ((weights - weights[first]) ** 2).sum(1)
-    gaps[first] = math.inf
-    for _ in range(len(weights) - 1):
-        n = int(gaps.argmin())
-        order.append((n, int(nearest[n])))
-        distances = ((weights - weights[n]) ** 2).sum(1)
-        closer = (distances < gaps) & np.isfinite(gaps)
-        gaps[closer], nearest[closer] = distances[closer], n
-        gaps[n] = math.inf
-    return order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,14 +15,17 @@ from paretune.moo.numerics.lbfgs import LBFGS, DenseBFGS
 from paretune.moo.preference import Preference
 from paretune.moo.problem import Problem, check_finite_constraints
 from paretune.moo.shift import Shift, check_finite, read_shift
-from paretune.moo.solvers.augmented import AugmentedLagrangian, View
+from paretune.moo.solvers.augmented import AugmentedLagrangian, View, fitting
 from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
-from paretune.moo.solvers.result import Result
+from paretune.moo.solvers.result import Learnt, Result
 from paretune.moo.solvers.watch import Watch
 
 # An inner solve ends when the gradient has shrunk by this factor, or after so many iterations.
 _INNER_ACCURACY, _INNER_LIMIT = 0.1, 10
 _HALVINGS = 20
+# A step is stretched, by this factor at a time, where A falls by more than this part of what its
+# slope says: it bends down, or hardly up.
+_STRAIGHT, _STRETCH = 0.95, 3.0
 # So many variables and no more: a matrix costs less than pairs, and old curvature does no harm.
 _FEW = 10
 # So many updates of the multipliers without a step in between end a run.
@@ -90,13 +93,14 @@ class WCAugmented:
         """Run from x0 until kkt_residual <= tol, no step helps, or `steps` inner iterations.
 
         `first_nu` makes of the weights w_s λ_s at x0, shape (S,), a ν to start from, shape (q,);
-        without it ν starts at 0. `near` is a result for another preference, whose multipliers are
-        taken up where their shapes fit.
+        without it ν starts at 0. `near` is a result for another preference, whose multipliers and
+        what it learnt are taken up where their shapes fit.
 
         Raises InputError for what `minimize` names.
         """
         run = _Steps(self, CountedProblem(problem), preference, x0, tol, first_nu, near)
-        return run.solve(steps, tol, watch)
+        result = run.solve(steps, tol, watch)
+        return replace(result, learnt=run.learnt())
 
 
 class _Steps(Solver):
@@ -130,8 +134,16 @@ class _Steps(Solver):
         point = self.first(self.x0, len(self.lam))
         check_finite(point.objectives.tolist(), "at the start point")
         check_finite_constraints(point)
+        learnt = None if self.near is None else fitting(self.near.learnt, point)
         self.lagrangian = AugmentedLagrangian(
-            self.problem, self.lam, self.shift, point, self.tol, self.v_scale, self.scale_rows
+            self.problem,
+            self.lam,
+            self.shift,
+            point,
+            self.tol,
+            self.v_scale,
+            self.scale_rows,
+            learnt,
         )
         if self.first_nu is not None:
             omega = self.lagrangian.spread(self.lagrangian.view(point).omega)
@@ -143,6 +155,8 @@ class _Steps(Solver):
         if self.near is not None:
             self.lagrangian.take_up(self.near)
         self.curvature, self.inside = self.fresh(), point
+        if learnt is not None and learnt.hessian is not None:
+            self.curvature = DenseBFGS(learnt.hessian)
         return self.begin_inner(self.lagrangian.view(point))
 
     def begin_inner(self, view: View) -> Visit:
@@ -229,6 +243,11 @@ class _Steps(Solver):
                     return self.begin_inner(view)._replace(escaped=True)
         return None
 
+    def learnt(self) -> Learnt:
+        """For a run from where this one ended."""
+        dense = self.curvature.hessian if isinstance(self.curvature, DenseBFGS) else None
+        return self.lagrangian.learnt(dense)
+
     def remark(self, result: Result) -> str:
         if len(result.constraints) + len(result.inequalities) == 0:
             return ""
@@ -260,6 +279,11 @@ class _Steps(Solver):
         few = self.x0.numel() <= _FEW
         return DenseBFGS() if few else LBFGS(self.memory)
 
+    @property
+    def radius(self) -> float:
+        """No step moves z by more than its own size, out to some plateau."""
+        return max(1.0, float(torch.linalg.vector_norm(self.view.point.z)))
+
     def direction(self) -> Tensor:
         """What to go down along; coordinates that a bound holds stay where they are."""
         z, free = self.view.point.z, None
@@ -267,13 +291,35 @@ class _Steps(Solver):
             held = (self.residual == 0) & (self.gradient != 0)
             free = ~held if bool(held.any()) else None
         step = self.curvature.solve(self.gradient, free)
-        radius = max(1.0, float(torch.linalg.vector_norm(z)))
+        radius = self.radius
         if step is None:  # a first step, short since its scale is not known
             step, radius = self.residual, 0.1 * radius
         size = float(torch.linalg.vector_norm(step))
-        if size > radius:  # no step moves z by more than its own size, out to some plateau
+        if size > radius:
             step = step * (radius / size)
         return step.view_as(z)
+
+    def farther(self, trial: View, move: Tensor, step: Tensor) -> tuple[View, Tensor]:
+        """The same step stretched while A falls and does not bend upwards, as far as steps go.
+
+        Beside a saddle steps along the gradient are short, and pairs have no upward curvature.
+        """
+        z, project = self.view.point.z, self.problem.problem.project
+        longest = self.radius / float(torch.linalg.vector_norm(step))
+        length = _STRETCH
+        while length <= longest:
+            other = self.lagrangian.at(project(torch.sub(z, step, alpha=length)))
+            if not other.value < trial.value:
+                break
+            trial, move = other, (other.point.z - z).flatten()
+            if not self.is_straight(trial, float(move @ self.gradient)):
+                break
+            length *= _STRETCH
+        return trial, move
+
+    def is_straight(self, trial: View, slope: float) -> bool:
+        """Whether A fell by nearly all that its slope along the move says, or more."""
+        return trial.value - self.view.value < _STRAIGHT * slope
 
     def search(self, step: Tensor) -> tuple[View, Tensor] | None:
         """Backtrack to a sufficient decrease (Armijo) along the projected step; where to, and the
@@ -287,6 +333,8 @@ class _Steps(Solver):
             slope = float(move @ self.gradient)
             rise = trial.value - self.view.value
             if rise <= 1e-4 * slope + slack:
+                if length == 1.0 and self.is_straight(trial, slope):
+                    return self.farther(trial, move, step)
                 return trial, move
             # The lowest point of the parabola through what is known, kept within a tenth and half.
             lowest = -slope / (2 * (rise - slope)) if rise > slope else 0.1
