@@ -11,6 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from paretune import DataWeightingConfig, DataWeightingTrainer, InputError
+from paretune.data_weighting.mixture_cell import weight_intervals
 from paretune.moo.bilevel.lookahead import Lookahead
 from paretune.moo.bilevel.problem import StochasticBilevelProblem
 from paretune.moo.preference import Preference
@@ -443,11 +444,42 @@ def test_between_steps_of_x_there_is_plain_training(weigher: Any) -> None:
     assert trainer.steps._of_sets.method == "one_pass"
 
 
+def test_criteria_add_at_most_half_of_the_sets_rows(weigher: Any) -> None:
+    three = {**SETS, "third": answers("cold", 6)}
+    assert weigher().x_every == 2  # two sets, two criteria
+    assert weigher(train=three).x_every == 2
+    assert weigher(train={**three, "fourth": answers("walk", 6)}).x_every == 1
+    assert weigher(x_every=5).x_every == 5
+    assert weigher(x_learning_rate=0.0).x_every == 1
+    assert weigher(method="wc_penalty").x_every == 1
+
+
+def test_a_step_of_x_stands_for_the_steps_between(weigher: Any) -> None:
+    moved = []
+    for every in (1, 3):
+        trainer = weigher(x_every=every, max_steps=1, x_learning_rate=0.01, folder=str(every))
+        trainer.train()
+        moved.append(float(trainer.x.abs().max()))
+    assert moved == pytest.approx([0.01, 0.03], rel=1e-3)  # Adam's first step is its rate
+
+
+def test_intervals_are_of_the_steps_that_moved_x(weigher: Any) -> None:
+    trainer = weigher(max_steps=4)  # x moves in the first and the third
+    trainer.train()
+    found = weight_intervals(trainer, step_logs(trainer))
+    assert found is not None
+    assert all(0 <= low <= high <= 1 for low, high in found.values())
+    two = [row for row in step_logs(trainer) if "alignment/moon" in row]
+    assert len(two) == 2
+    assert found == weight_intervals(trainer, two)
+    assert weight_intervals(trainer, []) is None
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::paretune.moo.bilevel.oracle.NonConvexLowerLevelWarning")
 def test_takes_the_steps_of_the_bilevel_method(weigher: Any, tiny_lora: Any) -> None:
     preference, drawn = {"one": 0.7, "two": 0.3}, []
-    trainer = weigher(preference, optim="adamw_torch", x_learning_rate=0.1)
+    trainer = weigher(preference, optim="adamw_torch", x_learning_rate=0.1, x_every=1)
     add = trainer.steps.add
     trainer.steps.add = lambda rows: [drawn.append(rows), add(rows)]
     trainer.train()

@@ -21,7 +21,6 @@ from paretune.moo.preference import Preference
 from paretune.recipes.mixture import MixtureRecipe, PlantedTask
 from paretune.training import DataWeightingConfig, DataWeightingTrainer
 from paretune.training.data_weighting_config import reads
-from paretune.training.set_weights import SetWeights
 
 Rows = Iterable[Mapping[str, Any]]
 
@@ -262,20 +261,17 @@ def weight_intervals(
     their order; between the tenth and the ninetieth percentile of where it ends are the weights
     that other batches might have given, y's path as it was.
     """
-    names, args = trainer.sets, trainer.args
-    if not rows or f"alignment/{names[0]}" not in rows[0]:
+    names = trainer.sets
+    moves = [
+        [row[f"alignment/{n}"] for n in names] for row in rows if f"alignment/{names[0]}" in row
+    ]
+    if not moves:
         return None
-    found = torch.tensor([[row[f"alignment/{n}"] for n in names] for row in rows]).double()
-    generator = torch.Generator().manual_seed(args.seed)
+    found = torch.tensor(moves, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(trainer.args.seed)
     ends: list[Tensor] = []
     for _ in range(max(_FEW, min(_REPLICATES, _STEPS // len(found)))):
-        weights = SetWeights(
-            names,
-            args.x_learning_rate,
-            args.initial_weights,  # type: ignore[arg-type]
-            args.weight_bounds,  # type: ignore[arg-type]
-            args.entropy,
-        )
+        weights = trainer.initial_weights()
         drawn = torch.randint(len(found), (len(found),), generator=generator).sort().values
         for alignment in found[drawn]:
             w = weights.values

@@ -1,8 +1,9 @@
 """How much each training set should weigh, for the trade-off between criteria that is wanted."""
 
 import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -120,22 +121,29 @@ class DataWeightingTrainer(BaseTrainer):
                 "There is one criterion with a positive weight: data weighting needs two or more."
             )
         self.sets, self.criteria = tuple(train_dataset), self.preference.names
-        self.weights = SetWeights(
+        lookahead = args.method == "lookahead"
+        moving = len(self.preference.live) if args.x_learning_rate > 0 else 0
+        every = args.x_every or max(1, math.ceil(2 * moving / len(self.sets)))
+        self.x_every = every if lookahead else 1
+        """Steps to each step of x."""
+        self.initial_weights: Callable[[], SetWeights] = partial(
+            SetWeights,
             self.sets,
-            args.x_learning_rate,
-            args.initial_weights,  # type: ignore[arg-type]
-            args.weight_bounds,  # type: ignore[arg-type]
+            args.x_learning_rate * self.x_every,
+            args.initial_weights,
+            args.weight_bounds,
             args.entropy,
         )
+        """The weights as they are before the first step."""
+        self.weights = self.initial_weights()
         check_evaluation(args, self.criteria, data=True, kinds=("loss",))
         model, tokenizer = load_trainable(model, processing_class, peft_config, args)
         tokenize = partial(_tokenize, tokenizer=tokenizer, args=args)
         sets = tokenize({name: train_dataset[name] for name in self.sets}, kind="set")
         criteria = tokenize({n: validation_dataset[n] for n in self.criteria}, kind="criterion")
         driving, reported = hold_out(criteria, args.held_out, args.seed)
-        lookahead = args.method == "lookahead"
         live = {part: driving[part] for part in driving if part.name in self.preference.live}
-        if lookahead and args.x_learning_rate == 0:
+        if lookahead and not moving:
             live = {}  # nothing asks for them
         parts = {**sets, **live}
         pairs = response_pairs(parts)

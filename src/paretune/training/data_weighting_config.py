@@ -57,8 +57,8 @@ class DataWeightingConfig(CommonConfig):
     x_learning_rate: float = field(
         default=0.1,
         metadata={
-            "help": "Adam's step on x, the logits of the sets' weights; 0 holds them, which is "
-            "plain training on the weighted sets."
+            "help": "Adam's step on x, the logits of the sets' weights, for each step of training; "
+            "0 holds them, which is plain training on the weighted sets."
         },
     )
     initial_weights: Keywords = field(
@@ -83,11 +83,13 @@ class DataWeightingConfig(CommonConfig):
             "is what evaluate and polish report; 0 reports the rows that drive x."
         },
     )
-    x_every: int = field(
-        default=1,
+    x_every: int | None = field(
+        default=None,
         metadata={
-            "help": "Steps of lookahead to each step of x; in the others no criterion is computed, "
-            "so that they cost what plain training does."
+            "help": "Steps of lookahead to each step of x, which is as many times as long; in the "
+            "others no criterion is computed, so that they cost what plain training does. By "
+            "default ceil(2 S / N) for N sets and S criteria, whose rows then add at most half of "
+            "the sets' rows to a step."
         },
     )
     criteria_weights: CriteriaWeights = field(

@@ -103,7 +103,7 @@ class Lookahead(WeightingSteps):
         whole = ObjectiveGradients(trainer.model, losses, "auto", trainer.packing)
         self.engine = self._whole = self._of_sets = whole
         """What is in use: the gradients of sets and criteria, or of the sets alone."""
-        if args.x_every > 1 and len(losses) > len(self._labels):
+        if trainer.x_every > 1 and len(losses) > len(self._labels):
             some = {name: losses[name] for name in self._labels}
             assert isinstance(whole.bank, GradientBank)
             self._of_sets = ObjectiveGradients(
@@ -124,7 +124,7 @@ class Lookahead(WeightingSteps):
         self._tokens = self._passes = 0
 
     def begin(self) -> None:
-        moves = self._trainer.state.global_step % self._trainer.args.x_every == 0
+        moves = self._trainer.state.global_step % self._trainer.x_every == 0
         self.engine = self._whole if moves else self._of_sets
         self.engine.bank.zero()
         self._pending = None
