@@ -123,15 +123,15 @@ class DataWeightingTrainer(BaseTrainer):
         self.sets, self.criteria = tuple(train_dataset), self.preference.names
         lookahead = args.method == "lookahead"
         moving = len(self.preference.live) if args.x_learning_rate > 0 else 0
-        every = args.x_every or max(1, math.ceil(2 * moving / len(self.sets)))
-        self.x_every = every if lookahead else 1
+        steps = args.x_every or max(1, math.ceil(2 * moving / len(self.sets)))
+        self.x_every = steps if lookahead else 1
         """Steps to each step of x."""
         self.initial_weights: Callable[[], SetWeights] = partial(
             SetWeights,
             self.sets,
             args.x_learning_rate * self.x_every,
-            args.initial_weights,
-            args.weight_bounds,
+            args.initial_weights,  # type: ignore[arg-type]
+            args.weight_bounds,  # type: ignore[arg-type]
             args.entropy,
         )
         """The weights as they are before the first step."""

@@ -86,7 +86,8 @@ def mix(
     def mixed(tensors: Sequence[Tensor]) -> Tensor:
         stacked = torch.stack(list(tensors))
         shares = torch.tensor(weights, dtype=stacked.dtype, device=stacked.device)
-        return torch.tensordot(shares, stacked, dims=1)
+        mean: Tensor = torch.tensordot(shares, stacked, dims=1)
+        return mean
 
     return replace(
         results[0],
