@@ -67,6 +67,7 @@ def train(folder: Path, method: Any) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", NonConvexLowerLevelWarning)
-    train(Path(sys.argv[1]), sys.argv[2])
+    for method in ("lookahead", "wc_augmented"):
+        train(Path(sys.argv[1], method), method)
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

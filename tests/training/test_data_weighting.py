@@ -362,21 +362,25 @@ def test_mistakes_are_one_sentence(weigher: Any) -> None:
 WORKER = Path(__file__).with_name("data_weighting_worker.py")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["lookahead", "wc_augmented"])
-def test_two_processes_equal_one(tmp_path: Path, method: str) -> None:
-    found = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Trained on one process and on two, each method in a folder."""
+    folder: Path = tmp_path_factory.mktemp("processes")
+    for count in (1, 2):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        command += [f"--nproc_per_node={processes}", str(WORKER), str(folder), method]
+        command += [f"--nproc_per_node={count}", str(WORKER), str(folder / str(count))]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-3000:]
-        found.append(folder)
-    one, two = found
+    return [folder / "1", folder / "2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lookahead", "wc_augmented"])
+def test_two_processes_equal_one(processes: list[Path], method: str) -> None:
+    one, two = (folder / method for folder in processes)
     (alone,), (first, second) = (
         [json.loads(path.read_text()) for path in sorted(folder.glob("end-*.json"))]
-        for folder in found
+        for folder in (one, two)
     )
     assert first == second, "steps must be identical on every rank"
     # x, of size 0.01, moves by a small difference of finite differences, good to three digits.
