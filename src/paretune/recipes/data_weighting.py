@@ -20,8 +20,9 @@ from paretune.recipes.language_model import LanguageModelTask
 from paretune.recipes.mixture import MixtureRecipe, is_mixture, read_mixture
 from paretune.recipes.points import resolve_points
 from paretune.recipes.reading import absolute, find_recipe, read_recipe
-from paretune.recipes.schema import Written, check_source
+from paretune.recipes.schema import check_source
 from paretune.recipes.section import (
+    NAMED_OPTIONS,
     Command,
     FolderName,
     Location,
@@ -30,7 +31,10 @@ from paretune.recipes.section import (
     Run,
     Section,
     Seed,
+    Seeds,
+    Shares,
 )
+from paretune.recipes.written import Written
 
 UNIFORM = "uniform"
 
@@ -70,9 +74,7 @@ class RewardModelTask(Section):
     """Twice the factor of ‖y‖² that is added to the training loss, so that y(x) is defined."""
     batch_size: Positive | None = None
     """Responses drawn for each step and level; null takes all of them in every step."""
-    split: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
-        default=[0.4, 0.4, 0.2], min_length=3, max_length=3
-    )
+    split: Shares = Field(default=[0.4, 0.4, 0.2])
     """Shares of training, validation and test prompts."""
     split_seed: Seed = 0
     """Of the split."""
@@ -83,13 +85,6 @@ class RewardModelTask(Section):
         if len(set(names)) < len(names):
             raise ValueError("a criterion is named twice")
         return names
-
-    @field_validator("split")
-    @classmethod
-    def _shares(cls, shares: list[float]) -> list[float]:
-        if abs(sum(shares) - 1) > 1e-9:
-            raise ValueError(f"the three shares must sum to one, not {sum(shares):g}")
-        return shares
 
     @model_validator(mode="after")
     def _agree(self) -> "RewardModelTask":
@@ -148,15 +143,15 @@ class WeighRecipe(Written):
     """One line for `paretune recipes`."""
     task: Annotated[RewardModelTask | MnistTask | LanguageModelTask, Field(discriminator="name")]
     """What is learnt."""
-    methods: Annotated[dict[str, dict[str, Any]], OptionsOf(METHODS, keyed=True)] = Field(
-        min_length=1
+    methods: Annotated[dict[str, dict[str, Any]], OptionsOf(METHODS, keyed=True), NAMED_OPTIONS] = (
+        Field(min_length=1)
     )
     """The methods by name, each with its options: the fields of its class in
     `paretune.moo.bilevel`."""
     preferences: list[Any] = Field(min_length=1)
     """Points, each the objectives' weights; or sets by name (`mobl_strong`, `mobl_slight`,
     `uniform`)."""
-    seeds: list[Seed] = Field(default=[0, 1, 2], min_length=1)
+    seeds: Seeds = Field(default=[0, 1, 2])
     """Each method runs once with each; of the random scores, the network and the batches."""
     budget: Positive
     """Gradient evaluations that each run may spend, a product with ∇²g counting as two."""
@@ -178,29 +173,17 @@ class WeighRecipe(Written):
     output_dir: Location
     """The run folder; by default `runs/` and the recipe's name."""
 
-    @field_validator("methods", mode="before")
+    @field_validator("methods")
     @classmethod
-    def _known(cls, methods: Any) -> Any:
-        """A name without options may stand alone, and a list of names is enough."""
-        if isinstance(methods, list):
-            methods = dict.fromkeys(map(str, methods))
-        if not isinstance(methods, dict):
-            return methods
+    def _known(cls, methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         for name in methods:
             if name not in METHODS:
-                close = get_close_matches(str(name), METHODS, n=1)
+                close = get_close_matches(name, METHODS, n=1)
                 hint = f"did you mean '{close[0]}'?" if close else "see below."
                 raise ValueError(
                     f"there is no method '{name}'; {hint} There are {', '.join(METHODS)}"
                 )
-        return {name: {} if options is None else options for name, options in methods.items()}
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: list[Seed]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is given twice")
-        return seeds
+        return methods
 
     @model_validator(mode="after")
     def _agree(self) -> "WeighRecipe":

@@ -13,8 +13,9 @@ from paretune.moo.preference import Preference
 from paretune.names import shown
 from paretune.recipes.points import resolve_points
 from paretune.recipes.reading import absolute, read_recipe
-from paretune.recipes.schema import Lora, Model, Written
+from paretune.recipes.schema import Lora, Model
 from paretune.recipes.section import (
+    NAMED_OPTIONS,
     Command,
     FolderName,
     Location,
@@ -22,8 +23,9 @@ from paretune.recipes.section import (
     Positive,
     Run,
     Section,
-    Seed,
+    Seeds,
 )
+from paretune.recipes.written import Written
 
 Trained = Literal["lookahead", "wc_augmented", "wc_penalty"]
 """The methods of `DataWeightingTrainer`."""
@@ -90,11 +92,13 @@ class MixtureRecipe(Written):
     """The adapter that is trained; null trains all weights."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Arguments of `DataWeightingConfig`."""
-    methods: dict[Trained, dict[str, Any]] = Field(default={"lookahead": {}}, min_length=1)
+    methods: Annotated[dict[Trained, dict[str, Any]], NAMED_OPTIONS] = Field(
+        default={"lookahead": {}}, min_length=1
+    )
     """The methods by name, each with arguments that differ from `train`."""
     preferences: list[Any] = Field(min_length=1)
     """Points, each the criteria's weights."""
-    seeds: list[Seed] = Field(default=[0], min_length=1)
+    seeds: Seeds = Field(default=[0])
     """Each method runs once with each; of the adapter, the batches and planted sets."""
     retrain_steps: int = Field(default=0, ge=0)
     """Steps of a fresh adapter on sets of equal weight and on the weights that were found, all else
@@ -102,16 +106,6 @@ class MixtureRecipe(Written):
     run: Run = Run()
     output_dir: Location
     """The run folder; by default `runs/` and the recipe's name."""
-
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _known(cls, methods: Any) -> Any:
-        """A name without options may stand alone, and a list of names is enough."""
-        if isinstance(methods, list):
-            methods = dict.fromkeys(map(str, methods))
-        if not isinstance(methods, dict):
-            return methods
-        return {name: {} if options is None else options for name, options in methods.items()}
 
     @field_validator("train")
     @classmethod
@@ -122,13 +116,6 @@ class MixtureRecipe(Written):
         if train.get("logging_steps", 1) != 1:
             raise ValueError("logging_steps is 1 here: the weights of every step are kept")
         return train
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: list[Seed]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is given twice")
-        return seeds
 
     @model_validator(mode="after")
     def _agree(self) -> "MixtureRecipe":

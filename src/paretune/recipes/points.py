@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from paretune.errors import InputError
 from paretune.moo.preference import Preference, das_dennis, named_preferences
 from paretune.names import shown
-from paretune.recipes.section import Section, Seed
+from paretune.recipes.section import Section, Seeds
 
 MAX_POINTS = 10_000
 
@@ -26,17 +26,10 @@ class Sweep(Section):
     then one point after the other in the middle of the largest gap, by validation losses."""
     points: Annotated[int, Field(ge=3, le=MAX_POINTS)] | None = None
     """How many points `placement: gap` has with each seed."""
-    seeds: list[Seed] = Field(default=[0], min_length=1)
+    seeds: Seeds = Field(default=[0])
     """Each point is trained once with each seed."""
     warm_start: bool = False
     """Start each point from the nearest one before it in the list, not from a fresh adapter."""
-
-    @field_validator("seeds")
-    @classmethod
-    def _distinct(cls, seeds: list[Seed]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("a seed is given twice")
-        return seeds
 
     @model_validator(mode="after")
     def _placed(self) -> "Sweep":

@@ -20,7 +20,7 @@ from paretune.recipes.places import Keys, Place, inside, knows
 from paretune.recipes.section import Command
 
 if TYPE_CHECKING:
-    from paretune.recipes.schema import Written
+    from paretune.recipes.written import Written
 
 COMMANDS: tuple[Command, ...] = get_args(Command)
 R = TypeVar("R", bound="Written")

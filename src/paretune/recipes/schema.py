@@ -4,28 +4,24 @@ The classes check types and ranges of single keys and what can be checked withou
 `paretune.recipes.load` turns their complaints into one sentence. Nothing here imports torch.
 """
 
-import math
 import re
 from collections import ChainMap
 from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     ConfigDict,
     Field,
-    PrivateAttr,
     TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
 )
 
-from paretune import yaml_syntax
 from paretune.data import LOADERS
 from paretune.data.loading import RATING_OPTIONS, LoaderOptions
-from paretune.errors import InputError, validation_problem
+from paretune.errors import InputError
 from paretune.losses import DPO, LOSSES, PreferenceLoss, is_single_loss, losses_by_objective
 from paretune.models import EMBEDDED
 from paretune.moo.placement import ENDS
@@ -33,73 +29,18 @@ from paretune.moo.preference import Preference
 from paretune.moo.weightings import WEIGHTINGS, ClampOptions, Weighting
 from paretune.names import name_fault, shown
 from paretune.options import nearest
-from paretune.recipes.choice import EARLIER, Chosen, OneOf
+from paretune.recipes.choice import Chosen, OneOf
 from paretune.recipes.dial import ConditionedOptions
 from paretune.recipes.points import Sweep, resolve_points
 from paretune.recipes.rewards import RewardSource, RewardTraining
-from paretune.recipes.section import Command, FolderName, Location, Positive, Run, Section, Seed
+from paretune.recipes.section import FolderName, Location, Positive, Run, Section, Seed, Shares
+from paretune.recipes.written import Written
 
 MAX_SLUG = 200
 """Of a point, in letters: what a folder's name may have, with room for a seed and a suffix."""
 
 _LOADER_KEYS = ("style", *RATING_OPTIONS)  # of several loaders
-_ASIDE = ("name", "description", "output_dir", "reward", "run")
 _NAME = re.compile(r"[A-Za-z0-9_]+")
-
-
-class Written(Section):
-    """A whole recipe, which can be written, read back and compared."""
-
-    command: ClassVar[Command] = "sweep"
-    """Of which command it is."""
-    _source: str = PrivateAttr("the recipe")
-
-    @property
-    def source(self) -> str:
-        """Where it is from, for messages."""
-        return self._source
-
-    def __eq__(self, other: object) -> bool:
-        """Whether both say the same, wherever they are from."""
-        return type(self) is type(other) and vars(self) == vars(other)
-
-    __hash__ = Section.__hash__
-
-    def to_yaml(self) -> str:
-        """The recipe with every key written out."""
-        return yaml_syntax.dump(self.model_dump(mode="json"))
-
-    @classmethod
-    def from_yaml(cls, text: str, source: str) -> Self:
-        """What `to_yaml` wrote; `source` begins the message if it is not that.
-
-        Raises:
-            InputError: not a whole recipe of this version.
-        """
-        try:
-            return cls.model_validate(yaml_syntax.parse(text, source), context=EARLIER)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(str(part) for part in first["loc"])
-            problem = f"'{key}': {validation_problem(first)}" if key else validation_problem(first)
-            raise InputError(f"{source} is not a recipe of this version ({problem}).") from None
-
-    @classmethod
-    def from_file(cls, path: Path) -> Self:
-        """`from_yaml` of a file.
-
-        Raises:
-            InputError: see there, or the file cannot be read.
-        """
-        return cls.from_yaml(yaml_syntax.read(path, f"'{path}'"), f"'{path}'")
-
-    def differences(self, other: "Written") -> list[str]:
-        """Keys in which this recipe computes something else, each as ``key: ours, not theirs``.
-
-        The name, the description, the run folder, the reward models and who works do not count.
-        """
-        found = differences(self.model_dump(mode="json"), other.model_dump(mode="json"))
-        return [each for each in found if re.split(r"[.:]", each)[0] not in _ASIDE]
 
 
 class Model(Section):
@@ -201,9 +142,7 @@ class Data(Section):
     """Ratings that differ by less are equal."""
     lower_is_better: list[str] | None = None
     """Objectives whose low ratings are the good ones."""
-    split: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
-        default=[0.8, 0.1, 0.1], min_length=3, max_length=3
-    )
+    split: Shares = Field(default=[0.8, 0.1, 0.1])
     """Shares of training, validation and test data; all pairs of a prompt fall on one side."""
     seed: Seed = 0
     """Of the split."""
@@ -219,13 +158,6 @@ class Data(Section):
         if len(set(names)) < len(names):
             raise ValueError("an objective is named twice")
         return names
-
-    @field_validator("split")
-    @classmethod
-    def _shares(cls, shares: list[float]) -> list[float]:
-        if not math.isclose(sum(shares), 1):
-            raise ValueError(f"the three shares must sum to one, not {sum(shares):g}")
-        return shares
 
     @model_validator(mode="after")
     def _options(self) -> "Data":
@@ -398,23 +330,3 @@ class Recipe(Written):
         if self.sweep.placement == "gap":
             return resolve_points([list(end) for end in ENDS], self.data.objectives)
         return resolve_points(self.sweep.preferences, self.data.objectives)
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Dotted keys whose values differ, each as ``key: ours, not theirs``; a missing one is null."""
-    first, second = _flatten(dict(ours)), _flatten(dict(theirs))
-    return [
-        f"{key}: {first.get(key)!r}, not {second.get(key)!r}"
-        for key in {**second, **first}
-        if first.get(key) != second.get(key)
-    ]
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys and values of nested mappings."""
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, each in value.items():
-        flat |= _flatten(each, f"{prefix}.{key}" if prefix else str(key))
-    return flat

@@ -4,7 +4,14 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
 
 from paretune.names import folder_fault, name_fault, shown, text_fault
 
@@ -78,9 +85,40 @@ def _location(path: str) -> str:
     return path
 
 
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError("a seed is given twice")
+    return seeds
+
+
+def _whole(shares: list[float]) -> list[float]:
+    if not math.isclose(sum(shares), 1):
+        raise ValueError(f"the three shares must sum to one, not {sum(shares):g}")
+    return shares
+
+
+def _by_name(methods: Any) -> Any:
+    if isinstance(methods, list):
+        methods = dict.fromkeys(map(str, methods))
+    if not isinstance(methods, dict):
+        return methods
+    return {name: {} if options is None else options for name, options in methods.items()}
+
+
 Positive = Annotated[int, Field(gt=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What numpy and torch both take."""
+Seeds = Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
+"""Each once."""
+Shares = Annotated[
+    list[Annotated[float, Field(gt=0, lt=1)]],
+    Field(min_length=3, max_length=3),
+    AfterValidator(_whole),
+]
+"""Of training, validation and test data; together all of it."""
+NAMED_OPTIONS = BeforeValidator(_by_name)
+"""Of a mapping from names to options: a name without any may stand alone, and a list of names is
+enough."""
 Name = Annotated[str, AfterValidator(_named)]
 """Fit for tables and figures: one line, no control characters, at most 100 bytes."""
 FolderName = Annotated[str, AfterValidator(_folder)]

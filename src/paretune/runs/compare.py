@@ -20,7 +20,8 @@ from paretune.moo.preference import Preference
 from paretune.moo.weightings import ClampOptions, Linear
 from paretune.progress import Phase, Progress, Report, Silent
 from paretune.recipes.load import dated
-from paretune.recipes.schema import Recipe, differences
+from paretune.recipes.schema import Recipe
+from paretune.recipes.written import differences
 from paretune.results.comparison import Cell, Comparison
 from paretune.results.dial import DialPoints, dial_folder
 from paretune.results.front import FrontPoint, read_point

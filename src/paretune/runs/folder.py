@@ -27,7 +27,7 @@ from paretune.files import (
     write_json,
     write_text,
 )
-from paretune.recipes.schema import Written, differences
+from paretune.recipes.written import Written, differences
 from paretune.results.run_folder import MANIFEST, begun, read_manifest
 from paretune.runs.pieces import CLAIMS, Pieces
 
