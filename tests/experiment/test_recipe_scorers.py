@@ -117,7 +117,7 @@ def test_results_stand_on_the_reward_models_that_scored_them(
 ) -> None:
     from paretune.experiment.reward_sources import reward_ground
     from paretune.runs.folder import RunFolder
-    from paretune.runs.sweep import load_splits
+    from paretune.runs.preparation import load_splits
 
     loaded = recipe()
     folder = RunFolder(Path(loaded.output_dir), None)

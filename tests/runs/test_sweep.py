@@ -20,7 +20,8 @@ from paretune.recipes import Recipe, load_recipe
 from paretune.results.front import Front
 from paretune.runs.folder import RunFolder
 from paretune.runs.plan import plan, warm_start
-from paretune.runs.sweep import evaluate_run, note_left_out, run_sweep
+from paretune.runs.preparation import note_left_out
+from paretune.runs.sweep import evaluate_run, run_sweep
 
 WORDS = ["red", "blue", "cat", "dog", "tea", "milk", "sun", "moon", "rain", "wind", "run", "walk"]
 

@@ -17,7 +17,7 @@ from paretune.results.points import PlannedPoint, measured_points
 from paretune.results.run_folder import BASE_FOLDER, saved_recipe
 from paretune.runs.folder import RunFolder
 from paretune.runs.plan import plan
-from paretune.runs.sweep import load_splits
+from paretune.runs.preparation import load_splits
 
 if TYPE_CHECKING:
     pass

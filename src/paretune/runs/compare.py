@@ -30,7 +30,7 @@ from paretune.results.weights import TRAINING
 from paretune.runs.dial import measure_dial
 from paretune.runs.folder import RecipeIdentity, RunFolder
 from paretune.runs.plan import plan
-from paretune.runs.sweep import check_recipe, load_splits, note_left_out, note_skipped
+from paretune.runs.preparation import check_recipe, load_splits, note_left_out, note_skipped
 
 if TYPE_CHECKING:
     from paretune.baselines.context import Context
