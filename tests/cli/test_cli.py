@@ -150,6 +150,21 @@ def test_the_estimate_of_what_remains() -> None:
     assert estimate.remaining(102.0) == pytest.approx(60 + 4 + 6)
 
 
+def test_points_that_leave_out_phases_are_told_by_their_mean() -> None:
+    """One training, and points that are but measured: no later one is taken for a training."""
+    estimate = Estimate(9)
+    estimate.point(now=0.0)
+    estimate.phase("train", 0.0, now=0.0)
+    for begin in (100.0, 105.0, 110.0, 115.0):
+        estimate.point(now=begin)
+        estimate.phase("prepare", 0.0, now=begin)
+        estimate.phase("evaluate", 0.0, now=begin + 1)
+    estimate.left(4)
+    found = estimate.remaining(116.0)
+    assert found is not None
+    assert 4 * 115 / 4 < found < 150  # and not four trainings more
+
+
 def test_remaining_text() -> None:
     texts = [remaining_text(seconds) for seconds in (None, 1, 42, 200, 10000)]
     assert texts == [

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from paretune.progress import PHASES, STEPS, Count, Phase, Progress, Silent
 
 # Guesses of how a point's time divides, used until phases have been measured.
 _SHARES: dict[Phase, float] = {"prepare": 0.1, "train": 0.6, "evaluate": 0.1, "generate": 0.2}
+_TELLING = 3  # points whose mean says what another takes
 WORDS: dict[Phase, str] = {
     "prepare": "loading and preparing",
     "train": "training",
@@ -36,10 +37,15 @@ class Estimate:
         self._phase: Phase | None = None
         self._since = 0.0
         self._done = 0.0
+        self._began: list[float] = []
 
     def left(self, points: int) -> None:
         """So many points are still to be begun."""
         self._left = points
+
+    def point(self, now: float) -> None:
+        """A point begins."""
+        self._began.append(now)
 
     def phase(self, phase: Phase, done: float, now: float) -> None:
         """The current point is in this phase, of which this share is done."""
@@ -68,7 +74,14 @@ class Estimate:
         else:
             rest = max(expected[current] - elapsed, 0.0)
         later = self._phases[self._phases.index(current) + 1 :]
-        return rest + sum(expected[p] for p in later) + self._left * sum(expected.values())
+        return rest + sum(expected[p] for p in later) + self._left * self._a_point(expected)
+
+    def _a_point(self, expected: Mapping[Phase, float]) -> float:
+        """What a point takes: all phases, or the mean of those so far, which may leave some out."""
+        whole, done = sum(expected.values()), len(self._began) - 1
+        if done < _TELLING:
+            return whole
+        return min(whole, (self._began[-1] - self._began[0]) / done)
 
     def _close(self, now: float) -> None:
         if self._phase is not None:
@@ -95,6 +108,7 @@ class _Display:
     def point(self, name: str) -> None:
         self._number += 1
         self._name = name
+        self._estimate.point(time.monotonic())
 
     def phase(self, phase: Phase, done: float) -> None:
         now = time.monotonic()
