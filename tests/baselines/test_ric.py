@@ -21,7 +21,7 @@ from paretune.baselines.ric import (
     score_ranges,
     target_scores,
 )
-from paretune.baselines.score_prompts import with_scores
+from paretune.baselines.score_prompts import ScorePrompt, with_scores
 from paretune.data.splitting import split_by_prompt
 from paretune.errors import InputError
 from paretune.experiment.setup import load_data
@@ -76,7 +76,7 @@ def short_answers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def generate(model: Any, tokenizer: Any, prompts: Any, **_: Any) -> list[Any]:
         from paretune.results.answers import Answer
 
-        asked.extend(prompt[-1]["content"] for prompt in prompts)
+        asked.extend(p if isinstance(p, str) else p[-1]["content"] for p in prompts)
         texts = ["Walk a little every day.", "Rest, drink water, call a friend and go out.", ""]
         return [Answer(p, texts[i % 3], finished=i != 1) for i, p in enumerate(prompts)]
 
@@ -140,6 +140,79 @@ def test_scores_in_a_prompt_can_be_read_back(prompt: Any) -> None:
     assert found == scores
     bare = re.sub(r" <concise_score>.*?<informative_score> -?[\d.]+", "", text)
     assert bare == (prompt if isinstance(prompt, str) else prompt[-1]["content"])
+
+
+TALK = [
+    {"role": "system", "content": "Be kind."},
+    {"role": "user", "content": "Who was Kant? "},
+    {"role": "assistant", "content": " An ant."},
+    {"role": "user", "content": "No."},
+]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        # What add_score_assistant of the authors' prepare_dataset_with_rewards.py makes.
+        ("\n\nHuman: Who was Kant? \n\nAssistant:", "\n\nHuman: Who was Kant?"),
+        ("Who was Kant?", "\n\nHuman: Who was Kant?"),
+        (
+            TALK,
+            "\n\nHuman: Be kind.\n\nWho was Kant?\n\nAssistant: An ant.\n\nHuman: No.",
+        ),
+    ],
+)
+def test_the_authors_template_is_a_plain_dialogue(
+    prompt: Any, words: str, tokenizer: Any, tmp_path: Path
+) -> None:
+    asked = ScorePrompt({"harmless": 1.24, "helpful": -0.3}, "authors")
+    text = f"{words} <rm1_score> 1.2 <rm2_score> -0.3 \n\nAssistant:"
+    assert asked.prompt(prompt) == text
+    assert asked.response(prompt, "A philosopher.\n") == " A philosopher."
+    sides = {"chosen": "yes", "rejected": " no"}
+    if prompt is TALK:
+        sides = {k: [{"role": "assistant", "content": v}] for k, v in sides.items()}  # type: ignore[misc]
+    row = asked.row({"prompt": prompt, **sides, "weight": 2.0})
+    assert row == {"prompt": text, "chosen": " yes", "rejected": " no", "weight": 2.0}
+    asked.write(tmp_path)
+    assert ScorePrompt.of(tmp_path) == asked
+
+
+def test_scores_of_the_chat_template_stand_alone_in_their_file(tmp_path: Path) -> None:
+    asked = ScorePrompt({"a": 1.0})
+    asked.write(tmp_path)
+    assert json.loads((tmp_path / "prompt.json").read_text()) == {"a": 1.0}
+    assert ScorePrompt.of(tmp_path) == asked
+    assert asked.prompt("Hi") == with_scores("Hi", {"a": 1.0})
+    assert asked.response("Hi", " yes") == " yes"
+    assert asked.response(TALK, "yes") == [{"role": "assistant", "content": "yes"}]
+    assert ScorePrompt.of(tmp_path / "none") is None
+
+
+@pytest.mark.slow
+def test_the_authors_template_is_trained_and_answered(
+    make_context: Callable[..., Context], short_answers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from paretune.data import tokenization
+
+    imitated: list[Any] = []
+    tokenize = tokenization.tokenize_responses
+
+    def seen(rows: Any, *args: Any) -> Any:
+        imitated.append(rows)
+        return tokenize(rows, *args)
+
+    monkeypatch.setattr(tokenization, "tokenize_responses", seen)
+    context = make_context()
+    options(template="authors").train(context, POINTS[:1])
+    assert ScorePrompt.of(context.point(POINTS[0])).template == "authors"  # type: ignore[union-attr]
+    assert len(short_answers) == 6
+    asked = [row["prompt"] for rows in imitated for row in rows]
+    for text in (*short_answers, *asked):
+        assert re.search(r" <rm1_score> -?[\d.]+ <rm2_score> -?[\d.]+ \n\nAssistant:\Z", text)
+    online = [row["completion"] for row in imitated[1]]
+    assert " Walk a little every day." in online
+    assert all(answer.startswith(" ") and answer[1:] == answer.strip() for answer in online)
 
 
 @pytest.mark.slow

@@ -17,11 +17,11 @@ from pydantic import Field
 
 from paretune.baselines.context import Baseline, Context, Watch, trained
 from paretune.baselines.reward import Source, normalised_scorers, section_digest, tokens_read
-from paretune.baselines.score_prompts import with_scores
+from paretune.baselines.score_prompts import ScorePrompt, ScoreTemplate
 from paretune.data.messages import distinct_prompts
 from paretune.errors import InputError
 from paretune.evaluation.scorers import answers_of
-from paretune.files import read_objects, write_json, write_jsonl
+from paretune.files import read_objects, write_jsonl
 from paretune.moo.preference import Preference
 from paretune.recipes.rewards import RewardSource
 from paretune.recipes.section import Positive
@@ -47,6 +47,10 @@ class Ric(Baseline):
     """From weights p to scores to ask for: `l2` (p / ‖p‖₂ of the range, as in the authors'
     evaluation), `linf` (the largest weight gets the top, the others M p of the range) or `linear`
     (p of the range)."""
+    template: ScoreTemplate = "chat"
+    """Where the scores stand: `chat` (`<name_score> 1.2` at the end of the user's last message, in
+    the model's chat template) or `authors` (`<rm1_score> 1.2` before the last `Assistant:` of a
+    plain dialogue, outside of it, as in the authors' code)."""
     batch_size: Positive = 8
     """Answers to an update of the weights."""
     offline_steps: Positive = 20_000
@@ -81,7 +85,7 @@ class Ric(Baseline):
     def train(self, context: Context, preferences: Sequence[Preference]) -> None:
         """Train the one adapter, and give every preference a copy with the scores to ask for.
 
-        Each folder gets the adapter, ``prompt.json`` (scores by objective, see `with_scores`) and
+        Each folder gets the adapter, ``prompt.json`` (scores by objective, see `ScorePrompt`) and
         ``training.json``, whose spend is that of the shared adapter's folder alone.
 
         Raises:
@@ -106,7 +110,7 @@ class Ric(Baseline):
             scores = target_scores(
                 preference, score_ranges(names, context.seed), self.preference_map
             )
-            write_json(folder / "prompt.json", scores)
+            ScorePrompt(scores, self.template).write(folder)
             needed = [key, *(source.key for source in sources.values())]
             context.finish(folder, 0, watch.spend(), shared=needed)
 
@@ -234,10 +238,11 @@ def _answer(
     drawn = [distinct[i] for i in random.choice(len(distinct), count, count > len(distinct))]
     ranges = score_ranges(list(sources), context.seed, 100_000)
     goals = online_goals(ranges, count, context.seed + number)
+    asked = [ScorePrompt(goal, options.template) for goal in goals]
     answers = generate_answers(
         model,
         tokenizer,
-        [with_scores(prompt, goal) for prompt, goal in zip(drawn, goals, strict=True)],
+        [each.prompt(prompt) for each, prompt in zip(asked, drawn, strict=True)],
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
@@ -245,7 +250,11 @@ def _answer(
         batch_size=options.generation_batch_size,
         progress=lambda done, of: context.report("train", done / of),
     )
-    whole = [(p, a.response) for p, a in zip(drawn, answers, strict=True) if _usable(a)]
+    whole = [
+        (prompt, each.words(answer.response))
+        for each, prompt, answer in zip(asked, drawn, answers, strict=True)
+        if _usable(answer)
+    ]
     if not whole:
         raise InputError(
             f"None of the {count} online answers ended within max_new_tokens="
@@ -294,11 +303,9 @@ def _imitate(
         load_weights(model, adapter)
     rows = []
     for sample in samples:
-        prompt = with_scores(sample.prompt, sample.scores)
-        text = sample.response
-        plain = isinstance(prompt, str)
-        answer = text if plain else [{"role": "assistant", "content": text}]
-        rows.append({"prompt": prompt, "completion": answer})
+        asked = ScorePrompt(sample.scores, options.template)
+        answer = asked.response(sample.prompt, sample.response)
+        rows.append({"prompt": asked.prompt(sample.prompt), "completion": answer})
     name = "answers to imitate"
     sequences, dropped = tokenize_responses(rows, tokenizer, name, options.max_length)
     steps = options.online_steps if number else options.offline_steps

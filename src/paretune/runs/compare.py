@@ -317,14 +317,12 @@ def _run_point(
     report: Report,
     shared: Sequence[str],
 ) -> None:
-    from paretune.baselines.score_prompts import with_scores
+    from paretune.baselines.score_prompts import ScorePrompt
     from paretune.runs.point import measure_point, run_point
 
     if not task.own_training:
         run_point(task.recipe, point, folder, splits, report=report, shared=shared)
         return
-    prompt = folder / "prompt.json"
-    scores = read_object(prompt) if prompt.exists() else None
     measure_point(
         task.recipe,
         point,
@@ -332,7 +330,7 @@ def _run_point(
         folder,
         splits["test"],
         report,
-        rewrite=None if scores is None else lambda text: with_scores(text, scores),
+        asked=ScorePrompt.of(folder),
     )
 
 

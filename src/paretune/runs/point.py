@@ -1,12 +1,13 @@
 """One point of a run: trained, kept, and measured."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretune.baselines.score_prompts import ScorePrompt
 from paretune.data import PreferenceData
 from paretune.data.messages import distinct_prompts
 from paretune.data.tokenization import TokenizedPairs, tokenize_pairs
@@ -20,7 +21,7 @@ from paretune.files import main_process, read_object, write_json
 from paretune.models import is_sharded
 from paretune.moo.weightings import Linear
 from paretune.progress import Phase, Report
-from paretune.results.answers import Answer, Prompt, write_answers
+from paretune.results.answers import Answer, write_answers
 from paretune.results.front import FrontPoint, ObjectiveMetrics, Score
 from paretune.results.points import PlannedPoint
 from paretune.results.text_statistics import text_statistics
@@ -31,7 +32,6 @@ from paretune.training import MultiObjectiveTrainer
 if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
 
-Rewrite = Callable[[Prompt], Prompt]
 _TRAINING_SHARE = 0.7  # of a point's preparation, guessed: the rest is the test split
 
 
@@ -97,13 +97,13 @@ def measure_point(
     target: Path,
     data: PreferenceData,
     report: Report = lambda phase, done: None,
-    rewrite: Rewrite | None = None,
+    asked: ScorePrompt | None = None,
 ) -> None:
     """Measure the trained point in `source` on `data`; metrics and answers go to `target`.
 
     Args:
         source: The point's folder; None measures the base model.
-        rewrite: Makes of a prompt what the policy is asked. The reference sees the prompt itself.
+        asked: How the policy is told scores to reach. The reference sees the prompt itself.
     """
     report("prepare", 0.0)
     recipe = _with_adapter(recipe, source)
@@ -117,12 +117,12 @@ def measure_point(
         recipe, point.preference, point.seed, splits, target / "checkpoints", on_scored=scoring
     )
     pairs = trainer.train_pairs
-    if rewrite is not None:
-        pairs = _rewritten(trainer, data, pairs, rewrite)
+    if asked is not None:
+        pairs = _rewritten(trainer, data, pairs, asked)
     if source is not None:
         load_weights(trainer.model, source)
     scoring.phase = "evaluate"
-    _measure(recipe, point, trainer, pairs, data, source, target, report, rewrite)
+    _measure(recipe, point, trainer, pairs, data, source, target, report, asked)
 
 
 def _with_adapter(recipe: "Recipe", source: Path | None) -> "Recipe":
@@ -139,13 +139,11 @@ def _with_adapter(recipe: "Recipe", source: Path | None) -> "Recipe":
 
 
 def _rewritten(
-    trainer: MultiObjectiveTrainer, data: PreferenceData, plain: TokenizedPairs, rewrite: Rewrite
+    trainer: MultiObjectiveTrainer, data: PreferenceData, plain: TokenizedPairs, asked: ScorePrompt
 ) -> TokenizedPairs:
     """The pairs with other prompts, and the reference's log-probabilities under their own."""
     kept = {
-        name: [
-            {**row, "prompt": rewrite(row["prompt"])} for row in data.pairs[name].select(index.row)
-        ]
+        name: list(map(asked.row, data.pairs[name].select(index.row)))
         for name, index in plain.pairs.items()
     }
     pairs = tokenize_pairs(kept, trainer.processing_class)  # in the same order
@@ -177,10 +175,10 @@ def _measure(
     source: Path | None,
     target: Path,
     report: Report,
-    rewrite: Rewrite | None = None,
+    asked: ScorePrompt | None = None,
 ) -> None:
     report("evaluate", 0.0)
-    if source is None and rewrite is None:  # the base model is its own reference, scored already
+    if source is None and asked is None:  # the base model is its own reference, scored already
         values = trainer.measure(pairs, logps=pairs.reference)
     else:
         values = trainer.evaluate(pairs)
@@ -196,7 +194,7 @@ def _measure(
     answers: list[Answer] = []
     if recipe.evaluation.generate and (main_process() or is_sharded(trainer.model)):
         report("generate", 0.0)
-        answers = _answers(recipe, trainer, data, report, rewrite)
+        answers = _answers(recipe, trainer, data, report, asked)
     if main_process():
         if answers:
             write_answers(target / "answers.jsonl", answers)
@@ -231,16 +229,16 @@ def _answers(
     trainer: MultiObjectiveTrainer,
     data: PreferenceData,
     report: Report,
-    rewrite: Rewrite | None,
+    asked: ScorePrompt | None,
 ) -> list[Answer]:
     """Answers to the first distinct prompts of the split, each with its scores."""
     settings = recipe.evaluation
-    asked = (prompt for pairs in data.pairs.values() for prompt in pairs["prompt"])
-    prompts = distinct_prompts(asked)[: settings.n_prompts]
+    every = (prompt for pairs in data.pairs.values() for prompt in pairs["prompt"])
+    prompts = distinct_prompts(every)[: settings.n_prompts]
     answers = generate_answers(
         trainer.model,
         trainer.processing_class,
-        [rewrite(prompt) for prompt in prompts] if rewrite is not None else prompts,
+        prompts if asked is None else list(map(asked.prompt, prompts)),
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
@@ -248,14 +246,15 @@ def _answers(
         batch_size=settings.batch_size,
         progress=lambda done, total: report("generate", done / total),
     )
-    responses = [answer.response for answer in answers]
+    texts = [answer.response for answer in answers]
+    responses = texts if asked is None else list(map(asked.words, texts))
     scores = {
         name: scorer.score(prompts, responses) for name, scorer in recipe_scorers(recipe).items()
     }
     return [
         Answer(
             prompt,
-            answer.response,
+            responses[row],
             answer.finished,
             {name: values[row] for name, values in scores.items()},
         )

@@ -8,7 +8,6 @@ from typing import Any
 from peft import PeftModel
 from transformers import TextStreamer
 
-from paretune.baselines.score_prompts import with_scores
 from paretune.errors import InputError
 from paretune.evaluation.decoding import KeptPrefix
 from paretune.evaluation.generation import encode_prompt, generate_answers
@@ -73,8 +72,8 @@ class ChatModel:
         kept: KeptPrefix | None = None,
     ) -> list[Answer]:
         settings = self.recipe.evaluation
-        if by is not None and by.scores is not None:
-            prompts = [with_scores(prompt, by.scores) for prompt in prompts]
+        if by is not None and by.asked is not None:
+            prompts = list(map(by.asked.prompt, prompts))
         for prompt in prompts:
             self._check_length(prompt)
         with self._speaking(by) as model:

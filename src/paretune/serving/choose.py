@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from paretune.baselines.score_prompts import ScorePrompt
 from paretune.errors import InputError
-from paretune.files import read_object
 from paretune.moo.preference import Preference
 from paretune.names import shown
 from paretune.recipes import Recipe, dated, load_recipe
@@ -40,14 +40,14 @@ class Candidate:
         name: unique among the candidates; fit for a file.
         point: as measured on the split of the choice.
         folder: where its adapter (or, after full fine-tuning, its model) is.
-        scores: what its prompts have to ask for, of a method that is told so (RiC); else None.
+        asked: how its prompts ask for scores, of a method that is told so (RiC); else None.
         position: where the gate of the adapter is to be put, if it is a conditioned one.
     """
 
     name: str
     point: FrontPoint
     folder: Path
-    scores: dict[str, float] | None = None
+    asked: ScorePrompt | None = None
     position: tuple[float, ...] | None = None
 
     @property
@@ -193,7 +193,7 @@ def open_run(folder: Path, overrides: Sequence[str] = (), method: str | None = N
     if max(Counter(names).values()) > 1:  # a comparison's, with several seeds
         names = [f"{n}-seed{point.seed}" for n, point in zip(names, points, strict=True)]
     candidates = tuple(
-        Candidate(name, point, folder / point.folder, _scores(folder / point.folder))
+        Candidate(name, point, folder / point.folder, ScorePrompt.of(folder / point.folder))
         for name, point in zip(names, points, strict=True)
         if _has_weights(folder / point.folder)
     )
@@ -254,11 +254,6 @@ def _validated(
     front = Front.read(measured / "front.json")
     same = [point.folder for point in front.points] == [point.folder for point in points]
     return front.points if same else None
-
-
-def _scores(folder: Path) -> dict[str, float] | None:
-    prompt = folder / "prompt.json"
-    return read_object(prompt) if prompt.exists() else None
 
 
 def _terms(candidate: Candidate, preference: Mapping[str, float]) -> dict[str, float]:

@@ -238,7 +238,7 @@ def _manifest(layout: Layout, folder: Path) -> dict[str, Any]:
                 "metrics": {name: _measured(values) for name, values in point.metrics.items()},
                 "chebyshev": point.chebyshev,
                 "nondominated": point.nondominated,
-                "prompt_scores": candidate.scores,
+                "prompt_scores": candidate.asked and candidate.asked.scores,
             }
         )
     files = sorted(path for path in folder.rglob("*") if path.is_file())

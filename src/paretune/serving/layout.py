@@ -176,10 +176,18 @@ def _warnings(layout: Layout) -> list[str]:
             f"The chat template was used with {variables}: pass them to it "
             "(`chat_template_kwargs`)."
         )
-    if any(candidate.scores for candidate in layout.choices.candidates):
+    asked = [each.asked for each in layout.choices.candidates if each.asked is not None]
+    if asked:
+        how = (
+            "end the user's words with `<NAME_score> VALUE` for each of `prompt_scores` in the "
+            "manifest."
+            if asked[0].template == "chat"
+            else "without a chat template, ask "
+            f"{markdown_code(repr(asked[0].prompt('QUESTION')))}, with that point's "
+            "`prompt_scores` of the manifest in their order."
+        )
         found.append(
-            "The points differ in what their prompts ask for, not in their weights: end the "
-            "user's words with `<NAME_score> VALUE` for each of `prompt_scores` in the manifest."
+            f"The points differ in what their prompts ask for, not in their weights: {how}"
         )
     return ["## Note", *found] if found else []
 
