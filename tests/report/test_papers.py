@@ -144,6 +144,31 @@ def test_tables_of_costs(sweep: Make, comparison: Make, tmp_path: Path) -> None:
     ]
 
 
+def test_memory_tells_the_ways_to_the_gradients_apart(comparison: Make, tmp_path: Path) -> None:
+    methods = [
+        {"name": "clamp", "label": "one pass"},
+        {"name": "clamp", "label": "apart", "train": {"gradients": "per_objective"}},
+        {"name": "linear", "label": "PWG"},
+    ]
+    run = relabelled(comparison(tmp_path / "ways", TWO), methods)
+    found = json.loads((run / "compare.json").read_text())
+    peaks = {"one pass": 3e9, "apart": 2e9, "PWG": 1e9}
+    for cell in found["cells"]:
+        for point in cell["points"]:
+            point["training"]["spend"]["peak_memory_bytes"] = peaks[cell["title"]]
+    write_json(run / "compare.json", found)
+    ours = [row[1:] for row in rows(exhibit("Table 4"), run) if row[2] != "paper"]
+    assert ours == [["2", "ways, apart, per_objective", "2.0"], ["2", "ways, one pass", "3.0"]]
+    one = yaml.safe_load((run / "recipe.yaml").read_text())
+    one["methods"][0]["name"] = "linear"  # with a single CLAMP its title says nothing
+    (run / "recipe.yaml").write_text(yaml.safe_dump(one))
+    for cell in found["cells"]:
+        cell["method"] = "clamp" if cell["title"] == "apart" else "linear"
+    write_json(run / "compare.json", found)
+    ours = [row[2] for row in rows(exhibit("Table 4"), run) if row[2] != "paper"]
+    assert ours == ["ways, per_objective"]
+
+
 def test_figures_6_and_7_are_of_two_sizes(sweep: Make, tmp_path: Path) -> None:
     run = sweep(tmp_path / "three", THREE, divisions=2)
     found = rows(exhibit("Figure 6"), run)

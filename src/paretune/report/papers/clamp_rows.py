@@ -198,16 +198,34 @@ def draw_judged(name: str) -> Callable[[Found, Path, str], list[Path]]:
 def _by_objectives(
     found: Found, value: Callable[[Mapping[str, Any]], float | None], column: str, least: int
 ) -> Iterator[Row]:
-    """Means of a figure of CLAMP's trainings, by how many objectives have weight."""
+    """Means of a figure of CLAMP's trainings, by how many objectives have weight.
+
+    Trainings under several titles are told apart, and so are ways to the gradients.
+    """
     for run in found.runs:
-        collected: dict[int, list[float]] = {}
-        for _, point in _clamp_points(run):
+        collected: dict[tuple[int, str], list[float]] = {}
+        for title, point in _clamp_points(run):
             live = sum(weight > 0 for weight in point.preference.values())
             measured = value(point.training)
             if live >= least and measured:
-                collected.setdefault(live, []).append(measured)
-        for live, values in sorted(collected.items()):
-            yield Row((_model(run), str(live)), _source(run), {column: _mean(values)})
+                collected.setdefault((live, title), []).append(measured)
+        several = len({title for _, title in collected}) > 1
+        for (live, title), values in sorted(collected.items()):
+            way = _train(run, title).get("gradients", "auto")
+            more = (title if several else "", "" if way == "auto" else way)
+            yield Row((_model(run), str(live)), _source(run, *more), {column: _mean(values)})
+
+
+def _train(run: Run, title: str) -> dict[str, Any]:
+    """The section `train` of a run's recipe, as a method of it has it."""
+    own: Mapping[str, Any] = next(
+        (e for e in run.recipe.get("methods", ()) if _title_of(e) == title), {}
+    )
+    return {**(run.recipe.get("train") or {}), **(own.get("train") or {})}
+
+
+def _title_of(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("label") or entry["name"])
 
 
 def solver_share(found: Found) -> Iterator[Row]:
@@ -258,11 +276,9 @@ def by_mu(found: Found) -> Iterator[Row]:
 def _batch_size(run: Run) -> Callable[[str], float | None]:
     sizes = {}
     for entry in run.recipe.get("methods", ()):
-        train = {**(run.recipe.get("train") or {}), **(entry.get("train") or {})}
+        train = _train(run, title := _title_of(entry))
         size = train.get("per_device_train_batch_size", 8)
-        sizes[str(entry.get("label") or entry["name"])] = size * train.get(
-            "gradient_accumulation_steps", 1
-        )
+        sizes[title] = size * train.get("gradient_accumulation_steps", 1)
     return sizes.get
 
 
