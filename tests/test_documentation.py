@@ -25,6 +25,7 @@ from paretune.cli import app
 from paretune.recipes import Recipe, load_recipe, shipped_recipes
 from paretune.recipes.data_weighting import load_weigh_recipe
 from paretune.recipes.reference import recipe_keys
+from paretune.runs.reward import load_reward_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -76,7 +77,11 @@ def commands(command: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 COMMANDS = dict(commands(typer.main.get_command(app)))
-READERS = {"compare": load_comparison, "weigh": load_weigh_recipe}
+READERS = {
+    "compare": load_comparison,
+    "weigh": load_weigh_recipe,
+    "reward train": load_reward_recipe,
+}
 USUAL = {"compare": "demo_compare", "weigh": "weigh_mnist"}
 
 

@@ -1,5 +1,6 @@
 """Training reward models: what is learnt, what is kept, what a kill leaves behind."""
 
+import copy
 import hashlib
 import json
 import re
@@ -265,6 +266,43 @@ def test_plain_text_and_all_weights(recipe: Callable[..., Recipe], toy: Path) ->
     assert "eval_loss" in (folder / "log.jsonl").read_text()
     data = load_data(loaded.data)
     assert pair_accuracy(load_trained(folder), data.pairs["kind"]) >= 0.9
+
+
+def test_all_weights_of_a_model_without_a_template(
+    toy: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    """Conversations, for which it gets a plain dialogue; of a recipe for 8-bit adapters."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template, bare.pad_token = None, bare.eos_token
+    bare.save_pretrained(tmp_path / "gpt2")
+    config = GPT2Config(vocab_size=len(bare), n_positions=64, n_embd=16, n_layer=2, n_head=2)
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = bare.eos_token_id
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    text = (toy / "toy.yaml").read_text()
+    text = text.replace(f"{toy / 'model'}}}", f"{toy / 'model'}, quantization: 8bit}}")
+    (tmp_path / "toy.yaml").write_text(text)
+    assert "8bit" in text
+    overrides = [
+        f"reward.model={tmp_path / 'gpt2'}",
+        "lora=null",
+        "reward.train.learning_rate=1e-2",
+    ]
+    command = ["reward", "train", str(tmp_path / "toy.yaml"), f"output_dir={tmp_path / 'run'}"]
+    done = CliRunner().invoke(app, [*command, *overrides])
+    assert done.exit_code == 0, done.output
+    folder = tmp_path / "run" / "rewards" / "kind"
+    record = json.loads((folder / "reward.json").read_text())
+    assert record["input"]["template"] == "{prompt}\n\nAssistant: {response}{eos}"
+    assert record["model"]["quantization"] is None
+    assert record["accuracy"]["test"] >= 0.9
+    assert (folder / "model.safetensors").exists()
+    data = load_data(load_recipe(toy / "toy.yaml").data)
+    assert pair_accuracy(load_trained(folder), data.pairs["kind"]) >= 0.9
+    with pytest.raises(InputError, match="needs lora"):
+        load_recipe(tmp_path / "toy.yaml", overrides)
 
 
 def test_overlong_pairs_are_dropped_and_counted(toy: Path, splits: Any, tmp_path: Path) -> None:

@@ -33,10 +33,9 @@ def train(
         from paretune.cli.output import console, print_table
         from paretune.cli.progress import console_progress
         from paretune.files import main_process
-        from paretune.recipes import load_recipe
-        from paretune.runs.reward import FOLDER, run_rewards
+        from paretune.runs.reward import FOLDER, load_reward_recipe, run_rewards
 
-        loaded = load_recipe(recipe, overrides or [])
+        loaded = load_reward_recipe(recipe, overrides or [])
         with console_progress(loaded.reward.model or loaded.model.name) as progress:
             records = run_rewards(loaded, fresh=fresh, progress=progress)
         if main_process():

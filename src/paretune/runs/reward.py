@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.files import main_process, read_object
 from paretune.progress import Progress, Silent
-from paretune.recipes.load import dated
+from paretune.recipes.load import dated, load_recipe
 from paretune.runs.folder import RunFolder, SettingsIdentity
 
 if TYPE_CHECKING:
@@ -16,6 +16,24 @@ if TYPE_CHECKING:
 FOLDER = "rewards"
 RECORD = "reward.json"
 _SECTIONS = ("model", "lora", "data", "reward")
+
+
+def load_reward_recipe(name: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
+    """The recipe of reward models: `load_recipe`, but without adapters nothing is quantised.
+
+    ``lora=null`` trains all weights of the reward model, whatever the recipe quantises for its
+    adapters.
+
+    Raises:
+        InputError: as `load_recipe`.
+    """
+    from paretune import yaml_syntax
+
+    keys = (each.partition("=") for each in overrides)
+    whole = any(
+        key.strip() == "lora" and yaml_syntax.parse(value, "lora") is None for key, _, value in keys
+    )
+    return load_recipe(name, ["model.quantization=null", *overrides] if whole else overrides)
 
 
 def run_rewards(
