@@ -145,13 +145,25 @@ def load_model_and_tokenizer(
                 source, **{**options, "output_loading_info": True}
             )
     except TypeError as error:
+        if trust_remote_code and not init_kwargs:
+            raise _not_loaded(name, error, trust_remote_code) from error
         if not init_kwargs:
             raise
         raise InputError(
             f"model '{name}' cannot be loaded with {', '.join(init_kwargs)} ({_first_line(error)})"
         ) from error
     except (OSError, ValueError, ImportError) as error:
-        raise _not_loaded(name, error) from error
+        raise _not_loaded(name, error, trust_remote_code) from error
+    except (AttributeError, KeyError) as error:
+        if not trust_remote_code:
+            raise
+        raise _not_loaded(name, error, trust_remote_code) from error
+    own_code = bool(getattr(model.config, "auto_map", None)) and not trust_remote_code
+    if head == "score" and own_code and found["unexpected_keys"]:
+        raise InputError(
+            f"model '{name}' has weights ({min(found['unexpected_keys'])}) that only the code in "
+            "its checkpoint reads, so it would score otherwise: set trust_remote_code to true"
+        )
     if head == "score" and found["missing_keys"]:
         raise InputError(
             f"model '{name}' has no score head in its checkpoint ({min(found['missing_keys'])} is "
@@ -230,7 +242,17 @@ def _source(name: str | os.PathLike[str]) -> str:
     return source
 
 
-def _not_loaded(name: str | os.PathLike[str], error: Exception) -> InputError:
+def _not_loaded(
+    name: str | os.PathLike[str], error: Exception, own_code: bool = False
+) -> InputError:
+    if own_code and not isinstance(error, OSError | ValueError):
+        import transformers
+
+        return InputError(
+            f"the code that comes with model '{name}' does not run with transformers "
+            f"{transformers.__version__} ({_first_line(error)}); if its architecture is one of "
+            "transformers' own, set trust_remote_code to false, else take a model without code"
+        )
     return InputError(
         f"model '{name}' could not be loaded ({_first_line(error)}); give an existing folder, "
         f"a hub id you can reach, or '{EMBEDDED}' for the embedded model"
