@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from paretune.data.sampling import PairCollator, Row
 from paretune.data.tokenization import TokenizedPairs
 from paretune.gradients import GradientBank, Method, ObjectiveGradients, per_objective
 from paretune.gradients.objectives import loss_sums, restrict
-from paretune.logprobs import PackedPass, Packing, sequence_logps
+from paretune.logprobs import PackedPass, Packing, head, sequence_logps
 from paretune.losses import DPO
 from paretune.moo.weightings import Clamp
 
@@ -71,6 +72,17 @@ def packed(case: Case) -> Step:
 
 def one_pass(case: Case) -> Step:
     return _clamp(case, Packing(case.model, "off"), case.padded)
+
+
+def one_pass_logits(case: Case) -> Step:
+    """As it was before the head was taken in chunks: all logits of the responses at once."""
+    plain = one_pass(case)
+
+    def step() -> None:
+        with patch.object(head, "_is_frozen", return_value=False):
+            plain()
+
+    return step
 
 
 def layerwise(case: Case) -> Step:
@@ -219,6 +231,7 @@ CONTENDERS: dict[str, tuple[str, Callable[[Case], Step], str | None]] = {
     "floor": ("floor: 1 forward, 1 backward over distinct tokens", floor, None),
     "packed": ("CLAMP, packed", packed, None),
     "one_pass": ("CLAMP, one pass over padded sequences", one_pass, None),
+    "one_pass_logits": ("the same, all logits at once", one_pass_logits, None),
     "padded_floor": ("1 forward, 1 backward, padded", padded_floor, None),
     "pwg": ("PWG: gradient of the weighted sum, padded", pwg, None),
     "shared_forward": ("CLAMP, 1 forward, M backwards, padded", shared_forward, None),
