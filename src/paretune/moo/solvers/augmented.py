@@ -37,7 +37,7 @@ _GROWTH, _WANTED_CONTRACTION = 4.0, 0.5
 # ‖ν‖ may reach this many times the ratio of the gradients of objectives and constraints.
 _DUAL_LIMIT = 1e8
 _PENALTY_LIMIT = 1e12  # times the first u and v
-_MET = 1e-4  # ‖(h, g)‖ below this says nothing of which rows will matter
+_MET = 1e-4  # ‖(h, g)‖ below this says nothing of which inequalities will matter
 _FAR = 1e3  # ‖(h, g)‖ above this many times its size at the start is far out
 _STIFFER = 100.0  # u after a step far out
 # Rows of (h, g) whose slopes differ by more than this factor are brought to one.
@@ -279,7 +279,8 @@ class AugmentedLagrangian:
                 slopes, self._bends = self._probe(start, 1e-3 * length)
                 self.rows = _row_scales(slopes)
             met = float(h.norm())
-            seen = self.scaled(h) if met > _MET else torch.ones_like(h)
+            told = met > (_MET if len(start.inequalities) else 0.0)
+            seen = self.scaled(h) if told else torch.ones_like(h)
             along = self.scaled(seen)
             slope = self.problem.vjp(start, along[: self.q], along[self.q :])
             steepness = float(slope.norm()) / float(seen.norm())
