@@ -119,6 +119,25 @@ def test_three_objectives_even_meaning_keeps_corners_and_centre() -> None:
     assert np.allclose(calibration.position([1 / 3] * 3), 1 / 3, atol=0.03)
 
 
+@pytest.mark.parametrize("m", [3, 4])
+def test_with_more_objectives_each_corner_goes_as_far_as_its_own_loss_falls(m: int) -> None:
+    """Minima lie beyond the corners, at weight 1.5 of the first and 1.25 of the others."""
+    far = np.array([1.5] + [1.25] * (m - 1))
+
+    def measure(q: np.ndarray) -> list[float]:
+        return [float(abs(q[i] - far[i])) for i in range(m)]
+
+    calibration = measure_path(measure, m, points=5, extrapolate=2.0)
+    assert np.allclose(calibration.positions.max(0), far)
+    assert np.allclose(calibration.positions.sum(1), 1)
+    for i in range(m):
+        end = calibration.position(np.eye(m)[i])
+        assert end[i] == pytest.approx(far[i], abs=0.05)
+        assert np.ptp(np.delete(end, i)) < 0.05, "away from the centre: the others give alike"
+    assert measure_path(measure, m, points=5, extrapolate=0.25).positions.max() == 1.25
+    assert measure_path(measure, m, points=5, extrapolate=0).positions.min() == 0
+
+
 def test_json_round_trip() -> None:
     calibration = measure_path(curve, 2)
     again = Calibration.from_json(calibration.to_json())

@@ -120,8 +120,7 @@ class Calibration:
                 divisions += 1
             grid = np.array(das_dennis(self.n_objectives, divisions))
             # The measured positions fill a simplex, perhaps larger than that of preferences.
-            low = self.positions.min(0)
-            q = low + (1 - low.sum()) * grid
+            q = grid @ self.positions[self.positions.argmax(0)]
         losses = self.losses_at(q)
         return q, scale_to_ranges(losses)
 
@@ -164,36 +163,40 @@ def measure_path(
         measure: position, shape (M,) -> losses, shape (M,).
         points: M = 2: positions from one end of the simplex to the other. M > 2: divisions of an
             edge plus one.
-        extrapolate: M = 2: how far beyond an end to look, in lengths of the simplex. A step beyond
-            is kept while the end's own loss falls by a twentieth of its range within the simplex;
-            the first that gains less ends the search.
+        extrapolate: How far beyond an end, a corner of the simplex, to look: by how much the weight
+            of its objective may exceed 1, at the cost of all others alike. A step of an edge's is
+            kept while the end's own loss falls by a twentieth of its range within the simplex; the
+            first that gains less ends the search.
     """
     if points < 2 or not (math.isfinite(extrapolate) and extrapolate >= 0):
         raise InputError(
             f"A calibration takes 2 points or more and extrapolates by a finite length of at least "
             f"0; got {points} and {extrapolate}."
         )
-    if n_objectives > 2:
-        grid = np.array(das_dennis(n_objectives, points - 1))
-        return Calibration(grid, np.array([measure(q) for q in grid]), meaning)
     step = 1 / (points - 1)
-    found = {k: np.array(measure(_on_path(k * step))) for k in range(points)}
-    worth = _WORTH * np.ptp(np.array(list(found.values())), axis=0)
-    for end, direction, own in ((points - 1, 1, 0), (0, -1, 1)):
-        k = end
-        while abs(k + direction - end) * step <= extrapolate + 1e-9:
-            losses = np.array(measure(_on_path((k + direction) * step)))
-            if not losses[own] < found[k][own] - worth[own]:
+    positions = list(np.array(das_dennis(n_objectives, points - 1)))
+    losses = [np.array(measure(q)) for q in positions]
+    worth = _WORTH * np.ptp(np.array(losses), axis=0)
+    for own in range(n_objectives):
+        last = next(f for q, f in zip(positions, losses, strict=True) if q[own] == 1)
+        k = 1
+        while k * step <= extrapolate + 1e-9:
+            beyond = _beyond(own, k * step, n_objectives)
+            found = np.array(measure(beyond))
+            if not found[own] < last[own] - worth[own]:
                 break
-            k += direction
-            found[k] = losses
-    order = sorted(found)
-    positions = np.array([_on_path(k * step) for k in order])
-    return Calibration(positions, np.array([found[k] for k in order]), meaning)
+            positions.append(beyond)
+            losses.append(found)
+            last, k = found, k + 1
+    order = np.argsort([q[0] for q in positions], kind="stable")
+    return Calibration(np.array(positions)[order], np.array(losses)[order], meaning)
 
 
-def _on_path(t: float) -> Array:
-    return np.array([t, 1 - t])
+def _beyond(corner: int, step: float, n_objectives: int) -> Array:
+    """The position so far beyond a corner, away from the simplex's centre."""
+    q = np.full(n_objectives, -step / (n_objectives - 1))
+    q[corner] = 1 + step
+    return q
 
 
 def _quadratic(q: Array) -> Array:
