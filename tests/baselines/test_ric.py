@@ -179,11 +179,12 @@ def test_the_authors_template_is_a_plain_dialogue(
 
 
 def test_scores_of_the_chat_template_stand_alone_in_their_file(tmp_path: Path) -> None:
-    asked = ScorePrompt({"a": 1.0})
+    scores = {"a": 1.0, "template": 0.5}  # objectives may have that name
+    asked = ScorePrompt(scores)
     asked.write(tmp_path)
-    assert json.loads((tmp_path / "prompt.json").read_text()) == {"a": 1.0}
+    assert json.loads((tmp_path / "prompt.json").read_text()) == scores
     assert ScorePrompt.of(tmp_path) == asked
-    assert asked.prompt("Hi") == with_scores("Hi", {"a": 1.0})
+    assert asked.prompt("Hi") == with_scores("Hi", scores)
     assert asked.response("Hi", " yes") == " yes"
     assert asked.response(TALK, "yes") == [{"role": "assistant", "content": "yes"}]
     assert ScorePrompt.of(tmp_path / "none") is None

@@ -38,7 +38,8 @@ class ScorePrompt:
         if not (folder / _FILE).exists():
             return None
         kept = read_object(folder / _FILE)
-        return cls(**kept) if "template" in kept else cls(kept)
+        named = isinstance(kept.get("template"), str)  # an objective's score is a number
+        return cls(**kept) if named else cls(kept)
 
     def write(self, folder: Path) -> None:
         """``prompt.json``: the scores; of the authors' template, ``scores`` and ``template``."""
