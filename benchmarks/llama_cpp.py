@@ -23,14 +23,14 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from paretune.files import read_json
-from paretune.models import _embedded_gguf
+from paretune.models.built_in import embedded_gguf
 
 PROMPTS = ("Why is the sky blue?", "How do I boil an egg?", "What should I do on a rainy day?")
 
 
 def in_float32(target: Path) -> None:
     """Write the embedded model's GGUF file with all its weights in float32."""
-    source = gguf.GGUFReader(_embedded_gguf())
+    source = gguf.GGUFReader(embedded_gguf())
     fields = source.fields
     writer = gguf.GGUFWriter(target, fields["general.architecture"].contents())
     for name, field in fields.items():

@@ -19,7 +19,7 @@ from paretune.data import demo, split_by_prompt
 from paretune.data.demo import DEMO_FILE, as_messages
 from paretune.data.messages import prompt_key
 from paretune.files import read_objects
-from paretune.models import _TOY_FOLDER
+from paretune.models.built_in import TOY_FOLDER
 from paretune.recipes import load_recipe
 
 WORDS = 1024  # entries of the vocabulary
@@ -118,7 +118,7 @@ def train(model: LlamaForCausalLM, rows: list[tuple[list[int], int]], pad: int) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=_TOY_FOLDER)
+    parser.add_argument("--output", type=Path, default=TOY_FOLDER)
     output = parser.parse_args().output
     torch.manual_seed(0)
     random.seed(0)

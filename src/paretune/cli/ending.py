@@ -91,7 +91,7 @@ def _say(message: str, code: int) -> int:
 
 def _keep(error: BaseException) -> str:
     """Where the traceback is: in a file, or, if that cannot be written, on standard error."""
-    from paretune.models import cache_folder
+    from paretune.files import cache_folder
 
     text = "".join(traceback.format_exception(error))
     path = cache_folder() / "last-traceback.txt"

@@ -28,6 +28,7 @@ from paretune.data.tokenization import (
     TokenTable,
     tokenize_pairs,
 )
+from paretune.errors import first_line
 from paretune.files import main_process, move, sync
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def _read(path: Path, key: str) -> TokenizedPairs | None:
             counts[name] = PairCounts(**values | {"unread": Counter(values["unread"])})
         return TokenizedPairs(table, pairs, counts=counts, remarks=tuple(described["remarks"]))
     except Exception as error:  # whatever random bytes make of a reader
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
     logger.warning("The tokens in '%s' are damaged (%s): they are made again.", path, reason)
     return None
 

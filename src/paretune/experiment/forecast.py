@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.errors import InputError
+from paretune.errors import InputError, first_line
 from paretune.models import BUILT_IN, built_in_folder, gpu
 from paretune.names import shown
 
@@ -358,5 +358,5 @@ def _config(model: "Model") -> tuple[Any, str]:
         known = ", ".join(SHAPES)
         raise InputError(
             f"The configuration of model {shown(model.name)} cannot be had "
-            f"({str(error).splitlines()[0]}); known without the hub are {known}."
+            f"({first_line(error)}); known without the hub are {known}."
         ) from error

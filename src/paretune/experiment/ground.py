@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.files import file_digest, user_path, write_json
-from paretune.models import BUILT_IN, built_in_folder, cache_folder
+from paretune.files import cache_folder, file_digest, user_path, write_json
+from paretune.models import BUILT_IN, built_in_folder
 
 if TYPE_CHECKING:
     from paretune.data import PreferenceData

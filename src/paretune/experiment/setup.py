@@ -11,7 +11,8 @@ from transformers.trainer_callback import PrinterCallback
 from paretune.data import LOADERS, PreferenceData
 from paretune.data.loading import load
 from paretune.errors import InputError
-from paretune.models import cache_folder, gpu, load_model_and_tokenizer
+from paretune.files import cache_folder
+from paretune.models import gpu, load_model_and_tokenizer
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import ClampOptions
 from paretune.recipes.dial import ConditionedOptions

