@@ -57,6 +57,7 @@ def generate(
         from paretune.serving.choose import open_run
 
         choices = open_run(run, overrides or [], method)
+        choices.recipe.model.check_place()
         chosen = find_point(choices, point)
         quiet_libraries(choices.recipe.model.name)
         asked = hub_instructions() if instructions is None else read_instructions(instructions)

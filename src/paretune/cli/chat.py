@@ -52,6 +52,7 @@ def chat(
 
     weights, keys = weights_and_overrides(prefer, overrides)
     choices = open_run(run, keys, method)
+    choices.recipe.model.check_place()
     quiet_libraries(choices.recipe.model.name)
     choice = choices.choose(choices.preference(weights))
     if lengths is not None:

@@ -25,12 +25,16 @@ def serve(
 
     Needs paretune[serve]. Ctrl-C ends it.
     """
+    from paretune.extras import require
+
+    require("gradio", "`paretune serve`")  # all else takes seconds to import
     from paretune.cli.progress import quiet_libraries
     from paretune.serving.choose import open_run
     from paretune.serving.guard import check_address
 
     check_address(host, port)
     choices = open_run(run, overrides or [], method)
+    choices.recipe.model.check_place()
     quiet_libraries(choices.recipe.model.name)
     from paretune.serving.chat import ChatModel
     from paretune.serving.page import Page, build_page

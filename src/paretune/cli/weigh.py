@@ -1,6 +1,7 @@
 """``paretune weigh``."""
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from paretune.cli.workers import Job, Ray, Workers, shared_out
 if TYPE_CHECKING:
     from paretune.recipes.data_weighting import WeighRecipe
     from paretune.recipes.mixture import MixtureRecipe
+    from paretune.recipes.schema import Model
     from paretune.runs.folder import RunFolder
 
 Only = Annotated[
@@ -132,12 +134,15 @@ def weigh(
         )
         if shared_out(job, workers, ray):
             return
-        model = None
+        model: Model | None = None
         if isinstance(loaded, MixtureRecipe):
-            model = loaded.model.name
+            model = loaded.model
         elif isinstance(loaded.task, LanguageModelTask):
-            model = loaded.task.model.name
-        with console_progress(model) as progress:
+            model = loaded.task.model
+        results = Path(loaded.output_dir).glob("cells/*/result.json")
+        if model is not None and (fresh or len(list(results)) < job.pieces):
+            model.check_place()  # at once, and torch takes seconds
+        with console_progress(None if model is None else model.name) as progress:
             from paretune.data_weighting.run import run_weighing
 
             summary = run_weighing(loaded, only=only or [], fresh=fresh, progress=progress)

@@ -20,6 +20,7 @@ import typer
 from paretune.cli.fleet import VARIABLE, Fleet, fleet_bars
 from paretune.cli.output import console
 from paretune.errors import InputError
+from paretune.extras import require
 
 if TYPE_CHECKING:
     from paretune.recipes.section import Run
@@ -34,10 +35,19 @@ Workers = Annotated[
         "there are some, or in a Ray cluster (as many as it has room for).",
     ),
 ]
+
+
+def _installed(address: str | None) -> str | None:
+    if address is not None:
+        require("ray", "--ray")
+    return address
+
+
 Ray = Annotated[
     str | None,
     typer.Option(
         metavar="ADDRESS",
+        callback=_installed,
         help="Do the work in a Ray cluster: 'auto' is one that runs here, 'local' a new one on "
         "this machine, else host:port.",
     ),

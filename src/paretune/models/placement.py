@@ -1,7 +1,7 @@
 """In which numbers a model's weights are, and where: on the CPU, a GPU, or in parts on several."""
 
 import os
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from paretune.errors import InputError
 from paretune.extras import require
@@ -30,6 +30,18 @@ def auto_dtype() -> "torch.dtype":
     return torch.float32
 
 
+def check_quantization(quantization: Quantization | None) -> None:
+    """See, without loading anything, that weights can be quantised so.
+
+    Raises:
+        InputError: an unknown quantisation, or bitsandbytes is missing.
+    """
+    if quantization not in (None, *get_args(Quantization)):
+        raise InputError(f"quantization {quantization!r} is unknown; use '8bit', '4bit' or null")
+    if quantization is not None:
+        require("bitsandbytes", f"quantization '{quantization}'")
+
+
 def quantization_options(
     quantization: Quantization, dtype: "torch.dtype", device: "str | torch.device | None"
 ) -> dict[str, Any]:
@@ -40,11 +52,9 @@ def quantization_options(
         device: where to put the model instead.
 
     Raises:
-        InputError: an unknown quantisation, or bitsandbytes is missing.
+        InputError: see `check_quantization`.
     """
-    if quantization not in ("8bit", "4bit"):
-        raise InputError(f"quantization {quantization!r} is unknown; use '8bit', '4bit' or null")
-    require("bitsandbytes", f"quantization '{quantization}'")
+    check_quantization(quantization)
     import torch
     from transformers import BitsAndBytesConfig
 

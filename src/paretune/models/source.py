@@ -4,6 +4,7 @@ import os
 
 from paretune.errors import InputError, first_line
 from paretune.models.built_in import BUILT_IN, EMBEDDED, TOY, built_in_folder, embedded_gguf
+from paretune.models.placement import Quantization, check_quantization
 from paretune.models.remote_code import check_remote_code
 
 
@@ -29,12 +30,17 @@ def check_model(
         raise not_loaded(name, error) from error
 
 
-def check_place(name: str | os.PathLike[str], trust_remote_code: bool = False) -> None:
+def check_place(
+    name: str | os.PathLike[str],
+    trust_remote_code: bool = False,
+    quantization: Quantization | None = None,
+) -> None:
     """The part of `check_model` that takes no time: it neither loads transformers nor asks the hub.
 
     Raises:
-        InputError: as `check_model` does.
+        InputError: as `check_model` does, or what quantises the model is not installed.
     """
+    check_quantization(quantization)
     check_remote_code(name, trust_remote_code)
     if str(name) == EMBEDDED:
         embedded_gguf()

@@ -23,7 +23,7 @@ from paretune.data import LOADERS
 from paretune.data.loading import RATING_OPTIONS, LoaderOptions
 from paretune.errors import InputError
 from paretune.losses import DPO, LOSSES, PreferenceLoss, is_single_loss, losses_by_objective
-from paretune.models import EMBEDDED
+from paretune.models import EMBEDDED, check_place
 from paretune.moo.placement import ENDS
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import WEIGHTINGS, ClampOptions, Weighting
@@ -81,6 +81,14 @@ class Model(Section):
             if not name.isidentifier():
                 raise ValueError(f"{shown(name)} is not a variable's name")
         return variables
+
+    def check_place(self) -> None:
+        """See at once, before torch loads, that the model's place and needed packages are there.
+
+        Raises:
+            InputError: see `paretune.models.check_place`.
+        """
+        check_place(self.name, self.trust_remote_code, self.quantization)
 
 
 class Lora(Section):

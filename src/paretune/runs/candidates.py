@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paretune.data.messages import prompt_key
 from paretune.errors import InputError
@@ -18,9 +18,6 @@ from paretune.results.run_folder import BASE_FOLDER, saved_recipe
 from paretune.runs.folder import RunFolder
 from paretune.runs.plan import plan
 from paretune.runs.preparation import load_splits
-
-if TYPE_CHECKING:
-    pass
 
 
 def load_run(run: Path) -> Recipe:
@@ -76,6 +73,7 @@ def measure_base(recipe: Recipe, run: Path, progress: Progress | None = None) ->
 
     There are answers if the recipe wants them of its points.
     """
+    recipe.model.check_place()  # torch takes seconds
     from paretune.experiment.train_point import free_memory
     from paretune.runs.point import measure_point
 

@@ -140,6 +140,7 @@ def run_compare(
     folder.check(fresh=fresh)
     tasks, failures, data = _tasks(recipe, run), dict[str, str](), None
     if fresh or not folder.finished("base") or any(task.unfinished for task in tasks):
+        recipe.model.check_place()  # at once, and torch takes seconds
         for task in tasks:
             _check_train(task)
         data = check_recipe(recipe)  # before anything is written or deleted

@@ -10,7 +10,7 @@ from paretune.data.loading import hub_id
 from paretune.data.splitting import Split, split_by_prompt
 from paretune.files import main_process
 from paretune.losses import plain_loss
-from paretune.models import asks_for_date
+from paretune.models import asks_for_date, check_model
 from paretune.moo.weightings import ClampOptions
 from paretune.results.front import FrontPoint
 from paretune.results.run_folder import read_manifest
@@ -31,11 +31,7 @@ def check_recipe(recipe: "Recipe") -> "PreferenceData":
     Raises:
         InputError: arguments, scorers, model or data that are wrong or not there.
     """
-    from paretune.models import check_model, check_place
-
-    check_place(
-        recipe.model.name, recipe.model.trust_remote_code
-    )  # at once, and torch takes seconds
+    recipe.model.check_place()  # at once, and torch takes seconds
     from paretune.experiment.reward_sources import check_sources
     from paretune.experiment.setup import load_data, training_arguments
     from paretune.experiment.tracking import check_trackers

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paretune.data.splitting import split_by_prompt
 from paretune.files import main_process, read_object
+from paretune.models import check_model, check_place
 from paretune.progress import Progress, Silent
 from paretune.recipes.load import dated, load_recipe
 from paretune.runs.folder import RunFolder, SettingsIdentity
@@ -81,14 +83,17 @@ def _check(recipe: "Recipe", folder: RunFolder) -> "PreferenceData":
     Raises:
         InputError: arguments, model or data that are wrong or not there.
     """
+    name, revision = _base(recipe)
+    # At once, and torch takes seconds.
+    check_place(name, recipe.model.trust_remote_code, recipe.model.quantization)
     from paretune.experiment.reward import reward_arguments
     from paretune.experiment.setup import load_data
-    from paretune.models import check_model
 
     reward_arguments(recipe, folder.path)
-    name, revision = _base(recipe)
     check_model(name, recipe.model.trust_remote_code, revision)
-    return load_data(recipe.data)
+    data = load_data(recipe.data)
+    split_by_prompt(data, recipe.data.split, recipe.data.seed)  # may complain
+    return data
 
 
 def _train(
@@ -98,7 +103,6 @@ def _train(
     finished: Sequence[str],
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    from paretune.data.splitting import split_by_prompt
     from paretune.experiment.ground import data_ground, model_ground
     from paretune.experiment.reward import train_reward
 

@@ -225,6 +225,7 @@ def evaluate_run(
             sources = _folded(recipe, run, preference, target)
         pending = [point for point in sources if not folder.finished(point.path)]
         if pending:
+            recipe.model.check_place()  # torch takes seconds
             from paretune.experiment.train_point import free_memory
             from paretune.runs.point import measure_point
 
