@@ -100,6 +100,31 @@ def test_the_model_is_looked_for_before_the_data_is_read(files: Path, told: Told
     assert "modle" in told("sweep", "mine.yaml")
 
 
+def test_joint_rows_that_cannot_be_made_are_told_before_a_model_is_loaded(
+    files: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("paretune.experiment.setup.load_model_and_tokenizer", load)
+    others = [{**row, "prompt": row["prompt"].replace("question", "request")} for row in PAIRS]
+    (files / "b.jsonl").write_text("\n".join(map(json.dumps, others)))
+    assert "needs prompts that every objective labels" in told(
+        "sweep", "mine.yaml", "train.sampling=joint", "data.split=[0.4, 0.3, 0.3]"
+    )
+    edit(files / "mine.yaml", "data: {", "data: {split: [0.4, 0.3, 0.3], ")
+    with (files / "mine.yaml").open("a") as file:
+        file.write("methods: [{name: linear, train: {sampling: joint}}]\n")
+    assert "needs prompts that every objective labels" in told("compare", "mine.yaml")
+    assert not (files / "runs").exists()
+
+
+def test_reward_models_need_pairs_in_every_split(files: Path, told: Told) -> None:
+    (files / "b.jsonl").write_text(json.dumps(PAIRS[0]))
+    assert "split has no pairs of objective 'brief'" in told("reward", "train", "mine.yaml")
+    assert not (files / "runs").exists()
+
+
 def test_a_comparison_and_reward_models_too(files: Path, told: Told) -> None:
     assert "reward.train.max_stps" in told(
         "reward", "train", "mine.yaml", "reward.train.max_stps=1"

@@ -1,6 +1,7 @@
 """Sets that are weighed by the trainer: planted truths, own files, and what is made of a run."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from paretune import cli
 from paretune.cli.weigh import spread
+from paretune.data_weighting import mixture_cell
 from paretune.data_weighting.mixture_cell import MixtureResult
 from paretune.data_weighting.mixture_page import MixtureSummary, to_markdown
 from paretune.data_weighting.tasks.planted import CASES, planted
@@ -17,6 +19,8 @@ from paretune.errors import InputError
 from paretune.moo.preference import Preference
 from paretune.recipes.data_weighting import load_weigh_recipe
 from paretune.recipes.mixture import MixtureRecipe, named_files
+from paretune.training import DataWeightingConfig
+from paretune.training.part_rows import check_rows, tokenize_rows
 
 MODEL = Path(__file__).parents[1] / "fixtures" / "tiny" / "model"
 
@@ -98,6 +102,81 @@ def test_mistakes_on_the_command_line_are_one_sentence(words: list[str], expecte
     assert isinstance(result.exception, InputError), result.output
     with pytest.raises(InputError, match=expected):
         raise result.exception
+
+
+PAIR = {"prompt": "what is red", "chosen": " moon", "rejected": " star"}
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "more", "expected"),
+    [
+        ("b", [], [], "The training set 'b' has no usable rows: it is empty."),
+        ("y", [], [], "The validation set 'y' has no usable rows: it is empty."),
+        ("b", [*said("star"), {"prompt": "what is red"}], [], "In row 5 of the training set 'b'"),
+        ("b", [*said("star"), 7], [], "a row must be a record with prompt and completion, not 7"),
+        ("b", [PAIR, {**PAIR, "rejected": " moon"}], [], "chosen and rejected are the same"),
+        ("b", [{"text": "red"}, {"text": 3}], [], "In row 2 of the training set 'b', 'text'"),
+        ("b", [PAIR], ["methods={wc_penalty: {}}"], "for pairs use method='lookahead'"),
+        ("y", said("star", 1), [], "The validation set 'y' has one row"),
+        ("b", None, [], "b.jsonl does not exist"),
+        ("b", said("star"), ["model.name=./absent"], "absent"),
+        ("b", said("star"), ["model.shard=true"], "model.shard is not for data weighting"),
+    ],
+)
+def test_mistakes_in_rows_are_told_before_anything_is_loaded(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    rows: list[Any] | None,
+    more: list[str],
+    expected: str,
+) -> None:
+    def load(*_: Any, **__: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(mixture_cell, "load_model_and_tokenizer", load)
+    words = command(tmp_path, tmp_path / "run", *more)
+    if rows is None:
+        (tmp_path / f"{name}.jsonl").unlink()
+    else:
+        write(tmp_path, name, rows)
+    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    assert isinstance(result.exception, InputError), result.output
+    assert expected in str(result.exception)
+    assert "training" not in result.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_the_test_rows_are_pairs(tmp_path: Path) -> None:
+    words = command(tmp_path, tmp_path / "run")
+    for name in ("u", "v"):
+        write(tmp_path, name, [PAIR])
+    words += ["--test", f"x={tmp_path / 'u.jsonl'}", f"y={tmp_path / 'v.jsonl'}"]
+    result = CliRunner().invoke(cli.app, [str(word) for word in words])
+    assert "where there are some in the training" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [{"prompt": "red", "completion": ""}],
+        [{"completion": "red"}],
+        ["red"],
+        [PAIR, {"prompt": "red", "chosen": "blue"}],
+        [{**PAIR, "weight": -1}],
+        [{**PAIR, "image": "x"}],
+        [{"text": "red blue"}, {"text": " "}],
+    ],
+)
+def test_rows_are_refused_in_the_words_of_the_trainer(rows: list[Any], tokenizer: Any) -> None:
+    args = DataWeightingConfig(preference={"x": 0.5, "y": 0.5}, use_cpu=True)
+    told = []
+    for read in (check_rows, partial(tokenize_rows, tokenizer=tokenizer, args=args)):
+        with pytest.raises(InputError) as caught:
+            read(rows, title="training set 'a'")
+        told.append(str(caught.value))
+    assert told[0] == told[1]
 
 
 def test_words_after_an_option_are_its_own() -> None:

@@ -43,6 +43,17 @@ def pair_row(record: Mapping[str, Any], row: int, where: str) -> PairRow:
     return PairRow(asked, (chosen, rejected), _weight(record, where), row, where)
 
 
+def completion_row(record: Mapping[str, Any], where: str) -> tuple[Text, Text]:
+    """Read a record as a prompt and its one response, in the column ``completion``.
+
+    Raises:
+        InputError: for a missing prompt or response.
+    """
+    _check_record(record, where, "prompt and completion")
+    answer = response(record, "completion", where)
+    return prompt(record, where), answer
+
+
 def prompt(record: Mapping[str, Any], where: str) -> Text:
     """The prompt with the tools and template's options that stand beside it."""
     found: Any = record.get("prompt")
@@ -68,16 +79,17 @@ def unread(record: Mapping[str, Any], where: str) -> list[str]:
     Raises:
         InputError: what they hold is no text, and would be missed.
     """
-    if not isinstance(record, Mapping):
-        raise InputError(
-            f"In {where}, a row must be a record with prompt, chosen and rejected, not "
-            f"{shown(record)}."
-        )
+    _check_record(record, where, "prompt, chosen and rejected")
     found = [key for key in record if key not in _COLUMNS and record[key] is not None]
     for key in found:
         if key in _NOT_TEXT:
             raise InputError(f"In {where}, {key!r} cannot be trained on: only text can.")
     return found
+
+
+def _check_record(record: Any, where: str, columns: str) -> None:
+    if not isinstance(record, Mapping):
+        raise InputError(f"In {where}, a row must be a record with {columns}, not {shown(record)}.")
 
 
 def _weight(record: Mapping[str, Any], where: str) -> float:

@@ -58,10 +58,7 @@ class PairRows(Dataset[Row]):
             largest = max(self._sizes.values())
             if sampling == "joint" or len(rows) >= _JOINT_SHARE * largest:
                 if not rows:
-                    raise InputError(
-                        "sampling='joint' needs prompts that every objective labels, and there "
-                        "are none: use sampling='independent'."
-                    )
+                    raise no_joint_rows()
                 self._rows = rows
                 left = {name: size - len(rows) for name, size in self._sizes.items()}
                 self.unmatched = {name: count for name, count in left.items() if count}
@@ -98,6 +95,14 @@ class PairRows(Dataset[Row]):
         if self._rows is not None:
             return self._rows[row]
         return {name: order[row] for name, order in self._orders.items()}
+
+
+def no_joint_rows() -> InputError:
+    """What is said where no prompt has a pair of every objective."""
+    return InputError(
+        "sampling='joint' needs prompts that every objective labels, and there are none: use "
+        "sampling='independent'."
+    )
 
 
 def cycled_order(size: int, length: int, seed: int) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paretune.data.encoding import Encoder, Wanted
 from paretune.data.messages import prompt_key
-from paretune.data.pair_rows import PairRow, pair_row, prompt, response, unread
+from paretune.data.pair_rows import PairRow, completion_row, pair_row, unread
 from paretune.data.rows import records
 from paretune.errors import InputError
 
@@ -345,8 +345,7 @@ def tokenize_responses(
         wanted = []
         for row, record in batch:
             where = f"row {row} of the {name}"
-            answer = response(record, "completion", where)
-            wanted.append(Wanted(prompt(record, where), answer, where))
+            wanted.append(Wanted(*completion_row(record, where), where))
         for each, (before, after) in zip(wanted, encoder.responses(wanted), strict=True):
             ids = _joined(each, before, after)
             if max_length is not None and overlong == "truncate":

@@ -13,7 +13,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from paretune.data_weighting.tasks.planted import planted
 from paretune.data_weighting.trial import Cell
-from paretune.errors import InputError, TrainingStoppedError
+from paretune.errors import TrainingStoppedError
 from paretune.experiment.setup import quiet_arguments
 from paretune.files import read_object, write_json
 from paretune.models import gpu, load_model_and_tokenizer
@@ -197,8 +197,6 @@ def make_trainer(
             target_modules=lora.target_modules,
             task_type="CAUSAL_LM",
         )
-    if recipe.model.shard:
-        raise InputError("model.shard is not for data weighting: set it to false.")
     device = gpu() or "cpu"
     model, tokenizer = load_model_and_tokenizer(**recipe.model.model_dump(), device=device)
     set_seed(seed)

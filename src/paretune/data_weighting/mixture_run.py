@@ -17,9 +17,11 @@ from paretune.data_weighting.mixture_cell import (
     mixture_cells,
     run_mixture_cell,
 )
+from paretune.data_weighting.mixture_check import check_sets
 from paretune.data_weighting.mixture_page import MixtureSummary, mixture_yaml, to_markdown
 from paretune.data_weighting.trial import Cell
 from paretune.experiment.ground import file_ground
+from paretune.models import check_model
 from paretune.progress import Progress
 from paretune.recipes.mixture import MixtureRecipe, SetsTask
 from paretune.results.front import read_as
@@ -59,9 +61,16 @@ def run_mixture(
     pieces = chosen_cells(mixture_cells(recipe), only, run)
     folder = mixture_folder(recipe)
     folder.check(fresh=fresh)
-    for method, options in recipe.methods.items():
+    arguments = [
         # May complain, before anything is written or deleted.
         make_arguments(recipe, recipe.points[0], recipe.seeds[0], run, method=method, **options)
+        for method, options in recipe.methods.items()
+    ]
+    if fresh or any(_finished(recipe, cell, run) is None for cell in pieces.values()):
+        model = recipe.model
+        model.check_place()
+        check_sets(recipe, arguments)
+        check_model(model.name, model.trust_remote_code, model.revision)
     with folder.shared_session(fresh=fresh):
         with folder.alone():
             _note(recipe, folder)

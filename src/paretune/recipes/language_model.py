@@ -71,6 +71,7 @@ class LanguageModelTask(Section):
     def _agree(self) -> "LanguageModelTask":
         if self.low >= self.high:
             raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        self.model.refuse_shard("data weighting")
         check_source(self.loader, self.path)
         return self
 

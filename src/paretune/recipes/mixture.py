@@ -120,6 +120,7 @@ class MixtureRecipe(Written):
     @model_validator(mode="after")
     def _agree(self) -> "MixtureRecipe":
         self.run.refuse_several("data weighting")
+        self.model.refuse_shard("data weighting")
         try:
             self.points  # noqa: B018  (raises)
         except InputError as error:

@@ -82,6 +82,11 @@ class Model(Section):
                 raise ValueError(f"{shown(name)} is not a variable's name")
         return variables
 
+    def refuse_shard(self, what: str) -> None:
+        """Raise ValueError where the weights are to be divided among processes."""
+        if self.shard:
+            raise ValueError(f"model.shard is not for {what}: set it to false")
+
     def check_place(self) -> None:
         """See at once, before torch loads, that the model's place and needed packages are there.
 

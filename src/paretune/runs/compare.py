@@ -30,7 +30,13 @@ from paretune.results.weights import TRAINING
 from paretune.runs.dial import measure_dial
 from paretune.runs.folder import RecipeIdentity, RunFolder
 from paretune.runs.plan import plan
-from paretune.runs.preparation import check_recipe, load_splits, note_left_out, note_skipped
+from paretune.runs.preparation import (
+    check_recipe,
+    check_sampling,
+    load_splits,
+    note_left_out,
+    note_skipped,
+)
 
 if TYPE_CHECKING:
     from paretune.baselines.context import Context
@@ -144,6 +150,9 @@ def run_compare(
         for task in tasks:
             _check_train(task)
         data = check_recipe(recipe)  # before anything is written or deleted
+        for task in tasks:
+            if not task.own_training:
+                check_sampling(task.recipe, data)
     with folder.shared_session(fresh=fresh):
         if not folder.finished("base") or any(task.unfinished for task in tasks):
             splits = load_splits(recipe, folder, data=data)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.data import LOADERS
 from paretune.data.loading import hub_id
+from paretune.data.messages import prompt_key
+from paretune.data.rows import records
 from paretune.data.splitting import Split, split_by_prompt
 from paretune.files import main_process
 from paretune.losses import plain_loss
@@ -49,6 +51,26 @@ def check_recipe(recipe: "Recipe") -> "PreferenceData":
     data = load_data(recipe.data)
     split_by_prompt(data, recipe.data.split, recipe.data.seed)  # may complain
     return data
+
+
+def check_sampling(recipe: "Recipe", data: "PreferenceData") -> None:
+    """See that joint rows, if they are asked for, can be made of the training split.
+
+    Raises:
+        InputError: no prompt has a pair of each objective with weight.
+    """
+    if recipe.train.get("sampling") != "joint":
+        return
+    from paretune.data.sampling import no_joint_rows
+
+    train = split_by_prompt(data, recipe.data.split, recipe.data.seed)["train"]
+    prompts = {
+        name: {prompt_key(row["prompt"]) for row in records(table.select_columns("prompt"))}
+        for name, table in train.pairs.items()
+    }
+    for point in recipe.points:
+        if not set.intersection(*(prompts[name] for name in point.live)):
+            raise no_joint_rows()
 
 
 def load_splits(

@@ -29,7 +29,13 @@ from paretune.results.text import preference_text
 from paretune.results.weights import TRAINING
 from paretune.runs.folder import Content, RecipeIdentity, RunFolder
 from paretune.runs.plan import count_points, plan, scaled_recipe, seed_suffix, warm_start
-from paretune.runs.preparation import check_recipe, load_splits, note_left_out, note_skipped
+from paretune.runs.preparation import (
+    check_recipe,
+    check_sampling,
+    load_splits,
+    note_left_out,
+    note_skipped,
+)
 from paretune.runs.steerable import conditioned, fold_at, fold_points, folded, title, trainings
 
 if TYPE_CHECKING:
@@ -75,7 +81,10 @@ def run_sweep(recipe: "Recipe", *, fresh: bool = False, progress: Progress | Non
     folder, planned = run_folder(recipe, run), plan(recipe, run)
     folder.check(fresh=fresh)
     unfinished = fresh or not all(folder.finished(point.path) for point in planned)
-    data = check_recipe(recipe) if unfinished else None  # before anything is written or deleted
+    data = None
+    if unfinished:  # before anything is written or deleted
+        data = check_recipe(recipe)
+        check_sampling(recipe, data)
     _join(recipe, run)
     with folder.shared_session(fresh=fresh):
         pending = not all(folder.finished(point.path) for point in planned)

@@ -30,7 +30,7 @@ from paretune.training.lookahead import (
     part_loss,
     response_pairs,
 )
-from paretune.training.part_rows import PairSequence, distinct, tokenize_rows
+from paretune.training.part_rows import PairSequence, distinct, pairs_refused, tokenize_rows
 from paretune.training.reference import Reference
 from paretune.training.reference_cache import model_digest, sequences_digest
 from paretune.training.responses import Batches, Part, ResponseRows, Rows, all_of, hold_out
@@ -167,10 +167,7 @@ class DataWeightingTrainer(BaseTrainer):
         self._reference: Reference | None = None
         if any(isinstance(each, PairSequence) for each in every):
             if not lookahead:
-                raise InputError(
-                    f"method={args.method!r} takes rows with prompt and completion, or text: for "
-                    "pairs use method='lookahead'."
-                )
+                raise pairs_refused(args.method)
             self._reference = Reference(self.model)
             pairs.reference = self._score(pairs.sequences, "reference")
         in_place = args.hvp == "finite_difference" or bool(args.gradient_checkpointing)

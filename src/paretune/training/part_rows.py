@@ -1,11 +1,12 @@
 """Rows of training sets and criteria, in any of three forms, as token sequences."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
+from paretune.data.pair_rows import completion_row, pair_row, unread
 from paretune.data.sources import open_rows
 from paretune.data.tokenization import (
     TokenSequence,
@@ -16,6 +17,9 @@ from paretune.errors import InputError
 from paretune.training.config import CommonConfig
 
 logger = logging.getLogger(__name__)
+
+Form = Literal["responses", "pairs", "texts"]
+"""Of rows: with ``completion``, with ``chosen`` and ``rejected``, or with ``text``."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,10 @@ def tokenize_rows(
     Raises:
         InputError: rows that cannot be read, or none that is left; what is left out is told.
     """
-    rows = iter(open_rows(source))
-    first = next(rows, None)
-    if first is None:
-        raise InputError(f"The {title} has no usable rows: it is empty.")
-    rows = chain([first], rows)
-    columns = set(first) if isinstance(first, Mapping) else set()
-    if "chosen" in columns and "completion" not in columns:
+    form, rows = _opened(source, title)
+    if form == "pairs":
         return _pairs(rows, tokenizer, title, args)
-    if "text" in columns and "completion" not in columns:
+    if form == "texts":
         return _texts(rows, tokenizer, title, args)
     sequences, dropped = tokenize_responses(rows, tokenizer, title, args.max_length, args.overlong)
     if dropped:
@@ -76,6 +75,44 @@ def tokenize_rows(
             args.max_length,
         )
     return sequences
+
+
+def check_rows(source: Any, title: str) -> tuple[Form, int]:
+    """See, without a tokenizer, that the rows can be read as `tokenize_rows` does.
+
+    Returns:
+        Their form, and how many of them differ.
+
+    Raises:
+        InputError: there are none, or one that cannot be read.
+    """
+    form, rows = _opened(source, title)
+    seen: set[int] = set()
+    for number, record in enumerate(rows, start=1):
+        row: Any
+        if form == "pairs":
+            where = f"row {number} of the {title!r} pairs"
+            unread(record, where)
+            row = pair_row(record, 0, where)[:2]
+        elif form == "texts":
+            row = _text(record, number, title)
+        else:
+            row = completion_row(record, f"row {number} of the {title}")
+        seen.add(hash(repr(row)))
+    return form, len(seen)
+
+
+def _opened(source: Any, title: str) -> tuple[Form, Iterator[Any]]:
+    """The rows, and their form, which the first one tells."""
+    rows = iter(open_rows(source))
+    first = next(rows, None)
+    if first is None:
+        raise InputError(f"The {title} has no usable rows: it is empty.")
+    columns = set(first) if isinstance(first, Mapping) else set()
+    form: Form = "responses"
+    if "completion" not in columns:
+        form = "pairs" if "chosen" in columns else "texts" if "text" in columns else form
+    return form, chain([first], rows)
 
 
 def _pairs(rows: Any, tokenizer: Any, title: str, args: CommonConfig) -> list[TokenSequence]:
@@ -91,13 +128,25 @@ def _pairs(rows: Any, tokenizer: Any, title: str, args: CommonConfig) -> list[To
 def _texts(rows: Any, tokenizer: Any, title: str, args: CommonConfig) -> list[TokenSequence]:
     found: list[TokenSequence] = []
     for number, row in enumerate(rows, start=1):
-        text = row.get("text") if isinstance(row, Mapping) else None
-        if not isinstance(text, str) or not text.strip():
-            raise InputError(f"In row {number} of the {title}, 'text' must be text, not {text!r}.")
-        ids = tuple(tokenizer(text)["input_ids"])
+        ids = tuple(tokenizer(_text(row, number, title))["input_ids"])
         size = args.max_length or len(ids)
         pieces = (ids[start : start + size] for start in range(0, len(ids), size))
         found += [TokenSequence(piece, 1) for piece in pieces if len(piece) > 1]
     if not found:
         raise InputError(f"The {title} has no usable rows: all have a single token.")
     return found
+
+
+def _text(row: Any, number: int, title: str) -> str:
+    text = row.get("text") if isinstance(row, Mapping) else None
+    if not isinstance(text, str) or not text.strip():
+        raise InputError(f"In row {number} of the {title}, 'text' must be text, not {text!r}.")
+    return text
+
+
+def pairs_refused(method: str) -> InputError:
+    """What is said where rows are pairs and the method has no loss for them."""
+    return InputError(
+        f"method={method!r} takes rows with prompt and completion, or text: for pairs use "
+        "method='lookahead'."
+    )

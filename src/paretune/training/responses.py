@@ -54,15 +54,20 @@ def hold_out(
             keys = [each.input_ids for each in sequences]
         distinct = sorted(set(keys), key=lambda key: _digest(key, seed))
         if len(distinct) < 2:
-            raise InputError(
-                f"The validation set {part.name!r} has one row, and one half of a criterion's rows "
-                "is held out: give it more, or set held_out=0."
-            )
+            raise too_few(part.name)
         count = min(max(round(share * len(distinct)), 1), len(distinct) - 1)
         out = set(distinct[:count])
         kept[part] = [s for s, key in zip(sequences, keys, strict=True) if key not in out]
         held[part] = [s for s, key in zip(sequences, keys, strict=True) if key in out]
     return kept, held
+
+
+def too_few(criterion: str) -> InputError:
+    """What is said of a criterion's rows that cannot be divided."""
+    return InputError(
+        f"The validation set {criterion!r} has one row, and one half of a criterion's rows is held "
+        "out: give it more, or set held_out=0."
+    )
 
 
 def _digest(key: tuple[int, ...], seed: int) -> bytes:

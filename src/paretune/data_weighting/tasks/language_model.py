@@ -115,8 +115,6 @@ def build(task: "LanguageModelTask", rows: Mapping[str, Mapping[Part, Rows]], se
         target_modules=settings["target_modules"],
     )
     device = gpu() or "cpu"
-    if task.model.shard:
-        raise InputError("task.model.shard is not for data weighting: set it to false.")
     base, tokenizer = load_model_and_tokenizer(**task.model.model_dump(), device=device)
     check_weights(base)
     # Unrolled methods differentiate twice, which fused attention cannot.
