@@ -4,6 +4,7 @@ A method is a `Baseline` in a file of its own and a line in `paretune.baselines.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from paretune.recipes.schema import Recipe
 
 
-class Baseline(Section):
+class Baseline(Section, ABC):
     """A method of a comparison that trains by itself; its keys are its options in the recipe."""
 
     def check_recipe(self, recipe: "Recipe") -> None:
@@ -45,13 +46,13 @@ class Baseline(Section):
         """Settings that an earlier version kept, as this one would have kept them."""
         return settings
 
+    @abstractmethod
     def train(self, context: "Context", preferences: Sequence[Preference]) -> None:
         """Train what is missing for these preferences.
 
         Leaves in `Context.point` of every preference a PEFT adapter and, written last,
         ``training.json`` (see `Context.finish`). A point that has it is never trained again.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
