@@ -25,7 +25,7 @@ from paretune.results.comparison import Cell, Comparison, Spread
 from paretune.results.front import FrontPoint, ObjectiveMetrics
 from paretune.results.gates import read_gates
 from paretune.results.run_folder import read_comparison
-from paretune.runs import compare
+from paretune.runs import compare_cell
 from paretune.runs.compare import run_compare
 from paretune.spend import Spend, Watch
 from paretune.training.gated_adapter import fold_adapter
@@ -498,12 +498,12 @@ def test_options_of_an_earlier_version_are_the_same_options(
     """Version 0.1 kept the keys of all weightings, and had fewer."""
     loaded = load_comparison(write("methods: [{name: linear}, {name: raco}, {name: modpo}]"))
     kept = {"radius": 0.4, "mu": 100.0, "mu_final": None, "mu_schedule": "constant", "ideal": None}
-    for task in compare._tasks(loaded, tmp_path):
+    for task in compare_cell.all_tasks(loaded, tmp_path):
         old = {"name": task.entry.name, **kept} if task.entry.is_weighting else task.entry.settings
         path = task.folder / "method.json"
         write_json(path, {**task.settings, "options": old})
-        compare._claim_cell(task)
+        compare_cell._claim_cell(task)
         assert json.loads(path.read_text()) == task.settings
         write_json(path, {**task.settings, "options": {**old, "x": 1}})
         with pytest.raises(InputError, match="give the method another label"):
-            compare._claim_cell(task)
+            compare_cell._claim_cell(task)

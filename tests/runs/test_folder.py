@@ -18,7 +18,8 @@ from paretune.errors import InputError
 from paretune.experiment.ground import data_ground, file_ground, model_ground
 from paretune.files import read_json, write_json
 from paretune.recipes import Recipe, recipe_from_text
-from paretune.runs.folder import RecipeIdentity, RunFolder, SettingsIdentity
+from paretune.runs.folder import RunFolder
+from paretune.runs.identity import RecipeIdentity, SettingsIdentity
 
 RECIPE = """
 data: {loader: demo, objectives: [concise, personal]}

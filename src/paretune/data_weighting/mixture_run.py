@@ -25,7 +25,8 @@ from paretune.models import check_model
 from paretune.progress import Progress
 from paretune.recipes.mixture import MixtureRecipe, SetsTask
 from paretune.results.front import read_as
-from paretune.runs.folder import Content, RecipeIdentity, RunFolder
+from paretune.runs.folder import Content, RunFolder
+from paretune.runs.identity import RecipeIdentity
 
 
 def mixture_folder(recipe: MixtureRecipe) -> RunFolder:

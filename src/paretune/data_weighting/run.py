@@ -26,7 +26,8 @@ from paretune.recipes.language_model import LanguageModelTask
 from paretune.recipes.mixture import MixtureRecipe
 from paretune.results.front import read_as
 from paretune.results.run_folder import begun
-from paretune.runs.folder import RecipeIdentity, RunFolder
+from paretune.runs.folder import RunFolder
+from paretune.runs.identity import RecipeIdentity
 
 _FREE = ("seeds", "preferences", "methods", "records", "reference_point")
 

@@ -21,7 +21,8 @@ from paretune.files import read_object, write_json
 from paretune.progress import Count
 from paretune.results.run_folder import BASE_FOLDER, MANIFEST, point_slug, read_manifest
 from paretune.results.weights import check_weights
-from paretune.runs.folder import RunFolder, SettingsIdentity, check_ground
+from paretune.runs.folder import RunFolder
+from paretune.runs.identity import SettingsIdentity, check_ground
 
 if TYPE_CHECKING:
     from paretune.serving.choose import Candidate, Choices

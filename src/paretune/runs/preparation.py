@@ -16,7 +16,8 @@ from paretune.models import asks_for_date, check_model
 from paretune.moo.weightings import ClampOptions
 from paretune.results.front import FrontPoint
 from paretune.results.run_folder import read_manifest
-from paretune.runs.folder import RecipeIdentity, RunFolder, check_ground
+from paretune.runs.folder import RunFolder
+from paretune.runs.identity import RecipeIdentity, check_ground
 from paretune.runs.plan import plan
 from paretune.runs.steerable import conditioned
 

@@ -9,7 +9,8 @@ from paretune.files import main_process, read_object
 from paretune.models import check_model, check_place
 from paretune.progress import Progress, Silent
 from paretune.recipes.load import dated, load_recipe
-from paretune.runs.folder import RunFolder, SettingsIdentity
+from paretune.runs.folder import RunFolder
+from paretune.runs.identity import SettingsIdentity
 
 if TYPE_CHECKING:
     from paretune.data import PreferenceData

@@ -27,7 +27,8 @@ from paretune.results.points import PlannedPoint, measured_points
 from paretune.results.run_folder import begun, read_manifest
 from paretune.results.text import preference_text
 from paretune.results.weights import TRAINING
-from paretune.runs.folder import Content, RecipeIdentity, RunFolder
+from paretune.runs.folder import Content, RunFolder
+from paretune.runs.identity import RecipeIdentity
 from paretune.runs.plan import count_points, plan, scaled_recipe, seed_suffix, warm_start
 from paretune.runs.preparation import (
     check_recipe,

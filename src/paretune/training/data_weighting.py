@@ -20,7 +20,7 @@ from paretune.losses import Scored
 from paretune.moo.bilevel.polish import polish_lower
 from paretune.moo.bilevel.problem import BatchTerm, BilevelProblem, Term
 from paretune.training.augmented_steps import AugmentedSteps
-from paretune.training.base import BaseTrainer, check_launch, load_trainable
+from paretune.training.base import BaseTrainer
 from paretune.training.bilevel_objectives import LanguageModelObjectives
 from paretune.training.checks import check_evaluation, check_tokens
 from paretune.training.data_weighting_config import DataWeightingConfig
@@ -35,6 +35,7 @@ from paretune.training.reference import Reference
 from paretune.training.reference_cache import model_digest, sequences_digest
 from paretune.training.responses import Batches, Part, ResponseRows, Rows, all_of, hold_out
 from paretune.training.set_weights import SetWeights
+from paretune.training.trainable import check_launch, load_trainable
 from paretune.training.weighting_steps import WeightingSteps
 
 logger = logging.getLogger(__name__)

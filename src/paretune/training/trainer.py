@@ -21,7 +21,7 @@ from paretune.gradients import ObjectiveGradients
 from paretune.gradients.objectives import loss_sums
 from paretune.losses import Scored
 from paretune.moo.weightings import Linear, Weighting, Weights
-from paretune.training.base import BaseTrainer, check_launch, load_trainable
+from paretune.training.base import BaseTrainer
 from paretune.training.checks import check_evaluation, check_tokens, check_tokens_per_batch
 from paretune.training.config import MultiObjectiveConfig
 from paretune.training.reference import (
@@ -31,6 +31,7 @@ from paretune.training.reference import (
     without_adapter_dropout,
 )
 from paretune.training.reference_cache import ReferenceCache, pairs_digest, trained_adapter
+from paretune.training.trainable import check_launch, load_trainable
 
 logger = logging.getLogger(__name__)
 
