@@ -13,7 +13,9 @@ from paretune.cli.output import echo
 from paretune.errors import InputError
 
 if TYPE_CHECKING:
+    from paretune.judging.endpoint import EndpointJudge
     from paretune.judging.questions import Judge
+    from paretune.judging.summary import Summary
     from paretune.runs.judge import Forecast
 
 
@@ -97,10 +99,7 @@ def judge(
         aspects = ASPECTS if aspect is None else tuple(a for a in aspect if a != "none")
         wanted = Wanted(aspects, pairs, prompts, again)
         if local:
-            given = [name for name in _ENDPOINT if _given(context, name)]
-            if given:
-                flag = "--" + given[0].replace("_", "-")
-                raise InputError(f"{flag} is for an endpoint: leave it out with --local.")
+            _refuse_endpoint_options(context)
             from paretune.judging.local import LocalJudge
 
             chosen: Judge = LocalJudge(model, max_tokens=max_tokens)
@@ -120,11 +119,7 @@ def judge(
                 attempts=attempts,
                 backoff=backoff,
             )
-            if chosen.paid and chosen.api_key is None:
-                raise InputError(
-                    f"{chosen.base_url} needs a key: put it into the environment variable "
-                    f"{api_key_env}, or name another one with --api-key-env."
-                )
+            _check_key(chosen, api_key_env)
         from paretune.cli.progress import console_count, console_progress
         from paretune.runs.candidates import base_answers, load_run, read_candidates
 
@@ -145,14 +140,19 @@ def judge(
     if summary is None:
         echo("Nothing was asked.")
         raise typer.Exit(1)
+    _show(summary, run / FOLDER)
+
+
+def _show(summary: "Summary", folder: Path) -> None:
+    """Print what a judge found; the exit code is 1 where questions failed."""
     from paretune.cli.output import print_table
     from paretune.report.judges import account_text, improvements
 
     print_table(improvements(summary))
     echo(f"{account_text(summary)}; {summary.asked} asked now.")
     names = ("judge.md", "judge.png", "judge.json")
-    shown = [name for name in names if (run / FOLDER / name).exists()]
-    echo(f"In {run / FOLDER}: {', '.join(shown)}")
+    shown = [name for name in names if (folder / name).exists()]
+    echo(f"In {folder}: {', '.join(shown)}")
     if summary.failures:
         for reason, times in list(summary.failures.items())[:3]:
             echo(f"failed: {times} × {reason}", err=True)
@@ -194,6 +194,23 @@ def _options(given: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"--option gives {shown(key)} twice: give each field once.")
         options[key] = parse(value, f"--option {key}")
     return options
+
+
+def _refuse_endpoint_options(context: typer.Context) -> None:
+    """Raise InputError for an option that a model on this machine has no use for."""
+    given = [name for name in _ENDPOINT if _given(context, name)]
+    if given:
+        flag = "--" + given[0].replace("_", "-")
+        raise InputError(f"{flag} is for an endpoint: leave it out with --local.")
+
+
+def _check_key(judge: "EndpointJudge", variable: str) -> None:
+    """See that an endpoint that wants a key has one."""
+    if judge.paid and judge.api_key is None:
+        raise InputError(
+            f"{judge.base_url} needs a key: put it into the environment variable {variable}, or "
+            "name another one with --api-key-env."
+        )
 
 
 def _given(context: typer.Context, name: str) -> bool:

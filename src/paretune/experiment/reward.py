@@ -114,22 +114,14 @@ def train_reward(
     if "weight" in train.column_names:
         logger.warning("%s: the pairs' weights count in the accuracy, not in training", objective)
     form = _form(train[0], tokenizer)
-    evaluates = str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no"
     limit = recipe.reward.max_length
     rows, dropped = _tokenize(train, objective, form, tokenizer, limit)
-    held_out = splits["validation"].pairs[objective] if evaluates else None
+    held_out = None
+    if str(getattr(args.eval_strategy, "value", args.eval_strategy)) != "no":
+        validation = splits["validation"].pairs[objective]
+        held_out, _ = _tokenize(validation, objective, form, tokenizer, limit)
     clock = Clock()
-    with float32_adapter(model):
-        trainer = RewardTrainer(
-            model,
-            args,
-            train_dataset=rows,
-            eval_dataset=held_out and _tokenize(held_out, objective, form, tokenizer, limit)[0],
-            processing_class=tokenizer,
-            peft_config=lora_config(recipe, "SEQ_CLS"),
-            callbacks=[StepReport(report)],
-        )
-    trainer.remove_callback(PrinterCallback)  # prints every log entry
+    trainer = _trainer(recipe, model, tokenizer, args, rows, held_out, report)
     report("train", 0.0)
     train_to_end(trainer, clock, rows)
     seconds = clock.seconds()
@@ -169,6 +161,30 @@ def train_reward(
     del trainer, model, scorer
     free_memory()
     return read_object(done)
+
+
+def _trainer(
+    recipe: "Recipe",
+    model: Any,
+    tokenizer: Any,
+    args: RewardConfig,
+    rows: Dataset,
+    held_out: Dataset | None,
+    report: Report,
+) -> RewardTrainer:
+    """TRL's trainer, which adds the adapter."""
+    with float32_adapter(model):
+        trainer = RewardTrainer(
+            model,
+            args,
+            train_dataset=rows,
+            eval_dataset=held_out,
+            processing_class=tokenizer,
+            peft_config=lora_config(recipe, "SEQ_CLS"),
+            callbacks=[StepReport(report)],
+        )
+    trainer.remove_callback(PrinterCallback)  # prints every log entry
+    return trainer
 
 
 def _base(recipe: "Recipe") -> dict[str, Any]:

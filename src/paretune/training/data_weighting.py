@@ -124,8 +124,7 @@ class DataWeightingTrainer(BaseTrainer):
         self.sets, self.criteria = tuple(train_dataset), self.preference.names
         lookahead = args.method == "lookahead"
         moving = len(self.preference.live) if args.x_learning_rate > 0 else 0
-        steps = args.x_every or max(1, math.ceil(2 * moving / len(self.sets)))
-        self.x_every = steps if lookahead else 1
+        self.x_every = _steps_to_one_of_x(args, moving, len(self.sets))
         """Steps to each step of x."""
         self.initial_weights: Callable[[], SetWeights] = partial(
             SetWeights,
@@ -389,6 +388,13 @@ class DataWeightingTrainer(BaseTrainer):
         super().load_state_dict(state)
         self.weights.load_state_dict(state)
         self.steps.load_state_dict(state)
+
+
+def _steps_to_one_of_x(args: DataWeightingConfig, criteria: int, sets: int) -> int:
+    """⌈2 S / N⌉ if the arguments leave it open, which costs half a step more at most."""
+    if args.method != "lookahead":
+        return 1
+    return args.x_every or max(1, math.ceil(2 * criteria / sets))
 
 
 class _Moved(TrainerCallback):

@@ -41,6 +41,9 @@ _SAME = 1e-5
 _SCATTERED = 2
 
 
+_COUNTED = "A number of points"
+
+
 class FrontWarning(UserWarning):
     """A front that does not cover what was asked for."""
 
@@ -113,15 +116,7 @@ def explore(
     >>> front.points.shape, front.converged
     (torch.Size([5, 2]), True)
     """
-    count = preferences if isinstance(preferences, int) else None
-    if isinstance(preferences, int):
-        if preferences < 1:
-            raise InputError(f"explore needs at least one point, got {preferences}.")
-        asked: tuple[Preference, ...] = ()
-    else:
-        asked = tuple(Preference.of(preference) for preference in preferences)
-        if not asked or len({len(preference) for preference in asked}) > 1:
-            raise InputError("explore needs at least one preference, all with as many weights.")
+    asked, count = _asked(preferences)
     if workers < 1:
         raise InputError(f"workers must be at least 1, got {workers}.")
     start, others = as_tensor(x0), [as_tensor(other) for other in restarts]
@@ -144,12 +139,9 @@ def explore(
         )
     scale = None
     if normalise or count is not None:
-        plain = isinstance(chosen, WCAugmented) and isinstance(problem, Problem)
-        if not isinstance(chosen, WCAugmented) or not plain or chosen.shift is not None:
-            named = "normalise=True" if count is None else "A number of points"
-            raise InputError(f"{named} needs method 'wc_augmented', without a shift.")
-        scale = runs.normalize(chosen, names, [start, *others])
-        chosen = replace(chosen, shift=tuple(scale.shift))
+        plain = _shiftable(chosen, problem, "normalise=True" if count is None else _COUNTED)
+        scale = runs.normalize(plain, names, [start, *others])
+        chosen = replace(plain, shift=tuple(scale.shift))
     ranking = Ranking(chosen)
     places = list(asked)  # what the caller is told
 
@@ -195,17 +187,51 @@ def explore(
         if not search.kept:
             raise
         watch.stop("interrupted.")
-    if not search.kept:
-        if watch.stopped:
-            raise InputError(f"No point is solved: {watch.stopped}")
-        raise next(iter(search.failed.values()))
+    _check_solved(search, watch.stopped)
     _warn(search, places, count or len(asked), watch.stopped)
+    return _front(search, places, runs.looks, scale)
+
+
+def _asked(
+    preferences: int | Sequence[Preference | Sequence[float]],
+) -> tuple[tuple[Preference, ...], int | None]:
+    """The preferences that were given, or else how many points."""
+    if isinstance(preferences, int):
+        if preferences < 1:
+            raise InputError(f"explore needs at least one point, got {preferences}.")
+        return (), preferences
+    asked = tuple(Preference.of(preference) for preference in preferences)
+    if not asked or len({len(preference) for preference in asked}) > 1:
+        raise InputError("explore needs at least one preference, all with as many weights.")
+    return asked, None
+
+
+def _shiftable(method: Method, problem: Problem | StochasticProblem, what: str) -> WCAugmented:
+    """The method, seen to be one whose objectives can be measured from the ideal point."""
+    plain = isinstance(method, WCAugmented) and isinstance(problem, Problem)
+    if not isinstance(method, WCAugmented) or not plain or method.shift is not None:
+        raise InputError(f"{what} needs method 'wc_augmented', without a shift.")
+    return method
+
+
+def _check_solved(search: Search, stopped: str) -> None:
+    """Raise what stands in the way where no preference was solved."""
+    if not search.kept:
+        if stopped:
+            raise InputError(f"No point is solved: {stopped}")
+        raise next(iter(search.failed.values()))
+
+
+def _front(
+    search: Search, places: Sequence[Preference], looks: int, scale: Normalization | None
+) -> Exploration:
+    """What was found, in the order of the preferences, with all that it cost."""
     found = sorted(search.kept)
     return Exploration(
         tuple(places[n] for n in found),
         tuple(search.kept[n] for n in found),
-        sum(found.n_gradient_evaluations for found in search.runs),
-        sum(found.n_function_evaluations for found in search.runs) + runs.looks,
+        sum(run.n_gradient_evaluations for run in search.runs),
+        sum(run.n_function_evaluations for run in search.runs) + looks,
         scale,
     )
 
