@@ -27,6 +27,7 @@ from paretune.cli.workers import (
     worker_variables,
 )
 from paretune.errors import InputError
+from paretune.extras import require
 
 _OFTEN = 0.3  # seconds between two looks at the cluster
 _PASSED_ON = ("PARETUNE_", "HF_", "XDG_CACHE_HOME", "OMP_NUM_THREADS")
@@ -40,10 +41,11 @@ def run_on_ray(address: str, count: int | None, job: Job) -> None:
         count: Workers; by default one for each piece of work, as far as there is room.
 
     Raises:
-        InputError: there is no such cluster, it was stopped, it has no room for a worker, or the
-            run folder is not free.
+        InputError: Ray is missing, there is no such cluster, it was stopped, it has no room for a
+            worker, or the run folder is not free.
         typer.Exit: with the exit code, if it is not 0.
     """
+    require("ray", "--ray")
     import ray
     from ray.exceptions import RayError, RayTaskError
 
