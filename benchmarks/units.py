@@ -6,8 +6,9 @@
 
 ``scoring`` is log-probabilities of the demo's test split, where four answers share each prompt, of
 one answer a prompt of it, and of random tokens (prompt 100, four answers of 100); packed and
-padded. ``answers`` are the demo's test prompts in one batch, with finished rows dropped and with
-all rows kept to the end by `generate`. ``chat`` is a conversation of four turns, its beginning kept
+padded. ``answers`` are the demo's test prompts in one batch: finished rows dropped and the nucleus
+found among the likeliest tokens, and, plainly, all rows kept to the end and the vocabulary sorted
+(which matters where ``--temperature`` is above 0). ``chat`` is a conversation of four turns, its beginning kept
 and read again. These are CPU seconds of one thread on the embedded model, medians of repeats that
 take both in turn; what both give is compared. ``tokens`` is that many pairs of each of two
 objectives, of dialogues that a local file gives over and over with another first word, tokenised
@@ -120,13 +121,22 @@ def answers(args: argparse.Namespace) -> None:
     model, tokenizer = load()
     prompts, _ = demo_pairs(args.prompts)
 
-    def way(keep: bool) -> list[str]:
-        (decoding._keep_finished.add if keep else decoding._keep_finished.discard)(model)
+    nucleus = decoding.nucleus
+
+    def sorted_nucleus(probabilities: torch.Tensor, top_p: float) -> Any:
+        decreasing, order = probabilities.sort(-1, descending=True)
+        inside = decreasing.cumsum(-1) - decreasing < top_p
+        kept = torch.zeros_like(probabilities).scatter(-1, order, decreasing * inside)
+        return torch.arange(kept.shape[-1]).expand_as(kept), kept
+
+    def way(plain: bool) -> list[str]:
+        (decoding._keep_finished.add if plain else decoding._keep_finished.discard)(model)
+        decoding.nucleus = sorted_nucleus if plain else nucleus
         settings: dict[str, Any] = {"max_new_tokens": 64, "batch_size": 36}
         settings |= {"temperature": args.temperature, "top_p": 0.9}
         return generate(model, tokenizer, prompts, **settings)
 
-    ways: Ways = {"dropped": lambda: way(False), "kept": lambda: way(True)}
+    ways: Ways = {"as it is": lambda: way(False), "plain": lambda: way(True)}
     compare(f"answers: demo, temperature {args.temperature:g}", ways, args.repeats, _same)
 
 
