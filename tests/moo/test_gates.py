@@ -5,10 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.interpolate import PchipInterpolator
+from scipy.special import betaincinv
 
 from paretune.errors import InputError
 from paretune.moo.calibration import Calibration, measure_path, pchip, scale_to_ranges
-from paretune.moo.gates import Gate, corners, spread_preferences
+from paretune.moo.gates import Gate, beta_quantile, corners, spread_preferences
 
 
 @pytest.mark.parametrize("m", [2, 3, 5])
@@ -31,10 +32,10 @@ def test_both_bases_span_the_same_adapters(m: int) -> None:
 
 
 @pytest.mark.parametrize("m", [2, 3, 5])
-def test_centred_factors_have_mean_zero_and_no_leak(m: int) -> None:
+def test_centred_factors_have_no_leak_and_one_variance_for_any_number(m: int) -> None:
     factors = Gate(m).factors(spread_preferences(0, 20_000, m))
-    covariance = factors.T @ factors / len(factors)
-    assert np.allclose(covariance, np.diag(np.diag(covariance)), atol=5e-3)
+    second_moments = factors.T @ factors / len(factors)  # the first factor is 1: means, too
+    assert np.allclose(second_moments, np.diag([1] + (m - 1) * [1 / 3]), atol=5e-3)
 
 
 @pytest.mark.parametrize("m", [2, 3, 4])
@@ -44,9 +45,17 @@ def test_preferences_fill_the_simplex_evenly(m: int, seed: int) -> None:
     assert p.min() >= 0
     assert np.allclose(p.sum(1), 1)
     assert np.allclose(p.mean(0), 1 / m, atol=5e-3)
-    # Dirichlet(1, ..., 1): E[p_i^2] = 2 / (m (m + 1)).
-    assert np.allclose((p**2).mean(0), 2 / (m * (m + 1)), atol=5e-3)
+    drawn = np.random.default_rng(0).dirichlet(m * [2 / m], 200_000)
+    for level in (0.1, 0.5, 0.9):
+        assert np.allclose(np.quantile(p, level, axis=0), np.quantile(drawn, level), atol=0.02)
+    assert np.allclose(p.T @ p / len(p), drawn.T @ drawn / len(drawn), atol=5e-3)
     assert np.array_equal(p[7:9], spread_preferences(107, 2, m, seed))
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (2 / 3, 4 / 3), (2 / 3, 2 / 3), (0.2, 1.8), (4, 9)])
+def test_beta_quantiles_are_scipys(a: float, b: float) -> None:
+    u = np.linspace(0, 0.999, 400)
+    assert np.allclose(beta_quantile(u, a, b), betaincinv(a, b, u), atol=1e-4)
 
 
 def test_any_four_in_a_row_cover_the_segment() -> None:

@@ -31,10 +31,11 @@ class Gate:
     Attributes:
         n_objectives: M, at least 2.
         basis: ``"objectives"``: block m gets q_m (PaLoRA's convex hull). ``"centred"``: the first
-            block gets 1, and the M - 1 others the coordinates of q in the simplex whose corners
-            are unit vectors around the origin (M = 2: q_1 - q_2). Both span the same adapters; in
-            the centred basis a gradient step on one block does not leak into the others, since
-            over uniform q the coordinates have mean 0.
+            block gets 1, and the M - 1 others the coordinates of q in a regular simplex around the
+            origin (M = 2: q_1 - q_2), with corners at a distance of sqrt(M - 1). Both span the
+            same adapters; in the centred basis a gradient step on one block does not leak into the
+            others, since over the preferences of a training (`spread_preferences`) the coordinates
+            have mean 0 and no covariance; each has variance 1/3.
 
     >>> Gate(2).factors([0.8, 0.2]).round(6).tolist()
     [1.0, 0.6]
@@ -63,7 +64,8 @@ class Gate:
         if self.basis == "objectives":
             return q
         ones = np.ones((*q.shape[:-1], 1))
-        return np.concatenate([ones, q @ corners(self.n_objectives)], axis=-1)
+        m = self.n_objectives
+        return np.concatenate([ones, math.sqrt(m - 1) * (q @ corners(m))], axis=-1)
 
 
 def checked_positions(positions: object, n_objectives: int) -> Array:
@@ -100,9 +102,12 @@ def corners(n_objectives: int) -> Array:
 def spread_preferences(start: int, count: int, n_objectives: int, seed: int = 0) -> Array:
     """Members `start` to `start + count` of a sequence that fills the simplex evenly, (count, M).
 
-    Uniform on the simplex by the spacings of M - 1 numbers, which are those of the R-sequence
-    (Roberts, 2018), an additive recurrence with the golden ratio as its one-dimensional case. Any
-    run of members is evenly spread, and each is known from its number alone.
+    Dirichlet with all parameters 2 / M, which for two objectives is uniform. For more it is denser
+    towards the corners than a uniform one, whose points crowd in the middle: for any M the mean of
+    Σ_m p_m^2 is (1 + 2 / M) / 3. By breaking a stick at quantiles of M - 1 numbers, which are those
+    of the R-sequence (Roberts, 2018), an additive recurrence with the golden ratio as its
+    one-dimensional case. Any run of members is evenly spread, and each is known from its number
+    alone.
 
     >>> spread_preferences(0, 2, 2).round(3).tolist()
     [[0.118, 0.882], [0.736, 0.264]]
@@ -114,6 +119,21 @@ def spread_preferences(start: int, count: int, n_objectives: int, seed: int = 0)
     steps = np.array([root ** -(k + 1) for k in range(dimensions)])
     offset = 0.5 if seed == 0 else np.random.default_rng(seed).random(dimensions)
     numbers = np.arange(start + 1, start + count + 1, dtype=np.float64)[:, None]
-    uniform = np.sort((offset + numbers * steps) % 1.0, axis=1)
-    edges = np.concatenate([np.zeros((count, 1)), uniform, np.ones((count, 1))], axis=1)
-    return np.diff(edges, axis=1)
+    uniform = (offset + numbers * steps) % 1.0
+    left, weights, alpha = np.ones(count), [], 2 / n_objectives
+    for k in range(dimensions):
+        part = left * beta_quantile(uniform[:, k], alpha, (dimensions - k) * alpha)
+        weights.append(part)
+        left = left - part
+    return np.stack([*weights, left], axis=1)
+
+
+def beta_quantile(probabilities: Array, a: float, b: float) -> Array:
+    """Where the distribution function of Beta(a, b) has these values, by numbers, to about 1e-4."""
+    if a == b == 1:
+        return probabilities
+    # Of the logit t of x the density is x^a (1 - x)^b: smooth, and gone where |t| is large.
+    t = np.linspace(-40 / a, 40 / b, 8001)
+    density = np.exp(-a * np.logaddexp(0, -t) - b * np.logaddexp(0, t))
+    below = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+    return np.asarray(1 / (1 + np.exp(-np.interp(probabilities, below / below[-1], t))))
