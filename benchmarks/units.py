@@ -8,13 +8,13 @@
 one answer a prompt of it, and of random tokens (prompt 100, four answers of 100); packed and
 padded. ``answers`` are the demo's test prompts in one batch: finished rows dropped and the nucleus
 found among the likeliest tokens, and, plainly, all rows kept to the end and the vocabulary sorted
-(which matters where ``--temperature`` is above 0). ``chat`` is a conversation of four turns, its beginning kept
-and read again. These are CPU seconds of one thread on the embedded model, medians of repeats that
-take both in turn; what both give is compared. ``tokens`` is that many pairs of each of two
-objectives, of dialogues that a local file gives over and over with another first word, tokenised
-and kept for the first point, and read for five more: seconds of the clock. ``minimize`` is two
-objectives of three variables: CPU microseconds of an evaluation, the least of the repeats, in all
-and without the objectives and their gradients, which torch takes alone.
+(which matters where ``--temperature`` is above 0). ``chat`` is a conversation of four turns, its
+beginning kept and read again. These are CPU seconds of one thread on the embedded model, medians of
+repeats that take both in turn; what both give is compared. ``tokens`` is that many pairs of each of
+two objectives, of dialogues that a local file gives over and over with another first word,
+tokenised and kept for the first point, and read for five more: seconds of the clock. ``minimize``
+is two objectives of three variables: CPU microseconds of an evaluation, the least of the repeats,
+in all and without the objectives and their gradients, which torch takes alone.
 """
 
 from __future__ import annotations
