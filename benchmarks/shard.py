@@ -25,11 +25,12 @@ COMMON = (
     "model.shard=true",
     "train.max_steps=10",
     "train.save_steps=4",
+    "train.learning_rate=1e-4",
     "sweep.preferences=[[0.5, 0.5]]",
     "evaluation.generate=false",
 )
 METHODS = {
-    "clamp": ("method={name: clamp}", "train.learning_rate=1e-4"),
+    "clamp": ("method={name: clamp}",),
     "steerable": ("method={name: conditioned, calibrate: none}",),
 }
 ROWS = 2  # of a step, in all processes together
