@@ -28,6 +28,7 @@ COMMON = (
     "train.learning_rate=1e-4",
     "sweep.preferences=[[0.5, 0.5]]",
     "evaluation.generate=false",
+    "data.split=[0.9, 0.05, 0.05]",  # the training is what counts
 )
 METHODS = {
     "clamp": ("method={name: clamp}",),
