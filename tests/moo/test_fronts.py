@@ -139,9 +139,9 @@ def test_ctrl_c_keeps_what_is_there():
 
 def test_limits_end_what_runs():
     known = test_problems.toy()
-    with pytest.warns(FrontWarning, match="max_evaluations is 400"):
-        front = explore(known.problem, 30, x0=known.x0, max_evaluations=400)
-    assert front.n_function_evaluations < 450
+    with pytest.warns(FrontWarning, match="max_evaluations is 240"):
+        front = explore(known.problem, 30, x0=known.x0, max_evaluations=240)
+    assert front.n_function_evaluations < 290
     seen = []
     found = minimize(known.problem, (0.5, 0.5), x0=known.x0, max_evaluations=12)
     assert not found.converged

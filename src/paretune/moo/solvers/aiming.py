@@ -18,9 +18,11 @@ from paretune.moo.solvers.search import Search, Start
 from paretune.moo.solvers.warm_start import Stop, mix
 
 # Where in a gap is aimed at, one after the other while nothing is found there.
-_PARTS = (0.5, 0.25, 0.75)
-# The second and third only in gaps longer than so many middling ones.
+_PARTS = (0.5, 0.25, 0.75, 0.125, 0.875)
+# All but the first only in gaps longer than so many middling ones.
 _WIDE = 3.0
+# Nearer to an end than this the start is next to it anyway.
+_NEAR_END = 0.2
 # A point outside the gap that was aimed at is one more if all others are so far, in ranges.
 _NEW = 0.02
 
@@ -82,7 +84,8 @@ class Aim:
                 left, right = (search.kept[k] for k in gaps[n])
                 part = parts[n]
                 between = mix((left, right), (1 - part, part), self.project)
-                starts: list[Start] = [between, left, right, *others]
+                ends = [left, right] if _NEAR_END < part < 1 - _NEAR_END else []
+                starts: list[Start] = [between, *ends, *others]
                 for near in starts:
                     search.run(n, near)
                     if self.lies_between(n, left, right) and not others:

@@ -34,6 +34,7 @@ from paretune.moo.solvers.result import Learnt, Result
 # problems.
 _U_SCALE = 3.0
 _GROWTH, _WANTED_CONTRACTION = 4.0, 0.5
+_SAME = 1e-5  # points closer than this, in parts of the largest λ_s f_s, are one
 # ‖ν‖ may reach this many times the ratio of the gradients of objectives and constraints.
 _DUAL_LIMIT = 1e8
 _PENALTY_LIMIT = 1e12  # times the first u and v
@@ -176,6 +177,12 @@ class AugmentedLagrangian:
             return size
         kappa = self.unscaled(view.nu)[self.q :]
         return math.hypot(size, float(torch.linalg.vector_norm(torch.minimum(kappa, -g))))
+
+    def is_at(self, view: View, objectives: Sequence[float]) -> bool:
+        """Whether a view has these F, as far as matters on a front."""
+        values = [self.lam[s] * (objectives[s] + self.shift[s]) for s in self.wanted]
+        apart = max(abs(a - b) for a, b in zip(values, view.chebyshev, strict=True))
+        return apart <= _SAME * max(map(abs, view.chebyshev))
 
     def gradient(self, view: View) -> Tensor:
         """∇A, flattened."""

@@ -25,7 +25,7 @@ from paretune.moo.numerics.kkt import KKTParts
 from paretune.moo.preference import Preference
 from paretune.moo.solvers.result import History, Learnt, Result
 
-_FORMAT = "paretune journal, 2"
+_FORMAT = "paretune journal, 3"
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, another one in each process
 
 
@@ -154,22 +154,24 @@ def read_result(row: dict[str, Any], like: Tensor | None = None) -> Result:
 
 
 def _write_learnt(learnt: Learnt) -> dict[str, Any]:
-    rows, hessian = learnt.rows, learnt.hessian
+    rows, hessian, lagrangian = learnt.rows, learnt.hessian, learnt.lagrangian
     return {
         "curvature": learnt.curvature,
         "bends": learnt.bends.tolist(),
         "rows": None if rows is None else rows.tolist(),
         "hessian": None if hessian is None else hessian.tolist(),
+        "lagrangian": None if lagrangian is None else lagrangian.tolist(),
     }
 
 
 def _read_learnt(row: dict[str, Any] | None, like: Tensor) -> Learnt | None:
     if row is None:
         return None
-    rows, hessian = row["rows"], row["hessian"]
+    rows, hessian, lagrangian = row["rows"], row["hessian"], row.get("lagrangian")
     return Learnt(
         row["curvature"],
         torch.tensor(row["bends"], dtype=torch.float64).to(like),
         None if rows is None else torch.tensor(rows, dtype=torch.float64).to(like),
         None if hessian is None else np.array(hessian),
+        None if lagrangian is None else np.array(lagrangian),
     )

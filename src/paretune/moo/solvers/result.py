@@ -45,12 +45,14 @@ class Learnt(NamedTuple):
         bends: of the rows of (h, g), shape (q + r,).
         rows: what each of them is multiplied by, shape (q + r,); None for 1.
         hessian: of the augmented Lagrangian, shape (n, n); None where variables are many.
+        lagrangian: Hessian of the Lagrangian over Σ ω_s λ_s, shape (n, n); None without.
     """
 
     curvature: float
     bends: Tensor
     rows: Tensor | None
     hessian: NDArray[np.float64] | None
+    lagrangian: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,11 +14,12 @@ from paretune.errors import InputError
 from paretune.moo.numerics.curvature import most_negative_curvature
 from paretune.moo.numerics.lbfgs import LBFGS, DenseBFGS
 from paretune.moo.preference import Preference
-from paretune.moo.problem import Problem, check_finite_constraints
+from paretune.moo.problem import Point, Problem, check_finite_constraints
 from paretune.moo.shift import Shift, check_finite, read_shift
-from paretune.moo.solvers.augmented import AugmentedLagrangian, View, fitting
+from paretune.moo.solvers.augmented import AugmentedLagrangian, View, fitting, stack
 from paretune.moo.solvers.loop import CountedProblem, Solver, Visit
 from paretune.moo.solvers.result import Learnt, Result
+from paretune.moo.solvers.sequential import SequentialQP
 from paretune.moo.solvers.watch import Watch
 
 # An inner solve ends when the gradient has shrunk by this factor, or after so many iterations.
@@ -28,6 +30,9 @@ _HALVINGS = 20
 _STRAIGHT, _STRETCH = 0.95, 3.0
 # So many variables and no more: a matrix costs less than pairs, and old curvature does no harm.
 _FEW = 10
+# Sequential quadratic programming is for no more variables, and for no more objectives and
+# constraints together: each has a gradient of its own.
+_DENSE, _ROWS = 50, 8
 # So many updates of the multipliers without a step in between end a run.
 _IDLE = 50
 # Times that a run turns back from far off the constraints.
@@ -52,6 +57,10 @@ class WCAugmented:
     falls, slowly, while ν grows without bound; a ν that grows as tol is lowered tells.
 
     L-BFGS keeps curvature across updates, with up to ten variables as a matrix.
+
+    From a result for another preference, where objectives and constraints are up to eight together
+    and variables up to fifty, the steps are those of `sequential` first, with a gradient for each
+    row that matters: the point is near, and these need few evaluations.
 
     Attributes:
         memory: pairs that L-BFGS keeps.
@@ -120,6 +129,8 @@ class _Steps(Solver):
     ) -> None:
         super().__init__(problem)
         self.near = near
+        self.sequential: SequentialQP | None = None
+        self.nearing = False  # whether steps are those of `sequential`
         self.memory, self.x0, self.first_nu = method.memory, x0, first_nu
         self.v_scale, self.scale_rows = method.v_scale, method.scale_rows
         self.escapes_left = _ESCAPES if method.second_order else 0
@@ -157,6 +168,9 @@ class _Steps(Solver):
         self.curvature, self.inside = self.fresh(), point
         if learnt is not None and learnt.hessian is not None:
             self.curvature = DenseBFGS(learnt.hessian)
+        if learnt is not None and (sequential := self.sequence(point, learnt)) is not None:
+            self.sequential, self.nearing = sequential, True
+            return self.look_along(steps=0)
         return self.begin_inner(self.lagrangian.view(point))
 
     def begin_inner(self, view: View) -> Visit:
@@ -177,6 +191,12 @@ class _Steps(Solver):
         return self.visit
 
     def step(self) -> Visit | str:
+        if self.nearing:
+            assert self.sequential is not None
+            if self.sequential.step(self.radius):
+                return self.look_along(steps=1)
+            self.nearing = False  # from the start as without
+            return self.begin_inner(self.lagrangian.view(self.inside))
         stuck = False
         if (visit := self.turn_back()) is not None:
             return visit
@@ -200,11 +220,39 @@ class _Steps(Solver):
             self.lagrangian.update(self.view, self.visit.parts)
         return self.begin_inner(self.lagrangian.view(self.view.point))
 
-    def turn_back(self) -> Visit | None:
-        """The last point within reach of the constraints, with a larger penalty on them.
+    def sequence(self, point: Point, learnt: Learnt) -> SequentialQP | None:
+        """For a start that may be near; None where it would cost more gradients than it saves."""
+        n = point.z.numel()
+        if n > _DENSE or len(self.lam) + len(stack(point)) > _ROWS:
+            return None
+        current = self.lagrangian.multipliers
+        assert current.nu is not None
+        nu = self.lagrangian.scaled(current.nu).double().cpu().numpy()
+        duals = np.concatenate([current.w0, nu])
+        first = np.eye(n) * (learnt.curvature or 1.0)
+        hessian = first if learnt.lagrangian is None else learnt.lagrangian
+        return SequentialQP(self.problem, self.lam, self.shift, point, duals, hessian)
 
-        Off them the objectives may fall without end.
-        """
+    def look_along(self, steps: int) -> Visit:
+        """Where `sequential` is, with its multipliers."""
+        run = self.sequential
+        assert run is not None
+        view = View(run.point, math.nan, run.values[: run.size].tolist(), run.omega, run.nu)
+        return self.look(view, run.gradient, steps)._replace(opens=True)
+
+    def leave_sequence(self) -> None:
+        """A where `sequential` ended, with its multipliers."""
+        assert self.sequential is not None
+        self.nearing = False
+        multipliers = self.lagrangian.multipliers
+        multipliers.w0 = self.sequential.omega
+        multipliers.nu = self.lagrangian.unscaled(self.sequential.nu)
+        self.view = self.lagrangian.view(self.view.point)
+        self.gradient = self.sequential.combined(self.view.omega, self.view.nu)
+
+    def turn_back(self) -> Visit | None:
+        """The last point within reach of the constraints, with a larger penalty on them: off them
+        the objectives may fall without end."""
         if self.turns_left == 0 or self.lagrangian.violation(self.view) <= self.lagrangian.far:
             self.inside = self.view.point
             return None
@@ -224,6 +272,13 @@ class _Steps(Solver):
         if self.escapes_left == 0:
             return None
         self.escapes_left -= 1
+        if self.nearing:
+            assert self.near is not None
+            if self.lagrangian.is_at(self.view, self.near.objectives.tolist()):
+                # An end of the front, or a local minimum that longer steps may leave.
+                self.nearing = False
+                return self.begin_inner(self.lagrangian.view(self.inside))._replace(escaped=True)
+            self.leave_sequence()
         bend = most_negative_curvature(
             self.problem.problem,
             self.view.point.z,
@@ -246,7 +301,10 @@ class _Steps(Solver):
     def learnt(self) -> Learnt:
         """For a run from where this one ended."""
         dense = self.curvature.hessian if isinstance(self.curvature, DenseBFGS) else None
-        return self.lagrangian.learnt(dense)
+        learnt = self.lagrangian.learnt(dense)
+        if self.sequential is None:
+            return learnt
+        return learnt._replace(lagrangian=self.sequential.learnt())
 
     def remark(self, result: Result) -> str:
         if len(result.constraints) + len(result.inequalities) == 0:
