@@ -7,9 +7,9 @@ and by pymoo (NSGA-II, with three objectives NSGA-III on 91 directions) for 200 
 100, seed 1, with pymoo's defaults for everything else; equality constraints and inequalities as
 pymoo takes them. Hypervolume is in parts of the true front's where that is known, otherwise of
 the union of both, with the reference point a tenth of the front's range beyond its worst values.
-An evaluation is F, h and g at one point; `explore` needs a gradient of one combination of them as
-well at most of its points. A point counts as certified where ‖K‖ is at most its tolerance. Needs
-pymoo: pip install 'paretune[bench]'.
+An evaluation is F, h and g at one point. `explore` needs gradients as well, which have a column of
+their own: each of one function or of one combination of them, by one backward pass. A point counts
+as certified where ‖K‖ is at most its tolerance. Needs pymoo: pip install 'paretune[bench]'.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ class Adapted(PymooProblem):
 class Found:
     points: Any
     evaluations: int
+    gradients: int
     seconds: float
     note: str
 
@@ -108,7 +109,8 @@ def ours(known: KnownProblem, points: int) -> Found:
     seconds = time.process_time() - begun
     certified = sum(result.converged for result in front.results)
     note = f"{certified} of {len(front.results)}" + (" (warns)" if told else "")
-    return Found(met(front), front.n_function_evaluations, seconds, note)
+    spent = front.n_function_evaluations, front.n_gradient_evaluations
+    return Found(met(front), *spent, seconds, note)
 
 
 def met(front: Exploration) -> Any:
@@ -133,7 +135,7 @@ def theirs(known: KnownProblem) -> Found:
     found = pymoo_minimize(Adapted(known), algorithm, ("n_gen", 200), seed=1)
     seconds = time.process_time() - begun
     points = np.empty((0, known.n_objectives)) if found.F is None else np.atleast_2d(found.F)
-    return Found(points, found.algorithm.evaluator.n_eval, seconds, f"{len(points)} points")
+    return Found(points, found.algorithm.evaluator.n_eval, 0, seconds, f"{len(points)} points")
 
 
 def volume(points: Any, reference: Any) -> float:
@@ -147,9 +149,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     lines = [
-        "| problem | explore | points certified | evaluations | CPU s | pymoo | points | "
-        "evaluations | CPU s | explore / pymoo |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| problem | explore | points certified | evaluations | gradients | CPU s | pymoo | "
+        "points | evaluations | CPU s | explore / pymoo |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
     for name in options.names or CASES:
@@ -168,9 +170,9 @@ def main() -> None:
         mine, pymoos = volume(own.points, reference) / true, volume(other.points, reference) / true
         ratio = f"{mine / pymoos:.3f}" if pymoos > 0 else "∞"
         lines.append(
-            f"| {name} | {mine:.4f} | {own.note} | {own.evaluations:,} | {own.seconds:.1f} | "
-            f"{pymoos:.4f} | {len(other.points)} | {other.evaluations:,} | {other.seconds:.1f} | "
-            f"{ratio} |"
+            f"| {name} | {mine:.4f} | {own.note} | {own.evaluations:,} | {own.gradients:,} | "
+            f"{own.seconds:.1f} | {pymoos:.4f} | {len(other.points)} | {other.evaluations:,} | "
+            f"{other.seconds:.1f} | {ratio} |"
         )
         print(lines[-1], flush=True)
     if options.output:
