@@ -10,12 +10,13 @@ import torch
 from peft import LoraConfig, PeftModel
 
 from paretune import InputError
+from paretune.files import read_json, write_json
 from paretune.gradients import ObjectiveGradients
 from paretune.logprobs import sequence_logps
 from paretune.losses import CPO, Scored
 from paretune.moo.gates import Gate, spread_preferences
 from paretune.moo.weightings import ClampState
-from paretune.results.gates import read_gates
+from paretune.results.gates import read_gates, write_gates
 from paretune.training import ConditionedConfig, ConditionedTrainer
 from paretune.training.gated_adapter import GatedAdapter, fold_adapter
 
@@ -383,6 +384,7 @@ def test_damaged_gates_are_one_sentence(conditioned: Any, tmp_path: Path) -> Non
         ('{"objectives": ["a", "b", "c"], "basis": "centred", "calibration": null}', "rank 4"),
         ('{"objectives": ["a", "b"], "basis": "other", "calibration": null}', "damaged"),
         ('{"objectives": ["a", "b"]}', "damaged"),
+        ('{"objectives": ["a", "b"], "basis": "centred", "ends": [1], "calibration": null}', "gate"),
         ("[]", "damaged"),
     ]:
         file.write_text(text)
@@ -391,3 +393,17 @@ def test_damaged_gates_are_one_sentence(conditioned: Any, tmp_path: Path) -> Non
     file.unlink()
     with pytest.raises(InputError, match="no conditioned adapter"):
         read_gates(tmp_path / "gated")
+
+
+def test_an_adapter_of_another_gate_is_not_read(tmp_path: Path) -> None:
+    write_gates(tmp_path, Gate(3), ["a", "b", "c"])
+    write_json(tmp_path / "adapter_config.json", {"r": 6})
+    assert read_gates(tmp_path)[0] == Gate(3)
+    kept = read_json(tmp_path / "gates.json")
+    short = {**kept, "ends": (Gate(3).factors(np.eye(3)) * [1, 0.5**0.5, 0.5**0.5]).tolist()}
+    for value in (short, {k: v for k, v in kept.items() if k != "ends"}):
+        write_json(tmp_path / "gates.json", value)
+        with pytest.raises(InputError, match="another gate, of an earlier version"):
+            read_gates(tmp_path)
+    write_json(tmp_path / "gates.json", {**value, "basis": "objectives"})
+    assert read_gates(tmp_path)[0] == Gate(3, "objectives")

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from paretune.errors import InputError
 from paretune.files import read_json, write_json
 from paretune.moo.calibration import Calibration
@@ -19,9 +21,16 @@ def write_gates(
         {
             "objectives": list(objectives),
             "basis": gate.basis,
+            "ends": ends_of(gate),
             "calibration": None if calibration is None else calibration.to_json(),
         },
     )
+
+
+def ends_of(gate: Gate) -> list[list[float]]:
+    """The blocks' factors where one objective is all that counts: they fix the whole gate."""
+    ends: list[list[float]] = gate.factors(np.eye(gate.n_objectives)).tolist()
+    return ends
 
 
 def read_calibration(folder: Path, objectives: Sequence[str]) -> Calibration:
@@ -57,6 +66,14 @@ def read_gates(
     try:
         objectives = tuple(str(name) for name in value["objectives"])
         gate = Gate(len(objectives), value["basis"])
+        ends = value.get("ends")
+        # A file without them is of a version whose centred gate of three objectives or more had
+        # corners at a distance of 1.
+        same = (
+            np.allclose(ends, ends_of(gate), rtol=0, atol=1e-6)
+            if ends is not None
+            else gate.basis == "objectives" or gate.n_objectives == 2
+        )
         saved = value["calibration"]
         calibration = None if saved is None else Calibration.from_json(saved)
         rank = int(read_json(folder / "adapter_config.json")["r"])
@@ -78,5 +95,10 @@ def read_gates(
         raise InputError(
             f"The adapter in '{folder}' has rank {rank}, which {path.name} cannot cut into "
             f"{gate.n_objectives} blocks: they do not belong together."
+        )
+    if not same:
+        raise InputError(
+            f"The adapter in '{folder}' was trained with another gate, of an earlier version of "
+            "paretune: train it again, or read it with that version."
         )
     return gate, objectives, calibration
