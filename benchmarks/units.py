@@ -6,9 +6,10 @@
 
 ``scoring`` is log-probabilities of the demo's test split, where four answers share each prompt, of
 one answer a prompt of it, and of random tokens (prompt 100, four answers of 100); packed and
-padded. ``answers`` are the demo's test prompts in one batch: finished rows dropped and the nucleus
-found among the likeliest tokens, and, plainly, all rows kept to the end and the vocabulary sorted
-(which matters where ``--temperature`` is above 0). ``chat`` is a conversation of four turns, its
+padded. ``answers`` are those to the demo's test prompts, ``--batch`` at a time: finished ones make
+room for the next and the nucleus is found among the likeliest tokens, and, plainly, all of a batch
+are kept to the end of the last and the vocabulary is sorted (which matters where ``--temperature``
+is above 0). ``chat`` is a conversation of four turns, its
 beginning kept and read again. These are CPU seconds of one thread on the embedded model, medians of
 repeats that take both in turn; what both give is compared. ``tokens`` is that many pairs of each of
 two objectives, of dialogues that a local file gives over and over with another first word,
@@ -132,12 +133,13 @@ def answers(args: argparse.Namespace) -> None:
     def way(plain: bool) -> list[str]:
         (decoding._keep_finished.add if plain else decoding._keep_finished.discard)(model)
         decoding.nucleus = sorted_nucleus if plain else nucleus
-        settings: dict[str, Any] = {"max_new_tokens": 64, "batch_size": 36}
+        settings: dict[str, Any] = {"max_new_tokens": 64, "batch_size": args.batch}
         settings |= {"temperature": args.temperature, "top_p": 0.9}
         return generate(model, tokenizer, prompts, **settings)
 
     ways: Ways = {"as it is": lambda: way(False), "plain": lambda: way(True)}
-    compare(f"answers: demo, temperature {args.temperature:g}", ways, args.repeats, _same)
+    title = f"answers: demo, {args.batch} at a time, temperature {args.temperature:g}"
+    compare(title, ways, args.repeats, _same)
 
 
 def chat(args: argparse.Namespace) -> None:
@@ -253,6 +255,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=36, help="of the demo's test split")
     parser.add_argument("--temperature", type=float, default=0.0, help="of answers")
+    parser.add_argument("--batch", type=int, default=36, help="of answers, rows at a time")
     parser.add_argument("--data", help="of tokens: a local file as PKU-SafeRLHF's")
     parser.add_argument("--pairs", type=int, default=100_000, help="of tokens, an objective's")
     args = parser.parse_args()

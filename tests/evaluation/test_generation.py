@@ -105,7 +105,7 @@ def test_sampled_tokens_follow_the_nucleus_distribution() -> None:
     expected = torch.where(kept, probabilities, 0.0) / probabilities[kept].sum()
     rows = 40_000
     uniforms = torch.rand(rows, 1, generator=torch.Generator().manual_seed(0))
-    sampling = SeededSampling(0.7, 0.95, uniforms, start=2)
+    sampling = SeededSampling(0.7, 0.95, uniforms, starts=2)
     chosen = sampling(torch.zeros(rows, 2, dtype=torch.long), logits.repeat(rows, 1)).argmax(-1)
     frequencies = chosen.bincount(minlength=5) / rows
     standard_error = (expected * (1 - expected) / rows).sqrt()
@@ -115,7 +115,7 @@ def test_sampled_tokens_follow_the_nucleus_distribution() -> None:
 def test_the_extreme_uniforms_pick_tokens_of_the_nucleus() -> None:
     logits = torch.tensor([-30.0, 1.0, 0.9, -40.0]).repeat(2, 1)
     uniforms = torch.tensor([[0.0], [1 - 2**-23]])
-    chosen = SeededSampling(1.0, 0.9, uniforms, start=1)(torch.zeros(2, 1).long(), logits)
+    chosen = SeededSampling(1.0, 0.9, uniforms, starts=1)(torch.zeros(2, 1).long(), logits)
     assert chosen.argmax(-1).tolist() == [1, 2]
 
 

@@ -384,7 +384,10 @@ def test_damaged_gates_are_one_sentence(conditioned: Any, tmp_path: Path) -> Non
         ('{"objectives": ["a", "b", "c"], "basis": "centred", "calibration": null}', "rank 4"),
         ('{"objectives": ["a", "b"], "basis": "other", "calibration": null}', "damaged"),
         ('{"objectives": ["a", "b"]}', "damaged"),
-        ('{"objectives": ["a", "b"], "basis": "centred", "ends": [1], "calibration": null}', "gate"),
+        (
+            '{"objectives": ["a", "b"], "basis": "centred", "ends": [1], "calibration": null}',
+            "gate",
+        ),
         ("[]", "damaged"),
     ]:
         file.write_text(text)

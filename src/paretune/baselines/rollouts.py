@@ -13,7 +13,6 @@ from paretune.evaluation.generation import (
     answer_text,
     encode_prompt,
     end_token_ids,
-    left_pad,
     prompt_seeds,
 )
 from paretune.logprobs import output_embeddings
@@ -125,16 +124,15 @@ def sample(
     """
     encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     eos_ids = end_token_ids(model, tokenizer, prompts)
-    ids, mask = left_pad(encoded, tokenizer.pad_token_id, model.device)
     draws = [seeded_uniforms(each, max_new_tokens) for each in prompt_seeds(encoded, seed)]
-    sampling = SeededSampling(temperature, 1.0, torch.stack(draws), ids.shape[1])
-    output = decode(model, ids, mask, max_new_tokens, eos_ids, tokenizer.pad_token_id, sampling)
+    sampling = SeededSampling(temperature, 1.0, torch.stack(draws))
+    pad_id = tokenizer.pad_token_id
+    answers = decode(model, encoded, max_new_tokens, eos_ids, pad_id, len(encoded), sampling)
     sequences, texts, finished = [], [], []
-    for prompt_ids, tokens in zip(encoded, output[:, ids.shape[1] :].tolist(), strict=True):
-        end = next((n for n, token in enumerate(tokens) if token in eos_ids), None)
-        answer = tokens if end is None else tokens[: end + 1]
-        text = answer_text(tokenizer, tokens[:end])
+    for prompt_ids, answer in zip(encoded, answers, strict=True):
+        ended = answer[-1] in eos_ids
+        text = answer_text(tokenizer, answer[:-1] if ended else answer)
         sequences.append(TokenSequence((*prompt_ids, *answer), len(prompt_ids)))
         texts.append(text)
-        finished.append(end is not None and bool(text.strip()))
+        finished.append(ended and bool(text.strip()))
     return Rollouts(sequences, texts, torch.tensor(finished), answer_mask(sequences))

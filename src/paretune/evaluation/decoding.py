@@ -1,14 +1,16 @@
-"""Decoding a batch of prompts: sampling by inversion, and finished answers leave the batch."""
+"""Decoding in batches: sampling by inversion, and finished answers leave room for the next."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     DynamicCache,
     GenerationConfig,
@@ -20,7 +22,9 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 
-_FINISHED = 1 / 8  # part of a batch that is dropped at a time: each time copies the cache
+from paretune.progress import Count
+
+_FINISHED = 1 / 8  # part of a batch that leaves at a time: each time copies the cache
 _TOP = 64  # likeliest tokens that are looked at first for the nucleus
 
 _keep_finished: WeakSet[Any] = WeakSet()
@@ -64,86 +68,204 @@ class KeptPrefix:
 
 def decode(
     model: Any,
-    ids: Tensor,
-    mask: Tensor,
+    prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     eos_ids: Sequence[int],
     pad_id: int,
+    batch_size: int,
     sampling: SeededSampling | None = None,
     streamer: BaseStreamer | None = None,
     kept: KeptPrefix | None = None,
-) -> Tensor:
+    progress: Count | None = None,
+) -> list[list[int]]:
     """The tokens that `model.generate` gives: the likeliest at each step, or those of `sampling`.
 
-    Nothing of the model's own generation config has a part in it. Rows that have ended leave the
-    batch from time to time, if the model's cache can be selected from.
+    Nothing of the model's own generation config has a part in it. Answers that have ended leave
+    the batch from time to time, and the next prompts, the longest first, take their places; as far
+    as the model's cache can be selected from and added to.
 
     Args:
-        ids, mask: ``(B, T)``, padded on the left.
-        kept: Of a single row: what of it need not be read again; holds this row afterwards.
+        prompts: Token ids.
+        batch_size: Answers that are in the making at a time.
+        sampling: Of all prompts.
+        kept: Of a single prompt: what of it need not be read again; holds it afterwards.
 
     Returns:
-        ``(B, T + up to max_new_tokens)`` token ids; what stands behind a row's first end token
-        says nothing.
+        The tokens of each prompt's answer; the last of them is the end token, if there is one.
     """
-    (batch, width), device = ids.shape, ids.device
-    output = ids.new_full((batch, width + max_new_tokens), pad_id)
-    ends, rows = torch.tensor(eos_ids, device=device), torch.arange(batch, device=device)
-    cache: Any = None if kept is None else kept.take(ids[0].tolist())
-    drop = batch > 1 and streamer is None and model not in _keep_finished
+    answers: dict[int, list[int]] = {}
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
+    decoder = _Decoder(model, max_new_tokens, eos_ids, pad_id, sampling, streamer)
+
+    def next_rows(count: int) -> _Rows:
+        numbers = [waiting.popleft() for _ in range(min(count, len(waiting)))]
+        return _Rows.of(numbers, [prompts[i] for i in numbers], pad_id, model.device)
+
+    rows = _Rows.of([], [], pad_id, model.device)
     with own_settings_off(model):
-        while True:
-            made = model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                generation_config=GenerationConfig(
-                    max_new_tokens=width + max_new_tokens - ids.shape[1],
-                    eos_token_id=list(eos_ids),
-                    pad_token_id=pad_id,
-                    do_sample=False,
-                    use_cache=True,
-                    return_dict_in_generate=True,
-                ),
-                logits_processor=LogitsProcessorList([sampling] if sampling is not None else []),
-                stopping_criteria=StoppingCriteriaList([_Finished(ends, width)] if drop else []),
-                streamer=streamer,
-                **({} if cache is None else {"past_key_values": cache}),
-            )
-            sequences, cache = made.sequences, made.past_key_values
-            length = sequences.shape[1]
-            output[rows, :length] = sequences
-            open_rows = ~torch.isin(sequences[:, width:], ends).any(1)
-            if length == output.shape[1] or not bool(open_rows.any()):
-                if kept is not None:
-                    kept.keep(sequences[0].tolist(), cache)
-                return output[:, :length]
-            if _selectable(cache):
-                left = open_rows.nonzero().flatten()
-                cache.batch_select_indices(left)
-                rows, sequences, mask = rows[left], sequences[left], mask[left]
-                sampling = None if sampling is None else sampling.select(left)
+        while waiting or len(rows):
+            if not len(rows):
+                rows = next_rows(batch_size)
+                rows.cache = None if kept is None else kept.take(prompts[0])
+            elif waiting and _kinds(rows.cache) == {DynamicLayer}:
+                new = next_rows(batch_size - len(rows))
+                decoder.go_on(new, 1)
+                rows = _joined(rows, new, pad_id)
+            decoder.go_on(rows, max_new_tokens)
+            over = decoder.over(rows.tokens, rows.starts)
+            for i in over.nonzero().flatten().tolist():
+                answers.setdefault(rows.numbers[i], decoder.answer(rows, i))
+            if progress is not None:
+                progress(len(answers), len(prompts))
+            if kept is not None:
+                kept.keep(rows.tokens[0].tolist(), rows.cache)
+            if bool(over.all()) or _kinds(rows.cache) <= _SELECTABLE:
+                rows = rows.select((~over).nonzero().flatten())
             else:  # go on with all rows, whatever comes behind their ends
                 _keep_finished.add(model)
-                drop, cache = False, None
-            mask = torch.cat([mask, mask.new_ones(len(mask), length - mask.shape[1])], 1)
-            ids = sequences
+                rows.cache = None
+    return [answers[i] for i in range(len(prompts))]
+
+
+@dataclass
+class _Rows:
+    """Prompts with what was made of their answers, padded on the left to one length T.
+
+    Attributes:
+        numbers: Which prompts.
+        tokens, mask: ``(B, T)``.
+        starts: ``(B,)``: where the answers begin.
+        cache: Of the first tokens, all but the last if there is an answer; None: not read yet.
+    """
+
+    numbers: list[int]
+    tokens: Tensor
+    mask: Tensor
+    starts: Tensor
+    cache: Any = None
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @classmethod
+    def of(
+        cls, numbers: list[int], prompts: Sequence[Sequence[int]], pad_id: int, device: Any
+    ) -> _Rows:
+        width = max(map(len, prompts), default=0)
+        pads = [width - len(prompt) for prompt in prompts]
+        tokens = [[pad_id] * pad + list(row) for pad, row in zip(pads, prompts, strict=True)]
+        mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+        return cls(
+            numbers,
+            torch.tensor(tokens, device=device),
+            torch.tensor(mask, device=device),
+            torch.full((len(prompts),), width, device=device),
+        )
+
+    def select(self, left: Tensor) -> _Rows:
+        """These rows alone, without the padding that all of them have."""
+        numbers = [self.numbers[i] for i in left.tolist()]
+        tokens, mask, starts = self.tokens[left], self.mask[left], self.starts[left]
+        pad = 0
+        if numbers:
+            self.cache.batch_select_indices(left)
+            if _kinds(self.cache) == {DynamicLayer}:
+                pad = int(mask.any(0).int().argmax())
+                _pad(self.cache, -pad)
+        return _Rows(numbers, tokens[:, pad:], mask[:, pad:], starts - pad, self.cache)
+
+
+def _joined(one: _Rows, other: _Rows, pad_id: int) -> _Rows:
+    """The rows of both, with answers begun, whose caches are plain."""
+    width = max(one.tokens.shape[1], other.tokens.shape[1])
+    tokens, mask, starts = [], [], []
+    for rows in (one, other):
+        more = width - rows.tokens.shape[1]
+        tokens.append(nn.functional.pad(rows.tokens, (more, 0), value=pad_id))
+        mask.append(nn.functional.pad(rows.mask, (more, 0)))
+        starts.append(rows.starts + more)
+        _pad(rows.cache, more)
+    for layer, new in zip(one.cache.layers, other.cache.layers, strict=True):
+        layer.keys = torch.cat([layer.keys, new.keys])
+        layer.values = torch.cat([layer.values, new.values])
+    numbers = [*one.numbers, *other.numbers]
+    return _Rows(numbers, torch.cat(tokens), torch.cat(mask), torch.cat(starts), one.cache)
+
+
+def _pad(cache: Any, more: int) -> None:
+    """Put keys and values that are masked before those of a cache, or take away such."""
+    for layer in cache.layers if more else ():
+        layer.keys = nn.functional.pad(layer.keys, (0, 0, more, 0))
+        layer.values = nn.functional.pad(layer.values, (0, 0, more, 0))
+
+
+def _kinds(cache: Any) -> set[type]:
+    """Of the layers of a cache that is keys and values of every row and nothing else."""
+    return {type(layer) for layer in cache.layers} if type(cache) is DynamicCache else {object}
+
+
+_SELECTABLE = {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+@dataclass
+class _Decoder:
+    """How all rows are decoded."""
+
+    model: Any
+    max_new_tokens: int
+    eos_ids: Sequence[int]
+    pad_id: int
+    sampling: SeededSampling | None
+    streamer: BaseStreamer | None
+
+    def go_on(self, rows: _Rows, most: int) -> None:
+        """Make up to so many tokens more of each answer, until a part is over, if it can leave."""
+        stay = len(rows) == 1 or self.streamer is not None or self.model in _keep_finished
+        width = rows.tokens.shape[1]
+        left = int(rows.starts.max()) + self.max_new_tokens - width
+        made = self.model.generate(
+            input_ids=rows.tokens,
+            attention_mask=rows.mask,
+            generation_config=GenerationConfig(
+                max_new_tokens=min(most, left),
+                eos_token_id=list(self.eos_ids),
+                pad_token_id=self.pad_id,
+                do_sample=False,
+                use_cache=True,
+                return_dict_in_generate=True,
+            ),
+            logits_processor=LogitsProcessorList(
+                [] if self.sampling is None else [self.sampling.at(rows.numbers, rows.starts)]
+            ),
+            stopping_criteria=StoppingCriteriaList([] if stay else [_Finished(self, rows.starts)]),
+            streamer=self.streamer,
+            **({} if rows.cache is None else {"past_key_values": rows.cache}),
+        )
+        rows.tokens, rows.cache = made.sequences, made.past_key_values
+        rows.mask = nn.functional.pad(rows.mask, (0, rows.tokens.shape[1] - width), value=1)
+
+    def over(self, tokens: Tensor, starts: Tensor) -> Tensor:
+        """Which answers have ended or are as long as they may be."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        ends = torch.isin(tokens, tokens.new_tensor(self.eos_ids)) & (places >= starts[:, None])
+        return ends.any(1) | (tokens.shape[1] - starts >= self.max_new_tokens)
+
+    def answer(self, rows: _Rows, i: int) -> list[int]:
+        start = int(rows.starts[i])
+        tokens: list[int] = rows.tokens[i, start : start + self.max_new_tokens].tolist()
+        end = next((n for n, token in enumerate(tokens) if token in self.eos_ids), len(tokens))
+        return tokens[: end + 1]
 
 
 class _Finished(StoppingCriteria):
-    """Stops where part of the rows have ended."""
+    """Stops where part of the rows are over."""
 
-    def __init__(self, ends: Tensor, start: int) -> None:
-        self._ends, self._start = ends, start
+    def __init__(self, decoder: _Decoder, starts: Tensor) -> None:
+        self._decoder, self._starts = decoder, starts
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        ended = torch.isin(input_ids[:, self._start :], self._ends).any(1)
-        return (ended.sum() >= max(1, len(ended) * _FINISHED)).expand(len(ended))
-
-
-def _selectable(cache: Any) -> bool:
-    """Whether a cache is keys and values of every row and nothing else."""
-    kinds = (DynamicLayer, DynamicSlidingWindowLayer)
-    return type(cache) is DynamicCache and all(type(layer) in kinds for layer in cache.layers)
+        over = self._decoder.over(input_ids, self._starts)
+        return (over.sum() >= max(1, len(over) * _FINISHED)).expand(len(over))
 
 
 @contextmanager
@@ -165,27 +287,32 @@ def own_settings_off(model: Any) -> Iterator[None]:
 class SeededSampling(LogitsProcessor):
     """Temperature and nucleus sampling by inversion, from numbers drawn beforehand.
 
-    At step t row b takes the first token, in vocabulary order, at which the cumulated
+    At step t of its answer row b takes the first token, in vocabulary order, at which the cumulated
     probability exceeds `uniforms[b, t]`. One number a token is enough, and the order of nearly
     equal probabilities plays no part. Leaves that token alone finite, for a greedy decoder.
     """
 
-    def __init__(self, temperature: float, top_p: float, uniforms: Tensor, start: int) -> None:
+    def __init__(
+        self, temperature: float, top_p: float, uniforms: Tensor, starts: int | Tensor = 0
+    ) -> None:
         self._temperature, self._top_p = temperature, top_p
         self._uniforms = uniforms
-        self._start = start
+        self._starts = starts
 
-    def select(self, rows: Tensor) -> SeededSampling:
-        """The sampling of these rows of the batch."""
-        uniforms = self._uniforms[rows.to(self._uniforms.device)]
-        return SeededSampling(self._temperature, self._top_p, uniforms, self._start)
+    def at(self, rows: Sequence[int], starts: Tensor) -> SeededSampling:
+        """The sampling of a batch of these rows, whose answers begin there."""
+        uniforms = self._uniforms[list(rows)].to(starts.device)
+        return SeededSampling(self._temperature, self._top_p, uniforms, starts)
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> Tensor:
-        step = input_ids.shape[1] - self._start
+        count, most = self._uniforms.shape
+        # An answer may be as long as it may be, and its row still be there.
+        steps = torch.as_tensor(input_ids.shape[1] - self._starts).clamp(max=most - 1)
+        uniforms = self._uniforms.gather(1, steps.expand(count)[:, None].to(self._uniforms.device))
         probabilities = (scores.float() / self._temperature).softmax(-1)
         tokens, kept = nucleus(probabilities, self._top_p)
         cumulated = kept.cumsum(-1)
-        target = self._uniforms[:, step, None].to(scores.device) * cumulated[:, -1:]
+        target = uniforms.to(scores.device) * cumulated[:, -1:]
         position = (cumulated <= target).sum(-1, keepdim=True)
         return torch.full_like(scores, -torch.inf).scatter_(-1, tokens.gather(-1, position), 0.0)
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
 from paretune.data.encoding import Encoder
@@ -87,30 +86,33 @@ def generate_answers(
     seeds = prompt_seeds(encoded, seed)
     eos_ids = end_token_ids(model, tokenizer, prompts)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
-    answers: dict[int, Answer] = {}
-    longest_first = sorted(range(len(prompts)), key=lambda i: -len(encoded[i]))
+    sampling = None
+    if temperature > 0 and prompts:
+        uniforms = torch.stack([seeded_uniforms(each, max_new_tokens) for each in seeds])
+        sampling = SeededSampling(temperature, top_p, uniforms)
     was_training = model.training
     model.eval()
     try:
-        for start in range(0, len(prompts), batch_size):
-            rows = longest_first[start : start + batch_size]
-            ids, mask = left_pad([encoded[i] for i in rows], pad_id, model.device)
-            sampling = None
-            if temperature > 0:
-                uniforms = torch.stack([seeded_uniforms(seeds[i], max_new_tokens) for i in rows])
-                sampling = SeededSampling(temperature, top_p, uniforms, ids.shape[1])
-            output = decode(
-                model, ids, mask, max_new_tokens, eos_ids, pad_id, sampling, streamer, kept
-            )
-            for i, tokens in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
-                end = next((n for n, token in enumerate(tokens) if token in eos_ids), None)
-                text = answer_text(tokenizer, tokens[:end])
-                answers[i] = Answer(prompts[i], str(text), finished=end is not None)
-            if progress is not None:
-                progress(len(answers), len(prompts))
+        made = decode(
+            model,
+            encoded,
+            max_new_tokens,
+            eos_ids,
+            pad_id,
+            batch_size,
+            sampling,
+            streamer,
+            kept,
+            progress,
+        )
     finally:
         model.train(was_training)
-    return [answers[i] for i in range(len(prompts))]
+    answers = []
+    for prompt, tokens in zip(prompts, made, strict=True):
+        finished = tokens[-1] in eos_ids
+        text = answer_text(tokenizer, tokens[:-1] if finished else tokens)
+        answers.append(Answer(prompt, text, finished))
+    return answers
 
 
 def answer_text(tokenizer: Any, tokens: Sequence[int]) -> str:
@@ -147,14 +149,6 @@ def prompt_seeds(encoded: Sequence[list[int]], seed: int) -> list[int]:
         seeds.append(int.from_bytes(digest[:8]) >> 1)
         seen[key] += 1
     return seeds
-
-
-def left_pad(rows: Sequence[list[int]], pad_id: int, device: Any) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, each (rows, longest row)."""
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
 
 
 def end_token_ids(model: Any, tokenizer: Any, prompts: Sequence[Prompt]) -> list[int]:
