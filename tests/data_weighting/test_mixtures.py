@@ -91,6 +91,8 @@ OWN = ["weigh", "--data", "a", "b", "--criteria", "x", "y"]
     [
         (["weigh"], "Name a recipe"),
         (["weigh", "--data", "a.jsonl", "b.jsonl"], "go together"),
+        (["weigh", "--data", "a", "--criteria", "x", "y"], "--data names 'a' alone"),
+        (["weigh", "--data", "a", "b", "--criteria", "x"], "--criteria names 'x' alone"),
         (["weigh", "weigh_mnist", *OWN[1:]], "takes the place of"),
         ([*OWN, "--prefer", "x=much"], "not a weight"),
         ([*OWN, "--prefer", "z=1"], "objective"),

@@ -177,6 +177,12 @@ def _own(
             "--data, the training sets, and --criteria, the validation rows, go together."
         )
     files = {"sets": named_files(data, "--data"), "criteria": named_files(criteria, "--criteria")}
+    for option, found in zip(("--data", "--criteria"), files.values(), strict=True):
+        if len(found) < 2:
+            raise InputError(
+                f"{option} names {shown(*found)} alone; sets are weighed against each other, and "
+                "criteria too: name two files or more."
+            )
     if test:
         files["test"] = named_files(test, "--test")
     weights: dict[str, float] = {}
