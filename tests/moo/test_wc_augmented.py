@@ -340,11 +340,18 @@ def test_bad_input(changes, p, options, message):
 def test_bad_options():
     with pytest.raises(InputError, match="memory"):
         WCAugmented(memory=0)
-    for bounds in ((1.0, -1.0), (0.0,)):
+    for bounds in ((1.0, -1.0), (0.0,), 3.0, (None, 1.0), ("low", 1.0), ([0.0, 1.0], [2.0] * 3)):
         with pytest.raises(InputError, match="bounds must"):
             Problem(good, bounds=bounds)
     with pytest.raises(InputError, match="needs constraints"):
         Problem(good, constraint_vjp=lambda z, d: z)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array, torch.tensor])
+def test_bounds_of_any_kind_of_array(kind):
+    problem = Problem(lambda z: torch.stack([z[0], z[1]]), bounds=(kind([1, -2]), kind([3, 4])))
+    assert minimize(problem, (1.0, 0.0), x0=[2.0, 3.0]).x[0] == 1
+    assert minimize(problem, (0.0, 1.0), x0=[2.0, 3.0]).x[1] == -2
 
 
 def test_shift_moves_the_solution_as_the_theory_says():

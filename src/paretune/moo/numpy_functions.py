@@ -136,10 +136,14 @@ class _Box:
         return [self._split(found, 1, 0) for found in apply(self.evaluate, points)]
 
     def _split(self, found: Any, dim: int, rows: int) -> list[Array]:
-        values = [found] if len(self.parts) == 1 else list(found)
+        wanted = f"evaluate(x) must return {len(self.parts)} arrays of numbers: {self.parts}"
+        try:
+            values = [found] if len(self.parts) == 1 else list(found)
+            arrays = [np.asarray(value, dtype=np.float64) for value in values]
+        except (TypeError, ValueError):
+            raise InputError(f"{wanted}, got {found!r}.") from None
         if len(values) != len(self.parts):
-            raise InputError(f"evaluate(x) must return {len(self.parts)} arrays: {self.parts}.")
-        arrays = [np.asarray(value, dtype=np.float64) for value in values]
+            raise InputError(f"{wanted}, got {len(values)}.")
         for part, array in zip(self.parts, arrays, strict=True):
             if array.ndim != dim or array.size == 0 or (rows and len(array) != rows):
                 shape = f"({rows}, …)" if rows else "(…,)"

@@ -65,7 +65,12 @@ class Preference(Mapping[str, float]):
         if isinstance(weights, Preference):
             return weights
         if not isinstance(weights, Mapping):
-            weights = {f"f{m}": weight for m, weight in enumerate(weights, start=1)}
+            try:
+                weights = {f"f{m}": weight for m, weight in enumerate(weights, start=1)}
+            except TypeError:
+                raise InputError(
+                    f"A preference must be a list of weights, got {weights!r}."
+                ) from None
         numbers = []
         for name, weight in weights.items():
             try:

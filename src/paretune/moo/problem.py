@@ -14,7 +14,7 @@ from torch import Tensor
 from paretune.errors import InputError
 
 Objective = Callable[[Tensor], Tensor]
-Bound = float | Tensor
+Bound = float | Tensor  # lists and numpy arrays become tensors
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Problem:
         constraints: z -> h(z), shape (q,); None without constraints.
         constraint_vjp: (z, d) -> Σ d_i ∇h_i(z) in the shape of z, for d of shape (q,), where it is
             known; otherwise automatic. ∇h is used only through such products.
-        bounds: (lower, upper), floats or tensors that broadcast to z's shape; ±inf for none.
+        bounds: (lower, upper), numbers or arrays that broadcast to z's shape; ±inf for none.
         inequalities: z -> g(z), shape (r,), where g <= 0 is wanted; None without.
     """
 
@@ -42,12 +42,7 @@ class Problem:
     def __post_init__(self) -> None:
         if self.constraint_vjp is not None and self.constraints is None:
             raise InputError("constraint_vjp needs constraints.")
-        if self.bounds is not None:
-            if len(self.bounds) != 2:
-                raise InputError("bounds must be a pair (lower, upper).")
-            lower, upper = map(torch.as_tensor, self.bounds)
-            if not bool((lower <= upper).all()):
-                raise InputError("bounds must have lower <= upper in every coordinate.")
+        object.__setattr__(self, "bounds", _checked(self.bounds))
 
     def at(self, z: Tensor) -> Point:
         """F and h at z, ready for gradients of their combinations."""
@@ -94,6 +89,14 @@ class Problem:
         if self.bounds is None:
             return gradient
         return z - self.project(z - gradient)
+
+    def within_bounds(self, z: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient in the shape of z, with 1 or −1 for an infinite slope that a bound holds
+        back, as that of √z at 0: only its sign matters there."""
+        if self.bounds is None or bool(gradient.isfinite().all()):
+            return gradient
+        held = gradient.isinf() & (self.projected(z, gradient) == 0)
+        return torch.where(held, gradient.sign(), gradient)
 
 
 class Point:
@@ -247,6 +250,9 @@ class StochasticProblem:
     constraints: Callable[[Tensor, Any], Tensor] | None = None
     bounds: tuple[Bound, Bound] | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "bounds", _checked(self.bounds))
+
     def on(self, batch: Any, constraint_batch: Any = None) -> Problem:
         """The problem with the batch held fixed; constraints may have their own."""
         residuals = self.constraints
@@ -289,6 +295,29 @@ def _nothing(dtype: torch.dtype, device: torch.device) -> Tensor:
 def _units(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
     """What asks for the gradient of each objective alone."""
     return torch.eye(count, dtype=dtype, device=device).unbind()
+
+
+def _checked(bounds: Any) -> tuple[Bound, Bound] | None:
+    """Bounds as numbers or tensors, with lower <= upper."""
+    if bounds is None:
+        return None
+    try:
+        if len(bounds) != 2:
+            raise InputError("bounds must be a pair (lower, upper).")
+        lower, upper = (
+            bound
+            if isinstance(bound, Tensor | float | int)
+            else torch.as_tensor(bound, dtype=torch.float64)
+            for bound in bounds
+        )
+        ordered = bool((torch.as_tensor(lower) <= torch.as_tensor(upper)).all())
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"bounds must be numbers or arrays that fit together, ±inf for none, got {bounds}."
+        ) from None
+    if not ordered:
+        raise InputError("bounds must have lower <= upper in every coordinate.")
+    return lower, upper
 
 
 def _vector(function: Objective | None, z: Tensor, name: str, shape: str) -> Tensor:

@@ -329,8 +329,16 @@ def positive_weights(preference: Preference | Sequence[float]) -> tuple[float, .
 
 
 def as_tensor(x: Tensor | ArrayLike) -> Tensor:
-    """x as a floating-point tensor; what is not one becomes float64."""
-    tensor = x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=torch.float64)
+    """x as a floating-point tensor; what is not one becomes float64.
+
+    Raises InputError for what is not an array of real numbers.
+    """
+    try:
+        tensor = x if isinstance(x, Tensor) else torch.as_tensor(x, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"A point must be an array of numbers, got {x!r} ({error}).") from None
+    if tensor.is_complex() or tensor.numel() == 0:
+        raise InputError(f"A point must hold real numbers, got {tensor!r}.")
     return tensor if tensor.is_floating_point() else tensor.double()
 
 
