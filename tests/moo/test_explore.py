@@ -151,6 +151,9 @@ def test_bad_input():
         explore(known.problem, [], x0=known.x0)
     with pytest.raises(InputError, match="as many weights"):
         explore(known.problem, [(0.5, 0.5), (0.2, 0.3, 0.5)], x0=known.x0)
+    with pytest.raises(InputError, match="a whole number or a list"):
+        explore(known.problem, 2.5, x0=known.x0)
+    assert len(explore(known.problem, np.int64(2), x0=known.x0).results) == 2
     with pytest.raises(InputError, match="is 0"):
         explore(known.problem, [(1.0, 0.0)], "wc_penalty", x0=known.x0)
 

@@ -111,8 +111,35 @@ def test_resumed_is_bit_for_bit_what_is_not_interrupted(tmp_path):
     with pytest.raises(InputError, match=r"is of another exploration \(x0, problem differ\)"):
         explore(known.problem, 8, x0=known.x0 + 1, journal=path)
     path.write_text('{"format": "other"}\n')
-    with pytest.raises(InputError, match="holds no exploration"):
+    with pytest.raises(InputError, match="is no journal of an exploration"):
         front_of(journal=path)
+
+
+def test_a_journal_of_another_problem_is_refused(tmp_path):
+    def problem(add=0.0, least=1.0, bound=3.0):
+        return Problem(
+            lambda z: torch.stack([((z - 1) ** 2).sum() + add * z[0] ** 2, (z + 1).square().sum()]),
+            inequalities=lambda z: z[:1] - least,
+            bounds=(-bound, bound),
+        )
+
+    options = {"x0": [0.0, 0.0], "journal": tmp_path / "front.jsonl"}
+    first = explore(problem(), 5, **options)
+    same(first, explore(problem(), 5, **options))
+    for other in (problem(add=1.0), problem(least=0.5), problem(bound=2.0)):
+        with pytest.raises(InputError, match=r"of another exploration \(problem differ\)"):
+            explore(other, 5, **options)
+
+
+@pytest.mark.parametrize("text", ["a note", "a note\nand more", '{"a": 1}\n{"b"', "[1]"])
+def test_a_file_that_is_no_journal_stays_as_it_is(text, tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text(text)
+    with pytest.raises(InputError, match="is no journal of an exploration: name another file"):
+        front_of(journal=path)
+    assert path.read_text() == text
+    with pytest.raises(InputError, match="cannot be read"):
+        front_of(journal=tmp_path)
 
 
 def test_a_preference_list_is_resumed_too(tmp_path):
@@ -219,6 +246,22 @@ def test_a_result_is_a_start_with_its_multipliers():
     assert again.n_gradient_evaluations < first.n_gradient_evaluations / 2
     cold = minimize(known.problem, (0.5, 0.5), x0=first.x)
     assert again.n_gradient_evaluations < cold.n_gradient_evaluations
+
+
+def test_a_result_of_another_problem_is_a_start_like_any_other():
+    def distances(*places):
+        return lambda z: torch.stack([(z - place).square().sum() for place in places])
+
+    two, three = Problem(distances(1.0, -1.0)), Problem(distances(1.0, -1.0, 3.0))
+    for problem, other, weights, ray in (
+        (three, two, (0.5, 0.25, 0.25), (0.5, 0.5)),
+        (two, three, (0.8, 0.2), (0.2, 0.5, 0.3)),
+    ):
+        near = minimize(other, ray, x0=[0.3, 0.2])
+        found = minimize(problem, weights, x0=near)
+        again = minimize(problem, weights, x0=near.x)
+        assert found.converged
+        assert torch.equal(found.x, again.x)
 
 
 def test_the_knee_and_the_closest_by_hand():
@@ -336,7 +379,8 @@ class TestBlackBox:
         z = torch.ones(2).double()
         with pytest.raises(InputError, match=r"must return objectives of shape \(…,\), got \(\)"):
             black_box(lambda x: x.sum()).at(z)
-        with pytest.raises(InputError, match="must return 2 arrays"):
-            black_box(lambda x: (x,), ("objectives", "constraints")).at(z)
+        for values in [lambda x: (x,), lambda x: None, lambda x: 3.0, lambda x: (x, ["a"])]:
+            with pytest.raises(InputError, match="must return 2 arrays"):
+                black_box(values, ("objectives", "constraints")).at(z)
         with pytest.raises(InputError, match=r"of shape \(2, 2\), got \(1, 2\)"):
             black_box(lambda x: x, jacobian=lambda x: x[None]).at(z).gradients()

@@ -235,7 +235,63 @@ def test_a_dense_matrix_that_rounding_has_spoiled_is_begun_anew():
     assert dense.solve(one) is None
 
 
+def test_objectives_without_a_least_value_are_told():
+    problem = Problem(lambda z: torch.stack([z[0] + z[1], z[0] - z[1]]))
+    found = minimize(problem, (0.5, 0.5), x0=[0.0, 0.0])
+    assert not found.converged
+    assert "the objectives may have no least value" in found.message
+    with pytest.warns(FrontWarning) as told:
+        explore(problem, 3, x0=[0.0, 0.0], steps=50)
+    texts = [str(warning.message) for warning in told]
+    assert [text.split(" was")[0] for text in texts[:2]] == [
+        f"The least value of f{m}" for m in (1, 2)
+    ]
+    assert texts[2].startswith("2 of 2 points have not converged, such as that of (")
+
+
+def test_points_that_have_not_converged_are_told():
+    problem, x0 = zdt2(4), [0.5] * 4
+    with pytest.warns(FrontWarning, match=r"2 of 2 points have not converged, .* all 2 steps"):
+        front = explore(problem, [(0.4, 0.6), (0.6, 0.4)], x0=x0, steps=2)
+    assert not front.converged
+    front = explore(problem, [(0.4, 0.6), (0.6, 0.4)], x0=x0, shift=1e-3)  # no warning is left
+    assert front.converged
+
+
 def test_no_preference_that_works_is_an_error():
     problem = Problem(lambda z: torch.stack([z[0], z[0]]) / 0)
     with pytest.raises(InputError, match="Objective 0 is inf at the start point"):
         explore(problem, [(0.5, 0.5)], "wc_augmented", x0=[1.0])
+
+
+def test_slopes_that_are_infinite_on_a_bound():
+    """√z at 0: the first steps go there, and what is solved must not end there for it."""
+
+    def zdt1(z):
+        g = 1 + 9 * z[1:].mean()
+        return torch.stack([z[0], g * (1 - (z[0] / g).sqrt())])
+
+    front = explore(Problem(zdt1, bounds=(0.0, 1.0)), 12, x0=[0.5] * 4)
+    first, second = front.objectives.T.numpy()
+    assert front.converged
+    inside = first > 1e-6  # at the end f1 alone has many minima
+    assert inside.sum() >= 10
+    np.testing.assert_allclose(second[inside], 1 - np.sqrt(first[inside]), atol=1e-5)
+    assert first.min() < 1e-6
+    assert first.max() > 0.99
+
+
+@pytest.mark.parametrize("first", [1.0, 0.9, 0.3])
+def test_an_infinite_slope_holds_a_variable_at_its_bound(first):
+    problem = Problem(
+        lambda z: torch.stack([z[0].sqrt() + z[1] ** 2, (z - 1).square().sum()]), bounds=(0.0, 2.0)
+    )
+    weights = np.array([first, 1 - first])
+    found = minimize(problem, weights, x0=[0.5, 0.5])
+    assert found.converged
+    a, b = np.meshgrid(np.linspace(0, 1, 1001) ** 2, np.linspace(0, 1, 1001))
+    grid = np.maximum(weights[0] * (np.sqrt(a) + b**2), weights[1] * ((a - 1) ** 2 + (b - 1) ** 2))
+    # The better of two local minima: in 0, and within.
+    others = [minimize(problem, weights, x0=[0.5, 0.5], restarts=[[1e-6, 0.4]]), found]
+    best = min(float((run.objectives.numpy() * weights).max()) for run in others)
+    assert grid.min() - 2e-3 <= best <= grid.min() + 1e-8

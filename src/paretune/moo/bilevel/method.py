@@ -136,7 +136,7 @@ class BilevelMethod(ABC):
 class _Steps:
     """A method's generator as the loop wants it, with fresh batches before each step."""
 
-    smaller = "step"
+    advice = "try a smaller step"
 
     def __init__(
         self, method: BilevelMethod, oracle: Oracle, lam: tuple[float, ...], start: Iterate

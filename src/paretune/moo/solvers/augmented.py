@@ -187,7 +187,8 @@ class AugmentedLagrangian:
     def gradient(self, view: View) -> Tensor:
         """∇A, flattened."""
         weights = [w * p for w, p in zip(self.spread(view.omega), self.lam, strict=True)]
-        return self.problem.gradient(view.point, weights, *self.split(view.nu)).flatten()
+        gradient = self.problem.gradient(view.point, weights, *self.split(view.nu))
+        return self.problem.problem.within_bounds(view.point.z, gradient).flatten()
 
     def spread(self, omega: Sequence[float]) -> list[float]:
         """ω of all objectives, 0 for those that are left out."""
@@ -264,6 +265,7 @@ class AugmentedLagrangian:
         count = len(self.wanted)
         mean = [p / count for p in self.lam]
         slope = self.problem.gradient(start, mean)
+        slope = self.problem.problem.within_bounds(start.z, slope)
         size, length = float(slope.norm()), max(1.0, float(start.z.norm()))
         if not math.isfinite(size):
             raise InputError("The gradients of the objectives are not finite at x0.")
@@ -324,7 +326,8 @@ class AugmentedLagrangian:
         moved = float((other.z - start.z).norm())
         if moved == 0:
             return 0.0
-        return float((self.problem.gradient(other, mean) - slope).norm()) / moved
+        change = float((self.problem.gradient(other, mean) - slope).norm()) / moved
+        return change if math.isfinite(change) else 0.0
 
 
 def _row_scales(slopes: Tensor) -> Tensor | None:

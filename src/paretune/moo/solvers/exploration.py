@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -39,7 +41,8 @@ from paretune.moo.solvers.wc_augmented import WCAugmented
 _SAME = 1e-5
 # More starts from which each objective alone is minimised, where there are bounds on all sides.
 _SCATTERED = 2
-
+# How far beside the start a problem is looked at too, in parts of its size.
+_BESIDE = 1e-2
 
 _COUNTED = "A number of points"
 
@@ -104,7 +107,8 @@ def explore(
             lock, such as those that wait for a simulation. The result does not depend on it.
 
     A preference that `minimize` refuses, such as one whose objectives are not finite at a start, is
-    left out with a `FrontWarning`, which also tells of many preferences that end at one point.
+    left out with a `FrontWarning`, which also tells of points that have not converged and of many
+    preferences that end at one point.
 
     Raises:
         InputError: no preferences, what `minimize` raises for all of them, or a journal of
@@ -134,7 +138,7 @@ def explore(
                 "method": digest(repr(chosen)),
                 "x0": digest(start.tolist(), str(start.dtype), [o.tolist() for o in others]),
                 "options": digest(steps, tol, warm_start, normalise),
-                "problem": digest(runs.values(start)),
+                "problem": digest(*runs.seen(start)),
             },
         )
     scale = None
@@ -196,10 +200,12 @@ def _asked(
     preferences: int | Sequence[Preference | Sequence[float]],
 ) -> tuple[tuple[Preference, ...], int | None]:
     """The preferences that were given, or else how many points."""
-    if isinstance(preferences, int):
+    if isinstance(preferences, Integral):
         if preferences < 1:
             raise InputError(f"explore needs at least one point, got {preferences}.")
-        return (), preferences
+        return (), int(preferences)
+    if not isinstance(preferences, Iterable):
+        raise InputError(f"preferences must be a whole number or a list, got {preferences!r}.")
     asked = tuple(Preference.of(preference) for preference in preferences)
     if not asked or len({len(preference) for preference in asked}) > 1:
         raise InputError("explore needs at least one preference, all with as many weights.")
@@ -251,20 +257,28 @@ class _Runs:
         self.watch, self.journal = watch, journal
         self.looks = 0
 
-    def values(self, start: Tensor) -> list[float]:
-        """F at the start."""
-        if not isinstance(self.problem, Problem):
-            return []
+    def seen(self, start: Tensor) -> list[Any]:
+        """What tells the problem from others: (F, h, g) at the start and beside it, and bounds."""
+        known = self.problem
+        problem = known if isinstance(known, Problem) else known.on(known.full)
+        draw = torch.randn(start.shape, generator=torch.Generator().manual_seed(0))
+        size = max(1.0, float(start.norm()))
+        beside = problem.project(start + _BESIDE * size * draw.to(start))
+        values: list[Any] = []
         with torch.no_grad():
-            values: list[float] = self.problem.evaluate(start).tolist()
-        return values
+            for z in (start, beside):
+                parts = problem.evaluate(z), problem.constrain(z), problem.exceed(z)
+                values.extend(part.tolist() for part in parts)
+        return [*values, *(torch.as_tensor(bound).tolist() for bound in problem.bounds or ())]
 
     def names(self, start: Tensor) -> tuple[str, ...]:
         """f1, f2, …, as many as there are objectives."""
         if not isinstance(self.problem, Problem):
             raise InputError("A number of points needs a Problem, not a stochastic one.")
         self.looks += 1
-        return tuple(f"f{m}" for m, _ in enumerate(self.values(start), start=1))
+        with torch.no_grad():
+            count = len(self.problem.evaluate(start))
+        return tuple(f"f{m}" for m in range(1, count + 1))
 
     def solve(self, method: Method, preference: Preference, start: Start) -> Result:
         key = ""
@@ -288,8 +302,18 @@ class _Runs:
             return self.solve(replace(method, shift=tuple(shift)), preference, x)
 
         assert isinstance(self.problem, Problem)
-        more = scattered(self.problem, starts[0], _SCATTERED)
-        return find_normalization(solve, names, [*starts, *more])
+        everywhere = [*starts, *scattered(self.problem, starts[0], _SCATTERED)]
+        scale = find_normalization(solve, names, everywhere)
+        for s, name in enumerate(names):
+            tried = scale.runs[s * len(everywhere) : (s + 1) * len(everywhere)]
+            if not any(run.converged for run in tried) and not self.watch.stopped:
+                warnings.warn(
+                    f"The least value of {name} was not found, so the points are spread by a "
+                    f"wrong range: {tried[0].message}",
+                    FrontWarning,
+                    stacklevel=3,
+                )
+        return scale
 
 
 def _warn(search: Search, places: Sequence[Preference], total: int, stopped: str) -> None:
@@ -298,6 +322,14 @@ def _warn(search: Search, places: Sequence[Preference], total: int, stopped: str
     def warn(text: str) -> None:
         warnings.warn(text, FrontWarning, stacklevel=4)
 
+    kept = search.kept
+    unmet = [n for n in sorted(kept) if not kept[n].converged]
+    if unmet and not stopped:
+        n = unmet[0]
+        warn(
+            f"{len(unmet)} of {len(kept)} points have not converged, such as that of "
+            f"{places[n].weights}: {kept[n].message}"
+        )
     missing = {n: error for n, error in search.failed.items() if n not in search.kept}
     if missing:
         n, error = next(iter(missing.items()))

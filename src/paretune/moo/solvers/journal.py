@@ -25,7 +25,8 @@ from paretune.moo.numerics.kkt import KKTParts
 from paretune.moo.preference import Preference
 from paretune.moo.solvers.result import History, Learnt, Result
 
-_FORMAT = "paretune journal, 3"
+_FORMAT = "paretune journal, 4"
+_BEGINS = b'{"format": "paretune journal, '
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")  # of a function, another one in each process
 
 
@@ -70,9 +71,14 @@ class Journal:
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """The lines of a journal; a last one that was cut off is deleted.
 
-    Raises InputError where it is none.
+    Raises InputError where it is none; the file stays as it is then.
     """
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror or error}.") from error
+    if data[: len(_BEGINS)] != _BEGINS[: len(data)]:
+        raise InputError(f"'{path}' is no journal of an exploration: name another file.")
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         with path.open("r+b") as file:

@@ -42,10 +42,10 @@ class Iteration(Protocol[L_co]):
 
     `step` goes on from the point that was returned last, or says why it cannot. `escape` is asked
     where the tolerance is met: a lower point nearby, or None if that point is to be the end.
-    `smaller` is what to make smaller where values are no longer finite.
+    `advice` is what to do where values are no longer finite.
     """
 
-    smaller: str
+    advice: str
 
     def start(self) -> L_co: ...
     def step(self) -> L_co | str: ...
@@ -94,8 +94,8 @@ def run_loop(
             return Outcome(now, taken, False, f"Stopped after {taken} steps: {reached}")
         if not reached.finite:
             message = (
-                f"Stopped at step {taken + reached.steps}: values were no longer finite; try a "
-                f"smaller {run.smaller}. x is the last finite point."
+                f"Stopped at step {taken + reached.steps}: values were no longer finite; "
+                f"{run.advice}. x is the last finite point."
             )
             return Outcome(now, taken, False, message)
         now, taken = reached, taken + reached.steps
@@ -219,11 +219,11 @@ class Solver(ABC):
     """An `Iteration` on a counted problem.
 
     Attributes:
-        smaller: as in `Iteration`.
+        advice: as in `Iteration`.
         reports_best: whether the result is at the best late point in place of the last one.
     """
 
-    smaller = "lr"
+    advice = "try a smaller lr"
     reports_best = False
 
     def __init__(self, problem: CountedProblem) -> None:

@@ -130,6 +130,8 @@ class SequentialQP:
     def solve(self) -> tuple[Array, float, Array] | None:
         """The move, by how much ρ changes, and the multipliers; None where there is none."""
         (count, n), size, q = self.rows.shape, self.size, self.q
+        if not np.isfinite(self.rows).all():
+            return None
         hessian = np.zeros((n + 1, n + 1))
         hessian[:n, :n] = self.convex()
         top = self.values[:size].max()
@@ -219,10 +221,9 @@ class SequentialQP:
         near[:size] = values[top] - values[:size] <= reach[:size] + reach[top]
         near[size + q :] = values[size + q :] >= -reach[size + q :]
         self.look(near | (duals != 0))
-        change = duals @ self.rows - old
         if not np.isfinite(self.rows).all():
             return False
-        self.learn(moved, change)
+        self.learn(moved, duals @ self.rows - old)
         return True
 
     def convex(self) -> Array:

@@ -39,6 +39,8 @@ _IDLE = 50
 _TURNS = 5
 # Stationary points that are left in one run.
 _ESCAPES = 3
+# ‖x‖, in parts of ‖x0‖ or 1, at which a run has gone off.
+_GONE = 1e6
 # ‖h‖ that counts as met in a message, in the constraints' unit.
 _FEASIBLE = 1e-4
 
@@ -115,6 +117,7 @@ class WCAugmented:
 class _Steps(Solver):
     """Quasi-Newton steps on A(z); an inner solve ends in an update of the multipliers."""
 
+    advice = "keep out by bounds where values or slopes are infinite"
     reports_best = True
 
     def __init__(
@@ -128,14 +131,16 @@ class _Steps(Solver):
         near: Result | None,
     ) -> None:
         super().__init__(problem)
-        self.near = near
+        lam = preference.weights
+        # One for another number of objectives is of another problem.
+        self.near = near if near is None or len(near.multipliers) == len(lam) else None
         self.sequential: SequentialQP | None = None
         self.nearing = False  # whether steps are those of `sequential`
         self.memory, self.x0, self.first_nu = method.memory, x0, first_nu
         self.v_scale, self.scale_rows = method.v_scale, method.scale_rows
         self.escapes_left = _ESCAPES if method.second_order else 0
         self.tol = tol
-        self.lam = preference.weights
+        self.lam = lam
         self.shift = read_shift(method.shift, len(self.lam))
         self.taken = self.stalls = self.idle = 0
         self.turns_left = _TURNS
@@ -173,9 +178,10 @@ class _Steps(Solver):
             return self.look_along(steps=0)
         return self.begin_inner(self.lagrangian.view(point))
 
-    def begin_inner(self, view: View) -> Visit:
+    def begin_inner(self, view: View, gradient: Tensor | None = None) -> Visit:
         """The first point of an inner solve; it costs no step."""
-        visit = self.look(view, self.lagrangian.gradient(view), steps=0)
+        gradient = self.lagrangian.gradient(view) if gradient is None else gradient
+        visit = self.look(view, gradient, steps=0)
         finest = 0.1 * self.tol * self.lagrangian.units.gradient
         self.goal = max(_INNER_ACCURACY * visit.parts.stationarity, finest)
         self.inner_end, self.began = self.taken + _INNER_LIMIT, self.taken
@@ -221,7 +227,8 @@ class _Steps(Solver):
         return self.begin_inner(self.lagrangian.view(self.view.point))
 
     def sequence(self, point: Point, learnt: Learnt) -> SequentialQP | None:
-        """For a start that may be near; None where it would cost more gradients than it saves."""
+        """For a start that may be near; None where it would cost more gradients than it saves, or
+        slopes are infinite."""
         n = point.z.numel()
         if n > _DENSE or len(self.lam) + len(stack(point)) > _ROWS:
             return None
@@ -231,7 +238,8 @@ class _Steps(Solver):
         duals = np.concatenate([current.w0, nu])
         first = np.eye(n) * (learnt.curvature or 1.0)
         hessian = first if learnt.lagrangian is None else learnt.lagrangian
-        return SequentialQP(self.problem, self.lam, self.shift, point, duals, hessian)
+        run = SequentialQP(self.problem, self.lam, self.shift, point, duals, hessian)
+        return run if np.isfinite(run.rows).all() else None
 
     def look_along(self, steps: int) -> Visit:
         """Where `sequential` is, with its multipliers."""
@@ -261,8 +269,7 @@ class _Steps(Solver):
         self.curvature = self.fresh()
         return self.begin_inner(self.lagrangian.view(self.inside))
 
-    def take(self, trial: View, move: Tensor) -> Visit:
-        reached = self.lagrangian.gradient(trial)
+    def take(self, trial: View, move: Tensor, reached: Tensor) -> Visit:
         self.curvature.add(move, reached - self.gradient)
         self.taken += 1
         return self.look(trial, reached, steps=1)
@@ -293,9 +300,12 @@ class _Steps(Solver):
             for sign in (1.0, -1.0):
                 trial = self.problem.problem.project(z + sign * length * bend)
                 view = self.lagrangian.at(trial)
-                if view.value < self.view.value - slack:
+                if not view.value < self.view.value - slack:
+                    continue
+                gradient = self.lagrangian.gradient(view)
+                if bool(gradient.isfinite().all()):
                     self.curvature, self.stalls = self.fresh(), 0
-                    return self.begin_inner(view)._replace(escaped=True)
+                    return self.begin_inner(view, gradient)._replace(escaped=True)
         return None
 
     def learnt(self) -> Learnt:
@@ -307,6 +317,12 @@ class _Steps(Solver):
         return learnt._replace(lagrangian=self.sequential.learnt())
 
     def remark(self, result: Result) -> str:
+        size, began = (float(torch.linalg.vector_norm(z)) for z in (result.x, self.x0))
+        if not result.converged and size > _GONE * max(1.0, began):
+            return (
+                f"x is {size:.2g} away: the objectives may have no least value; if they have one, "
+                "give bounds."
+            )
         if len(result.constraints) + len(result.inequalities) == 0:
             return ""
         duals = torch.cat([result.constraint_multipliers, result.inequality_multipliers])
@@ -379,9 +395,9 @@ class _Steps(Solver):
         """Whether A fell by nearly all that its slope along the move says, or more."""
         return trial.value - self.view.value < _STRAIGHT * slope
 
-    def search(self, step: Tensor) -> tuple[View, Tensor] | None:
-        """Backtrack to a sufficient decrease (Armijo) along the projected step; where to, and the
-        move, flattened."""
+    def search(self, step: Tensor) -> tuple[View, Tensor, Tensor] | None:
+        """Backtrack to a sufficient decrease (Armijo) and a finite gradient along the projected
+        step; where to, the move, flattened, and the gradient there."""
         z, project = self.view.point.z, self.problem.problem.project
         slack = self.rounding * abs(self.view.value)
         length = 1.0
@@ -392,8 +408,12 @@ class _Steps(Solver):
             rise = trial.value - self.view.value
             if rise <= 1e-4 * slope + slack:
                 if length == 1.0 and self.is_straight(trial, slope):
-                    return self.farther(trial, move, step)
-                return trial, move
+                    trial, move = self.farther(trial, move, step)
+                gradient = self.lagrangian.gradient(trial)
+                if bool(gradient.isfinite().all()):
+                    return trial, move, gradient
+                length *= 0.5
+                continue
             # The lowest point of the parabola through what is known, kept within a tenth and half.
             lowest = -slope / (2 * (rise - slope)) if rise > slope else 0.1
             length *= min(0.5, max(0.1, lowest)) if math.isfinite(lowest) else 0.1

@@ -129,7 +129,7 @@ class _Force(NamedTuple):
 class _Steps(Solver):
     """Algorithms 1 and 3 on (ρ, z, δ), with K of the exact problem at every visit."""
 
-    smaller = "eta"
+    advice = "try a smaller eta"
 
     def __init__(
         self,
