@@ -52,6 +52,25 @@ def test_a_concave_front_with_saddles_at_its_ends():
     assert relative_volume(front, known) > 0.94  # twenty even points have 0.95
 
 
+@pytest.mark.parametrize("units", [(1.0, 1.0), (1e-3, 1e4)])
+def test_an_objective_with_many_minima_has_the_right_corner(units):
+    """f1 does not see z2 and z3, so that f2 can be anything where f1 is least."""
+    factors = torch.tensor(units, dtype=torch.float64)
+    problem = Problem(
+        lambda z: (
+            factors
+            * torch.stack([(z[0] - 0.2) ** 2, (z - z.new_tensor([1, 1, -0.3])).square().sum()])
+        )
+    )
+    front = explore(problem, 12, x0=[0.0, 5.0, 3.0])
+    np.testing.assert_allclose(front.normalization.nadir / units, [0.64, 0.64], rtol=0.02)
+    assert front.converged
+    assert all(front.nondominated)
+    values = (front.objectives / factors).clamp(min=0)
+    np.testing.assert_allclose(values.sqrt().sum(1), 0.8, atol=2e-3)  # |0.2 − z1| + |z1 − 1|
+    assert unevenness(values[values[:, 0].argsort()].numpy()) < 0.5
+
+
 def test_a_front_in_pieces():
     known = test_problems.tnk()
     front = explore(known.problem, 20, x0=known.x0)

@@ -274,10 +274,8 @@ def test_slopes_that_are_infinite_on_a_bound():
     front = explore(Problem(zdt1, bounds=(0.0, 1.0)), 12, x0=[0.5] * 4)
     first, second = front.objectives.T.numpy()
     assert front.converged
-    inside = first > 1e-6  # at the end f1 alone has many minima
-    assert inside.sum() >= 10
-    np.testing.assert_allclose(second[inside], 1 - np.sqrt(first[inside]), atol=1e-5)
-    assert first.min() < 1e-6
+    np.testing.assert_allclose(second, 1 - np.sqrt(first), atol=1e-5)
+    assert first.min() < 1e-3
     assert first.max() > 0.99
 
 

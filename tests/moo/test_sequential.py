@@ -140,7 +140,7 @@ def test_where_steps_find_nothing_the_run_goes_on_as_without() -> None:
     ("known", "points", "most"),
     [
         (test_problems.dtlz2(), 91, 1300),
-        (test_problems.osy(), 50, 1400),
+        (test_problems.osy(), 50, 1600),
         (test_problems.tnk(), 50, 1700),
         (test_problems.eq_dtlz(2), 91, 2000),
     ],

@@ -72,7 +72,7 @@ def explore(
     """The front of a problem: `minimize` for each of many preferences, or that many even points.
 
     A number of points instead of preferences places them: objectives are measured from the ideal
-    point in parts of their range on the front, for 2 M runs more, and each point is aimed at along
+    point in parts of their range on the front, for 3 M runs more, and each point is aimed at along
     a ray from the ideal point. With two objectives the rays go to the middle of the largest gaps
     between the points there are, with more along a Das-Dennis grid. Units do not matter then.
 
@@ -95,7 +95,7 @@ def explore(
         restarts: more start points, tried for every preference; the best solution is kept. For
             problems that are not convex, where each run may end in a local minimum.
         normalise: whether given preferences are for objectives measured from the ideal point in
-            parts of their range on the front (`Exploration.normalization`), for 2 M runs more. For
+            parts of their range on the front (`Exploration.normalization`), for 3 M runs more. For
             "wc_augmented" without a shift of its own.
         callback: called with a `Solved` after each preference; True ends the exploration.
         max_evaluations: end it once as many evaluations of F and h are spent. What is solved is

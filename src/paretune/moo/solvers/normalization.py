@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from paretune.errors import InputError
@@ -20,6 +20,9 @@ Solve = Callable[[Preference, Sequence[float], Tensor | Result], Result]
 
 # Objectives are measured from this part of the range below the ideal point.
 MARGIN = 1e-2
+# At a corner the others may be larger by this part of their range, if the largest one falls by
+# more than that part of its own.
+_TRADE, _TIED = 1e-3, 0.2
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,11 @@ class Normalization:
 def find_normalization(
     solve: Solve, names: tuple[str, ...], starts: Sequence[Tensor]
 ) -> Normalization:
-    """Ideal point by each objective alone, from all the starts, nadir by one run for each corner.
+    """Ideal point by each objective alone, from all the starts, nadir by two runs for each corner.
 
     A corner is where one objective is at its largest and the others are as low as they can be
-    together. `solve` takes a preference, a shift and a start point.
+    together, but for a thousandth of their range. `solve` takes a preference, a shift and a start
+    point.
 
     Raises InputError where a run does not end at finite values.
     """
@@ -83,13 +87,45 @@ def find_normalization(
     first = Normalization(payoff.min(0), payoff.max(0), tuple(spent))
     if size == 1:
         return first
-    corners = []
-    for s in range(size):
-        aim = first.scaled(aimed(names, [float(s == k) for k in range(size)]))
-        corners.append(solve(aim, first.shift, alone[(s + 1) % size].x))
-    values = np.stack([found.objectives.numpy() for found in corners])
-    ideal = np.minimum(first.ideal, values.min(0))
-    return Normalization(ideal, values.max(0), (*spent, *corners))
+    aims = [first.scaled(aimed(names, unit)) for unit in np.eye(size).tolist()]
+    found = [solve(aims[s], first.shift, alone[(s + 1) % size].x) for s in range(size)]
+    limits = [run.objectives[s] - _TIED * _height(first, run, s) for s, run in enumerate(found)]
+    scale, corners, lower = first, found, found
+    for _ in range(2):  # again by the ranges that came of it
+        lower = [_lowest(solve, scale, names, found[s], lower[s], s) for s in range(size)]
+        spent.extend(lower)
+        corners = [
+            low if low.converged and low.objectives[s] < limit else run
+            for s, (run, low, limit) in enumerate(zip(found, lower, limits, strict=True))
+        ]
+        values = np.stack([run.objectives.numpy() for run in corners])
+        ideal = np.minimum(first.ideal, values.min(0))
+        scale = Normalization(ideal, values.max(0), (*spent, *corners))
+        if all(run is corner for run, corner in zip(found, corners, strict=True)):
+            break
+    return scale
+
+
+def _lowest(
+    solve: Solve,
+    scale: Normalization,
+    names: tuple[str, ...],
+    corner: Result,
+    start: Result,
+    s: int,
+) -> Result:
+    """Of all points with the other objectives as at a corner, or nearly, the one of least f_s."""
+    here, ranges = corner.objectives.numpy().copy(), scale.ranges
+    ranges[s], here[s] = _height(scale, corner, s), scale.ideal[s]
+    weights = 1 / (_TRADE * ranges)
+    weights[s] *= _TRADE
+    return solve(Preference(names, _shares(weights)), [float(-value) for value in here], start)
+
+
+def _height(scale: Normalization, corner: Result, s: int) -> float:
+    """f_s above its least value; 1 where it is none."""
+    height = float(corner.objectives[s] - scale.ideal[s])
+    return height if height > 0 else 1.0
 
 
 def scattered(problem: Problem, start: Tensor, count: int) -> list[Tensor]:
@@ -110,4 +146,9 @@ def scattered(problem: Problem, start: Tensor, count: int) -> list[Tensor]:
 def aimed(names: tuple[str, ...], ray: Sequence[float]) -> Preference:
     """The preference whose point of a normalised front lies on the ray from z* through `ray`."""
     inverse = 1 / (np.maximum(np.asarray(ray, dtype=np.float64), 0) + MARGIN)
-    return Preference(names, tuple(float(w) for w in inverse / inverse.sum()))
+    return Preference(names, _shares(inverse))
+
+
+def _shares(weights: ArrayLike) -> tuple[float, ...]:
+    values = np.asarray(weights, dtype=np.float64)
+    return tuple(float(w) for w in values / values.sum())
