@@ -62,7 +62,7 @@ def test_generation_goes_on_where_it_was(choices: Choices, monkeypatch: pytest.M
     assert point is not None
     told: list[tuple[int, int]] = []
     whole = generate_outputs(choices, point, ASKED, progress=lambda *done: told.append(done))
-    assert told == [(0, 5), (2, 5), (4, 5), (5, 5)]
+    assert told == [(n, 5) for n in range(6)]
     rows = json.loads(whole.path.read_text())
     assert [row["instruction"] for row in rows] == [asked.text for asked in ASKED]
     assert {row["generator"] for row in rows} == {"tiny-harmless0.20-helpful0.80"}
@@ -76,24 +76,25 @@ def test_generation_goes_on_where_it_was(choices: Choices, monkeypatch: pytest.M
     assert "model.safetensors" in manifest["ground"]["model"]
 
     asked = ChatModel.answers
-    batches: list[int] = []
+    counts: list[int] = []
 
-    def stopped(self: ChatModel, prompts: Any, by: Any) -> Any:
-        if len(batches) == 1:
-            batches.append(0)
+    def counted(self: ChatModel, prompts: Any, by: Any, ended: Any) -> Any:
+        counts.append(len(prompts))
+        return asked(self, prompts, by, ended)
+
+    def stop(done: int, total: int) -> None:
+        if done == 3:
             raise KeyboardInterrupt
-        batches.append(len(prompts))
-        return asked(self, prompts, by)
 
-    monkeypatch.setattr(ChatModel, "answers", stopped)
+    monkeypatch.setattr(ChatModel, "answers", counted)
     with pytest.raises(KeyboardInterrupt):
-        generate_outputs(choices, point, ASKED, fresh=True)
+        generate_outputs(choices, point, ASKED, fresh=True, progress=stop)
     assert not whole.path.exists()
     made = generate_outputs(choices, point, ASKED)
-    assert batches == [2, 0, 2, 1]
+    assert counts == [5, 2]
     assert json.loads(made.path.read_text()) == rows
     again = generate_outputs(choices, point, ASKED[:3], generator="mine")
-    assert sum(batches) == 5
+    assert counts == [5, 2]
     assert [row["generator"] for row in json.loads(again.path.read_text())] == ["mine"] * 3
 
     other = open_run(choices.run, ["evaluation.max_new_tokens=3"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +21,6 @@ from transformers import (
 )
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
-
-from paretune.progress import Count
 
 _FINISHED = 1 / 8  # part of a batch that leaves at a time: each time copies the cache
 _TOP = 64  # likeliest tokens that are looked at first for the nucleus
@@ -76,7 +74,7 @@ def decode(
     sampling: SeededSampling | None = None,
     streamer: BaseStreamer | None = None,
     kept: KeptPrefix | None = None,
-    progress: Count | None = None,
+    ended: Callable[[int, list[int]], None] | None = None,
 ) -> list[list[int]]:
     """The tokens that `model.generate` gives: the likeliest at each step, or those of `sampling`.
 
@@ -89,6 +87,7 @@ def decode(
         batch_size: Answers that are in the making at a time.
         sampling: Of all prompts.
         kept: Of a single prompt: what of it need not be read again; holds it afterwards.
+        ended: Is given each answer that has ended, with the number of its prompt.
 
     Returns:
         The tokens of each prompt's answer; the last of them is the end token, if there is one.
@@ -114,9 +113,11 @@ def decode(
             decoder.go_on(rows, max_new_tokens)
             over = decoder.over(rows.tokens, rows.starts)
             for i in over.nonzero().flatten().tolist():
-                answers.setdefault(rows.numbers[i], decoder.answer(rows, i))
-            if progress is not None:
-                progress(len(answers), len(prompts))
+                number = rows.numbers[i]
+                if number not in answers:
+                    answers[number] = decoder.answer(rows, i)
+                    if ended is not None:
+                        ended(number, answers[number])
             if kept is not None:
                 kept.keep(rows.tokens[0].tolist(), rows.cache)
             if bool(over.all()) or _kinds(rows.cache) <= _SELECTABLE:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -57,6 +57,7 @@ def generate_answers(
     progress: Count | None = None,
     streamer: BaseStreamer | None = None,
     kept: KeptPrefix | None = None,
+    ended: Callable[[int, Answer], None] | None = None,
 ) -> list[Answer]:
     """Answer every prompt; the defaults are the CLAMP paper's (Table 8).
 
@@ -76,6 +77,7 @@ def generate_answers(
         streamer: Is given the tokens as they come, as by `generate` of transformers, which takes
             one for a single prompt only.
         kept: Of a single prompt: what it has in common with the last one is not read again.
+        ended: Is given each answer when it has ended, with its number.
 
     Raises:
         InputError: if a sampling setting is out of range or a prompt is empty.
@@ -90,10 +92,21 @@ def generate_answers(
     if temperature > 0 and prompts:
         uniforms = torch.stack([seeded_uniforms(each, max_new_tokens) for each in seeds])
         sampling = SeededSampling(temperature, top_p, uniforms)
+    answers: dict[int, Answer] = {}
+
+    def made(i: int, tokens: list[int]) -> None:
+        finished = tokens[-1] in eos_ids
+        text = answer_text(tokenizer, tokens[:-1] if finished else tokens)
+        answers[i] = Answer(prompts[i], text, finished)
+        if ended is not None:
+            ended(i, answers[i])
+        if progress is not None:
+            progress(len(answers), len(prompts))
+
     was_training = model.training
     model.eval()
     try:
-        made = decode(
+        decode(
             model,
             encoded,
             max_new_tokens,
@@ -103,16 +116,11 @@ def generate_answers(
             sampling,
             streamer,
             kept,
-            progress,
+            made,
         )
     finally:
         model.train(was_training)
-    answers = []
-    for prompt, tokens in zip(prompts, made, strict=True):
-        finished = tokens[-1] in eos_ids
-        text = answer_text(tokenizer, tokens[:-1] if finished else tokens)
-        answers.append(Answer(prompt, text, finished))
-    return answers
+    return [answers[i] for i in range(len(prompts))]
 
 
 def answer_text(tokenizer: Any, tokens: Sequence[int]) -> str:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from paretune.errors import InputError
-from paretune.judging.questions import Failure, Outcome, Question, Receive, Reply
+from paretune.judging.questions import Failure, Question, Receive, Reply
 from paretune.models import Dtype, gpu
 from paretune.names import MODEL_LENGTH, name_fault
+from paretune.results.answers import Answer
 
 
 @dataclass
@@ -36,7 +37,7 @@ class LocalJudge:
         return {"local": self.model, "dtype": self.dtype, "max_tokens": self.max_tokens}
 
     def ask(self, questions: Sequence[Question], receive: Receive) -> None:
-        """Answer in batches of similar lengths; what does not fit into the context is a failure.
+        """Answer the longest first; what does not fit into the context is a failure.
 
         Raises:
             InputError: the model cannot be loaded or has no chat template.
@@ -57,23 +58,22 @@ class LocalJudge:
             wanted = f"{length} tokens and {self.max_tokens} for the answer"
             reason = f"{wanted} do not fit into a context of {context}"
             receive([(question, Failure(reason))])
-        fitting.sort(key=lambda pair: -pair[0])
-        for start in range(0, len(fitting), self.batch_size):
-            batch = fitting[start : start + self.batch_size]
-            answers = generate_answers(
-                model,
-                tokenizer,
-                [_messages(question) for _, question in batch],
-                max_new_tokens=self.max_tokens,
-                temperature=0,
-                batch_size=self.batch_size,
-            )
-            outcomes: list[Outcome] = []
-            for (length, question), answer in zip(batch, answers, strict=True):
-                tokens = len(tokenizer(answer.response, add_special_tokens=False)["input_ids"])
-                finish = "stop" if answer.finished else "length"
-                outcomes.append((question, Reply(answer.response, finish, length, tokens)))
-            receive(outcomes)
+
+        def ended(number: int, answer: Answer) -> None:
+            length, question = fitting[number]
+            tokens = len(tokenizer(answer.response, add_special_tokens=False)["input_ids"])
+            finish = "stop" if answer.finished else "length"
+            receive([(question, Reply(answer.response, finish, length, tokens))])
+
+        generate_answers(
+            model,
+            tokenizer,
+            [_messages(question) for _, question in fitting],
+            max_new_tokens=self.max_tokens,
+            temperature=0,
+            batch_size=self.batch_size,
+            ended=ended,
+        )
 
 
 def _messages(question: Question) -> list[dict[str, str]]:

@@ -25,6 +25,7 @@ from paretune.runs.folder import RunFolder
 from paretune.runs.identity import SettingsIdentity, check_ground
 
 if TYPE_CHECKING:
+    from paretune.results.answers import Answer
     from paretune.serving.choose import Candidate, Choices
 
 FOLDER = "alpaca_eval"
@@ -86,7 +87,7 @@ def generate_outputs(
 ) -> Outputs:
     """Answer every instruction, as one user message, by the run's evaluation settings.
 
-    Every batch is kept when it is done; answers that are there are not generated again.
+    Answers are kept as they are there; they are not generated again.
 
     Args:
         point: None is the base model.
@@ -132,9 +133,8 @@ def _answer(
     kept: "_Kept",
     progress: Count,
 ) -> None:
-    """Answer the texts that have no answer yet; every batch is kept when it is done."""
-    # The longest first, so that a batch has little padding.
-    missing = sorted((t for t in dict.fromkeys(texts) if t not in kept.answers), key=len)[::-1]
+    """Answer the texts that have no answer yet; as many as a batch are kept as they are there."""
+    missing = [text for text in dict.fromkeys(texts) if text not in kept.answers]
     total = len(set(texts))
     progress(total - len(missing), total)
     if not missing:
@@ -144,13 +144,21 @@ def _answer(
     speaker = ChatModel(choices.recipe)
     size = choices.recipe.evaluation.batch_size
     chat = speaker.tokenizer.chat_template is not None
-    for start in range(0, len(missing), size):
-        batch = missing[start : start + size]
-        prompts = [[{"role": "user", "content": text}] if chat else text for text in batch]
-        for text, answer in zip(batch, speaker.answers(prompts, point), strict=True):
-            kept.answers[text] = {"output": answer.response, "finished": answer.finished}
+    new = 0
+
+    def keep(number: int, answer: "Answer") -> None:
+        nonlocal new
+        new += 1
+        kept.answers[missing[number]] = {"output": answer.response, "finished": answer.finished}
+        if new % size == 0:
+            kept.write()
+        progress(total - len(missing) + new, total)
+
+    prompts = [[{"role": "user", "content": text}] if chat else text for text in missing]
+    try:
+        speaker.answers(prompts, point, keep)
+    finally:
         kept.write()
-        progress(total - max(len(missing) - start - size, 0), total)
 
 
 def _settings(choices: "Choices", point: "Candidate | None") -> dict[str, Any]:

@@ -60,9 +60,14 @@ class ChatModel:
             self._kept = speaks, KeptPrefix()
         return self._generate([prompt], by, streamer, self._kept[1])[0]
 
-    def answers(self, prompts: Sequence[Prompt], by: Candidate | None) -> list[Answer]:
-        """`answer` to each of many prompts, in batches."""
-        return self._generate(prompts, by, None)
+    def answers(
+        self,
+        prompts: Sequence[Prompt],
+        by: Candidate | None,
+        ended: Callable[[int, Answer], None] | None = None,
+    ) -> list[Answer]:
+        """`answer` to each of many prompts, in batches; `ended` is given each when it is there."""
+        return self._generate(prompts, by, None, ended=ended)
 
     def _generate(
         self,
@@ -70,6 +75,7 @@ class ChatModel:
         by: Candidate | None,
         streamer: TextStreamer | None,
         kept: KeptPrefix | None = None,
+        ended: Callable[[int, Answer], None] | None = None,
     ) -> list[Answer]:
         settings = self.recipe.evaluation
         if by is not None and by.asked is not None:
@@ -88,6 +94,7 @@ class ChatModel:
                 batch_size=settings.batch_size,
                 streamer=streamer,
                 kept=kept,
+                ended=ended,
             )
 
     def _check_length(self, prompt: Prompt) -> None:
