@@ -394,6 +394,29 @@ class TestBlackBox:
         with pytest.raises(InputError, match=message):
             black_box(lambda x: x, **options)
 
+    @pytest.mark.parametrize("mapped", [None, lambda f, points: map(f, points)])
+    def test_functions_that_change_x_or_return_one_array(self, mapped):
+        kept, slopes = np.zeros(2), np.zeros((2, 3))
+
+        def evaluate(x):
+            x -= 1  # (x − 1)², then (x + 1)²
+            kept[0] = (x**2).sum()
+            x += 2
+            kept[1] = (x**2).sum()
+            return kept
+
+        def jacobian(x):
+            x *= 2
+            slopes[0], slopes[1] = x - 2, x + 2
+            return slopes
+
+        wanted = (math.sqrt(0.3) - math.sqrt(0.7)) / (math.sqrt(0.3) + math.sqrt(0.7))
+        for given in (None, jacobian):
+            problem = black_box(evaluate, jacobian=given, map=mapped)
+            found = minimize(problem, (0.3, 0.7), x0=[1.0, 2.0, 0.0])
+            assert found.converged
+            np.testing.assert_allclose(found.x, wanted, atol=1e-7)
+
     def test_bad_values(self):
         z = torch.ones(2).double()
         with pytest.raises(InputError, match=r"must return objectives of shape \(…,\), got \(\)"):

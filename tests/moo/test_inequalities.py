@@ -8,6 +8,7 @@ from scipy.optimize import nnls
 
 from paretune.errors import InputError
 from paretune.moo import Problem, best_multipliers, explore, kkt_system, minimize
+from paretune.moo.indicators import nondominated
 from paretune.moo.numerics.nnls import nonnegative_least_squares
 
 CENTRES = torch.tensor([[2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
@@ -224,3 +225,24 @@ def test_other_methods_refuse_them(method):
 def test_bad_inequalities(inequalities, message):
     with pytest.raises(InputError, match=message):
         minimize(pair(inequalities=inequalities), (0.5, 0.5), x0=[1.0, 1.0])
+
+
+def test_an_equality_as_two_inequalities():
+    """The slopes of g and −g cancel in their sum, which says nothing of their size."""
+
+    def objectives(z):
+        return torch.stack([(z - 1).square().sum(), (z + 1).square().sum() + z[0]])
+
+    def circle(z):
+        return z.square().sum().reshape(1) - 1
+
+    problem = Problem(objectives, inequalities=lambda z: torch.cat([circle(z), -circle(z)]))
+    angles = torch.linspace(0, 2 * np.pi, 20001, dtype=torch.float64)
+    whole = torch.stack([objectives(z) for z in torch.stack([angles.cos(), angles.sin()], 1)])
+    exact = whole[nondominated(whole.numpy())]
+    for x0 in ([0.6, 0.8], [0.3, 0.8]):  # on the circle, and off it
+        front = explore(problem, 8, x0=x0)
+        assert front.converged
+        assert len(front.results) == 8
+        assert float(torch.cdist(front.objectives, exact).amin(1).max()) < 1e-3
+        torch.testing.assert_close(front.objectives.amin(0), exact.amin(0), atol=1e-3, rtol=0)

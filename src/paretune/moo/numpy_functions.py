@@ -133,13 +133,15 @@ class _Box:
             values = self._split(self.evaluate(np.stack(points)), 2, len(points))
             return [[part[k] for part in values] for k in range(len(points))]
         apply = map if self.mapped is None or len(points) == 1 else self.mapped
-        return [self._split(found, 1, 0) for found in apply(self.evaluate, points)]
+        # Copies: a function may change x, or return one and the same array each time.
+        copies = [point.copy() for point in points]
+        return [self._split(found, 1, 0) for found in apply(self.evaluate, copies)]
 
     def _split(self, found: Any, dim: int, rows: int) -> list[Array]:
         wanted = f"evaluate(x) must return {len(self.parts)} arrays of numbers: {self.parts}"
         try:
             values = [found] if len(self.parts) == 1 else list(found)
-            arrays = [np.asarray(value, dtype=np.float64) for value in values]
+            arrays = [np.array(value, dtype=np.float64) for value in values]
         except (TypeError, ValueError):
             raise InputError(f"{wanted}, got {found!r}.") from None
         if len(values) != len(self.parts):
@@ -155,7 +157,7 @@ class _Box:
     def _differentiate(self, x: Array) -> list[Array]:
         here = self.values(x)
         if self.given is not None:
-            slopes = self._split(self.given(x), 2, 0)
+            slopes = self._split(self.given(x.copy()), 2, 0)
             for part, slope, value in zip(self.parts, slopes, here, strict=True):
                 if slope.shape != (len(value), len(x)):
                     raise InputError(

@@ -44,6 +44,8 @@ _STIFFER = 100.0  # u after a step far out
 # Rows of (h, g) whose slopes differ by more than this factor are brought to one.
 _ROWS_APART = 30.0
 _FEW_ROWS = 8  # more are not looked at
+# Rows that together have less than this part of the objectives' slope may cancel, as g and −g do.
+_CANCELLED = 1e-3
 _FLAT = 1e-7  # rows with less than this part of the steepest slope are left as they are
 # ‖ν‖ above this many times that ratio is the mark of constraint gradients that are dependent.
 _LARGE_DUAL = 100.0
@@ -290,20 +292,31 @@ class AugmentedLagrangian:
             met = float(h.norm())
             told = met > (_MET if len(start.inequalities) else 0.0)
             seen = self.scaled(h) if told else torch.ones_like(h)
-            along = self.scaled(seen)
-            slope = self.problem.vjp(start, along[: self.q], along[self.q :])
+            slope = self._along(start, seen)
             steepness = float(slope.norm()) / float(seen.norm())
+            if not told and len(h) > 1 and steepness < _CANCELLED * gradient:
+                draws = torch.randn(len(h), generator=torch.Generator().manual_seed(0))
+                other = draws.to(h)
+                aside = self._along(start, other)
+                if float(aside.norm()) / float(other.norm()) > steepness:
+                    seen, slope = other, aside
+                    steepness = float(slope.norm()) / float(seen.norm())
             if steepness > 0:
                 self._dual_limit = _DUAL_LIMIT * gradient / steepness
                 self.large_dual = _LARGE_DUAL * gradient / steepness
             # Multipliers of about that size give the Lagrangian the bends of the constraints.
             bend = float(self.scaled(self._bends).max()) * gradient / (steepness or 1.0)
             self._u = _U_SCALE * (max(curvature, bend) or 1.0) / (steepness or 1.0) ** 2
-            constraint = max(met, float(slope.norm()) / float(along.norm()) * length)
+            constraint = max(met, float(slope.norm()) / float(self.scaled(seen).norm()) * length)
             self.far = _FAR * max(float(self.scaled(h).norm()), steepness * length)
         self._most = _PENALTY_LIMIT * self._u, _PENALTY_LIMIT * self._v
         eps = torch.finfo(start.z.dtype).eps
         self.units = Units.of(count * gradient, objective, constraint, self.tol, eps)
+
+    def _along(self, start: Point, seen: Tensor) -> Tensor:
+        """The slope of Σ seen_i row_i, as A sees the rows."""
+        along = self.scaled(seen)
+        return self.problem.vjp(start, along[: self.q], along[self.q :])
 
     def _probe(self, start: Point, length: float) -> tuple[Tensor, Tensor]:
         """Slope and bend of each row of (h, g) along two random lines, for three evaluations."""
