@@ -97,6 +97,25 @@ def spheres(scale=1.0, dtype=torch.float64, constrained=True):
     return Problem(objectives, constraints=(lambda z: z[:1] - z[1:] - 0.2) if constrained else None)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(("large", "small"), [(1e4, 1e-4), (1e3, 1e-3), (1.0, 1e-6)])
+def test_variables_of_different_sizes_are_no_excuse(large: float, small: float, seed: int) -> None:
+    """Where it says converged, it is at the minimum, which lies between the two targets."""
+    sizes = torch.tensor([large, small], dtype=torch.float64)
+    draw = torch.Generator().manual_seed(seed)
+    targets = torch.randn(2, 2, generator=draw, dtype=torch.float64)
+    problem = Problem(lambda z: ((z / sizes - targets) ** 2).sum(1))
+    lam = torch.tensor([0.6, 0.4], dtype=torch.float64)
+    found = minimize(problem, lam.tolist(), x0=sizes)
+    # λ_1 d_1² = λ_2 d_2² with d_1 + d_2 = d.
+    distance, (one, two) = (targets[0] - targets[1]).norm(), lam.sqrt()
+    least = float((one * two * distance / (one + two)) ** 2)
+    if large / small < 1e8:
+        assert found.converged
+    if found.converged:
+        assert float((lam * found.objectives).max()) == pytest.approx(least, rel=1e-5)
+
+
 @pytest.mark.parametrize("method", ["wc_augmented", "clamp"])
 @pytest.mark.parametrize("scale", [1e-9, 1e-3, 1e6])
 def test_the_unit_of_the_objectives_does_not_matter(method, scale):

@@ -117,7 +117,7 @@ class AugmentedLagrangian:
 
     def learnt(self, hessian: NDArray[np.float64] | None) -> Learnt:
         """What a run for another preference may begin with."""
-        return Learnt(self._met, self._bends, self.rows, hessian)
+        return Learnt(self._met, self._swing, self._bends, self.rows, hessian)
 
     def take_up(self, near: Result) -> None:
         """Begin with the multipliers of another run, where their shapes fit."""
@@ -272,9 +272,9 @@ class AugmentedLagrangian:
         if not math.isfinite(size):
             raise InputError("The gradients of the objectives are not finite at x0.")
         if learnt is None:
-            self._met = self._curvature(start, mean, slope, 1e-3 * length)
+            self._met, self._swing = self._curvature(start, mean, slope, length)
         else:
-            self._met = learnt.curvature
+            self._met, self._swing = learnt.curvature, learnt.swing
         self._bends = torch.zeros_like(stack(start))
         curvature = max(self._met, 1e-3 * size / length)
         gradient, constraint = max(size, curvature * length), 0.0
@@ -311,7 +311,8 @@ class AugmentedLagrangian:
             self.far = _FAR * max(float(self.scaled(h).norm()), steepness * length)
         self._most = _PENALTY_LIMIT * self._u, _PENALTY_LIMIT * self._v
         eps = torch.finfo(start.z.dtype).eps
-        self.units = Units.of(count * gradient, objective, constraint, self.tol, eps)
+        rounded = count * max(size, self._swing)
+        self.units = Units.of(count * gradient, objective, constraint, self.tol, eps, rounded)
 
     def _along(self, start: Point, seen: Tensor) -> Tensor:
         """The slope of Σ seen_i row_i, as A sees the rows."""
@@ -331,16 +332,28 @@ class AugmentedLagrangian:
         ahead, behind, aside = changes
         return (ahead**2 + behind**2 + 2 * aside**2).sqrt() / 2, (ahead + behind).abs() / length
 
-    def _curvature(self, start: Point, mean: list[float], slope: Tensor, length: float) -> float:
-        """‖∇(z) − ∇(z − e)‖ / ‖e‖ of the mean of λ∘F, for e along its gradient."""
-        size = float(slope.norm())
-        step = slope * (length / size) if size > 0 else torch.full_like(slope, length)
+    def _curvature(
+        self, start: Point, mean: list[float], slope: Tensor, length: float
+    ) -> tuple[float, float]:
+        """c = ‖∇(z) − ∇(z − e)‖ / ‖e‖ of the mean of λ∘F, for a short e along its gradient.
+
+        And its swing, c_i z_i with the c_i of each variable alone, none above c: where variables
+        are of different sizes, the steepest of them says nothing of the gradients of the others.
+        """
+        size, short = float(slope.norm()), 1e-3 * length
+        step = slope * (short / size) if size > 0 else torch.full_like(slope, short)
         other = self.problem.at(self.problem.problem.project(start.z - step))
         moved = float((other.z - start.z).norm())
         if moved == 0:
-            return 0.0
-        change = float((self.problem.gradient(other, mean) - slope).norm()) / moved
-        return change if math.isfinite(change) else 0.0
+            return 0.0, 0.0
+        change = self.problem.gradient(other, mean) - slope
+        most = float(change.norm()) / moved
+        if not math.isfinite(most):
+            return 0.0, 0.0
+        each = (change / (other.z - start.z)).abs().nan_to_num(most, most).clamp(max=most)
+        place = float(start.z.norm())
+        swing = float((each * start.z).norm()) * (length / place) if place > 0 else most * length
+        return most, swing
 
 
 def _row_scales(slopes: Tensor) -> Tensor | None:

@@ -163,6 +163,7 @@ def _write_learnt(learnt: Learnt) -> dict[str, Any]:
     rows, hessian, lagrangian = learnt.rows, learnt.hessian, learnt.lagrangian
     return {
         "curvature": learnt.curvature,
+        "swing": learnt.swing,
         "bends": learnt.bends.tolist(),
         "rows": None if rows is None else rows.tolist(),
         "hessian": None if hessian is None else hessian.tolist(),
@@ -176,6 +177,7 @@ def _read_learnt(row: dict[str, Any] | None, like: Tensor) -> Learnt | None:
     rows, hessian, lagrangian = row["rows"], row["hessian"], row.get("lagrangian")
     return Learnt(
         row["curvature"],
+        row["swing"],
         torch.tensor(row["bends"], dtype=torch.float64).to(like),
         None if rows is None else torch.tensor(rows, dtype=torch.float64).to(like),
         None if hessian is None else np.array(hessian),

@@ -159,11 +159,29 @@ class Units(NamedTuple):
     constraint: float
 
     @staticmethod
-    def of(gradient: float, objective: float, constraint: float, tol: float, eps: float) -> Units:
-        """From the sizes met, of which 0 says nothing; `tol` is the tolerance."""
+    def of(
+        gradient: float,
+        objective: float,
+        constraint: float,
+        tol: float,
+        eps: float,
+        rounded: float | None = None,
+    ) -> Units:
+        """From the sizes met, of which 0 says nothing.
+
+        Args:
+            tol: the tolerance.
+            rounded: what a gradient rounds to a part of; None for its size.
+        """
         rounding = 50 * eps / tol if tol > 0 else 0.0
         sizes = (gradient, objective, constraint)
-        return Units(*(max(min(1.0, s), rounding * s) if 0 < s < math.inf else 1.0 for s in sizes))
+        parts = (gradient if rounded is None else rounded, objective, constraint)
+        return Units(
+            *(
+                max(min(1.0, s), rounding * part) if 0 < s < math.inf else 1.0
+                for s, part in zip(sizes, parts, strict=True)
+            )
+        )
 
     def error(self, parts: KKTParts, gaps: Sequence[float], omega: Sequence[float]) -> float:
         """‖K‖ in these units; `gaps` are ρ − λ_s f_s."""

@@ -42,6 +42,7 @@ class Learnt(NamedTuple):
 
     Attributes:
         curvature: of the mean of λ∘F.
+        swing: by how much its gradient changes over z itself, of which rounding z takes a part.
         bends: of the rows of (h, g), shape (q + r,).
         rows: what each of them is multiplied by, shape (q + r,); None for 1.
         hessian: of the augmented Lagrangian, shape (n, n); None where variables are many.
@@ -49,6 +50,7 @@ class Learnt(NamedTuple):
     """
 
     curvature: float
+    swing: float
     bends: Tensor
     rows: Tensor | None
     hessian: NDArray[np.float64] | None
