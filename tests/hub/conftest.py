@@ -52,6 +52,8 @@ class Repo:
     private: bool = False
     files: dict[str, bytes] = field(default_factory=dict)
     messages: list[str] = field(default_factory=list)
+    gated: bool = False
+    """Whether nobody has accepted its terms: it is seen, and its files are not given."""
 
     @property
     def sha(self) -> str:
@@ -335,6 +337,10 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         repo = self._repo("datasets" if kind else "models", name)
         if repo is None:
+            return
+        if repo.gated:
+            status = 403 if self._known() else 401
+            self._send(status, {"error": "restricted"}, {"X-Error-Code": "GatedRepo"})
             return
         headers = {"X-Repo-Commit": repo.sha}
         if path not in repo.files:

@@ -177,3 +177,18 @@ output_dir: run
     done = hub.paretune(tmp_path, "sweep", "recipe.yaml", "model.name=tiny/none", "output_dir=x")
     assert done.returncode == 2
     assert "model 'tiny/none' could not be loaded" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token", [None, "hf_local"])
+def test_a_gated_model_says_whose_terms_to_accept(
+    hub: Any, tmp_path: Path, token: str | None
+) -> None:
+    hub.add_model("tiny/llama", MODEL)
+    hub.models["tiny/llama"].gated = True
+    done = hub.paretune(tmp_path, "sweep", "demo_sweep", "model.name=tiny/llama", token=token)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: model 'tiny/llama' is gated, and this account or token has no access: accept its "
+        f"terms at {hub.endpoint}/tiny/llama, and log in with `hf auth login`\n"
+    )

@@ -67,10 +67,26 @@ def model_source(name: str | os.PathLike[str]) -> str:
 
 def not_loaded(name: str | os.PathLike[str], error: Exception) -> InputError:
     """What is said of a model that transformers cannot load."""
+    if _is_gated(error):
+        from huggingface_hub.constants import ENDPOINT
+
+        return InputError(
+            f"model '{name}' is gated, and this account or token has no access: accept its terms "
+            f"at {ENDPOINT}/{name}, and log in with `hf auth login`"
+        )
     return InputError(
         f"model '{name}' could not be loaded ({first_line(error)}); give an existing folder, "
         f"a hub id you can reach, or '{EMBEDDED}' for the embedded model"
     )
+
+
+def _is_gated(error: BaseException | None) -> bool:
+    """Whether the hub refused a file for terms that were not accepted."""
+    from huggingface_hub.errors import GatedRepoError
+
+    while error is not None and not isinstance(error, GatedRepoError):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _looks_like_path(name: str) -> bool:
