@@ -155,6 +155,29 @@ def test_the_published_data_sets(hub: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_dialogues_and_pairs_of_ones_own(hub: Any, tmp_path: Path) -> None:
+    def dialogues(kind: str) -> bytes:
+        start = "\n\nHuman: Hi, {k}.\n\nAssistant: Hello.\n\nHuman: And?\n\nAssistant:"
+        starts = [start.format(k=k) for k in range(4)]
+        rows = [{"chosen": f"{s} A {kind} end.", "rejected": f"{s} No."} for s in starts]
+        return gzip.compress(lines(rows))
+
+    folders = {f"{kind}-base/train.jsonl.gz": dialogues(kind) for kind in ("helpful", "harmless")}
+    hub.add_dataset("Anthropic/hh-rlhf", folders)
+    rows, first, _ = loaded(hub, tmp_path, "hh_rlhf", None, ["harmless", "helpful"], None)
+    assert rows == {"harmless": 4, "helpful": 4}
+    assert [turn["role"] for turn in first["prompt"]] == ["user", "assistant", "user"]
+    assert first["chosen"][0]["content"].strip() == "A harmless end."
+
+    pair = {"chosen": "red", "rejected": "blue"}
+    own = [{"objective": name, "prompt": f"{name} {k} ", **pair} for name in "ab" for k in range(3)]
+    hub.add_dataset("me/pairs", {"data/train-0.parquet": parquet(own)})
+    sha = hub.datasets["me/pairs"].sha
+    rows, first, count = loaded(hub, tmp_path, "pairs", "me/pairs", ["a", "b"], sha)
+    assert (rows, first["prompt"], count) == ({"a": 3, "b": 3}, "a 0 ", 6)
+
+
+@pytest.mark.slow
 def test_a_sweep_with_data_and_model_from_the_hub(hub: Any, tmp_path: Path) -> None:
     """`from_pretrained` and a data set by its name, in a whole recipe."""
     pairs = [json.loads(line) for line in PAIRS.read_text().splitlines()]

@@ -136,6 +136,7 @@ class CompareRecipe(Recipe):
         if self.sweep.warm_start:
             raise ValueError("sweep.warm_start is for a sweep: here points are independent")
         self.run.refuse_several("a comparison")
+        self.model.refuse_shard("a comparison")
         for entry in self.methods:
             if entry.preferences is not None:
                 try:
