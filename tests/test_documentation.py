@@ -83,6 +83,8 @@ READERS = {
     "reward train": load_reward_recipe,
 }
 USUAL = {"compare": "demo_compare", "weigh": "weigh_mnist"}
+READS_ALL = {"plan": ["sweep", "compare", "weigh"]}
+SHIPPED = {name: text for kind in READS_ALL["plan"] for name, text in shipped_recipes(kind).items()}  # type: ignore[arg-type]
 
 
 def check(words: list[str]) -> None:
@@ -123,8 +125,10 @@ def check(words: list[str]) -> None:
     takes_recipe = any(each.metavar == "RECIPE" for each in COMMANDS[name].params)
     recipe = positional[0] if positional else USUAL.get(name, "demo_sweep")
     if takes_recipe and not recipe.isupper() and not recipe.endswith(".yaml"):
-        kind: Any = name if name in USUAL else "sweep"
-        assert recipe in shipped_recipes(kind), f"no recipe {recipe!r} of {name}"
+        kinds: Any = [name] if name in USUAL else READS_ALL.get(name, ["sweep"])
+        of = [kind for kind in kinds if recipe in shipped_recipes(kind)]
+        assert of, f"no recipe {recipe!r} of {name}"
+        name = of[0] if name in READS_ALL else name
     else:
         recipe = USUAL.get(name, "demo_sweep")
     if overrides and overrides != ["key=value"]:
@@ -145,8 +149,24 @@ def test_command_lines(page: str) -> None:
             raise AssertionError(f"{page}: paretune {shlex.join(words)}: {error}") from error
 
 
+def head_of(recipe: str) -> str:
+    """A recipe's comments, as code."""
+    lines = SHIPPED[recipe].splitlines()
+    return "".join(f"    {line[1:]}\n" for line in lines if line.startswith("#"))
+
+
+@pytest.mark.parametrize("recipe", SHIPPED)
+def test_command_lines_at_the_head_of_recipes(recipe: str) -> None:
+    for words in command_lines(head_of(recipe)):
+        try:
+            check(words)
+        except Exception as error:
+            raise AssertionError(f"paretune {shlex.join(words)}: {error}") from error
+
+
 def test_command_lines_are_found_and_wrong_ones_told() -> None:
     assert sum(len(list(command_lines(text))) for text in TEXTS.values()) > 60
+    assert sum(len(list(command_lines(head_of(recipe)))) for recipe in SHIPPED) > 30
     for wrong in (
         "sweeps demo",
         "sweep demos",
