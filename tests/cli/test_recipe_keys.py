@@ -26,7 +26,11 @@ def test_keys_of_all_and_of_one_section() -> None:
     text = _run("--keys", "lora").stdout
     assert "lora.alpha" in text
     assert "sweep" not in text
-    assert "methods" in _run("--keys", "--kind", "compare").stdout
+    text = _run("--keys", "method").stdout
+    assert "method.mu (of clamp)" in text
+    text = _run("--keys", "methods", "--kind", "compare").stdout
+    assert "methods[].options(ric).keep_quantile " in text  # the key says whose it is
+    assert min(map(len, text.splitlines()[0][1:-1].split("┳"))) > 16  # meanings have room
 
 
 def test_a_section_that_is_not_there() -> None:

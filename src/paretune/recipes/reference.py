@@ -102,7 +102,7 @@ def key_table(keys: Iterable[Key]) -> Table:
     """Keys with their types, defaults and meanings."""
     rows = [
         (
-            f"{each.key} (of {each.of})" if each.of else each.key,
+            each.key if not each.of or f"({each.of})" in each.key else f"{each.key} (of {each.of})",
             " | ".join(each.choices) if each.choices else each.type,
             _default(each.default),
             each.help,
