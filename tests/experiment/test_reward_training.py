@@ -13,17 +13,23 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from datasets import Dataset
+from peft import get_peft_model
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+from paretune.baselines.sft import fine_tune
 from paretune.cli import app
 from paretune.data import PreferenceData, split_by_prompt
 from paretune.data.messages import user
+from paretune.data.tokenization import TokenSequence
 from paretune.errors import InputError, TrainingStoppedError
 from paretune.evaluation.scorers import pair_accuracy
 from paretune.experiment.reward import train_reward
 from paretune.experiment.reward_sources import build_scorers, load_trained
-from paretune.experiment.setup import load_data
+from paretune.experiment.setup import load_data, lora_config, trl_arguments
+from paretune.models import load_model_and_tokenizer
 from paretune.recipes import Recipe, load_recipe
 from paretune.recipes.rewards import RewardSource
 from paretune.runs.reward import run_rewards
@@ -195,6 +201,59 @@ def test_a_killed_training_goes_on(
     assert whole["model"].pop("date")  # the command says which day it is
     assert record["model"].pop("date") is None
     assert record == whole
+
+
+@pytest.mark.parametrize("kind", ["reward", "sft"])
+def test_activations_made_again_change_nothing(
+    kind: str,
+    recipe: Callable[..., Recipe],
+    splits: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`train.activation_checkpointing` holds for TRL's trainers, too."""
+    step, seen = transformers.Trainer.training_step, set[bool]()
+
+    def noted(self: Any, model: Any, *args: Any, **more: Any) -> Any:
+        seen.add(any(getattr(each, "gradient_checkpointing", False) for each in model.modules()))
+        return step(self, model, *args, **more)
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", noted)
+    found = []
+    for again in ("false", "true"):
+        loaded = recipe(f"train.activation_checkpointing={again}", "reward.train.max_steps=4")
+        folder = tmp_path / again
+        if kind == "reward":
+            train_reward(loaded, "kind", splits, folder)
+        else:
+            fine_tuned(loaded, folder)
+        assert seen == {again == "true"}
+        seen.clear()
+        found.append(load_file(folder / "adapter_model.safetensors"))
+    for name, kept in found[0].items():
+        torch.testing.assert_close(kept, found[1][name], rtol=0, atol=1e-6)
+
+
+def fine_tuned(recipe: Recipe, folder: Path) -> None:
+    """Four steps on two answers."""
+    model, tokenizer = load_model_and_tokenizer(recipe.model.name)
+    torch.manual_seed(0)
+    model = get_peft_model(model, lora_config(recipe))
+    fine_tune(
+        model,
+        tokenizer,
+        [TokenSequence(tuple(range(5, 25)), 8), TokenSequence(tuple(range(30, 45)), 4)],
+        folder / "checkpoints",
+        steps=4,
+        batch_size=2,
+        learning_rate=1e-2,
+        schedule="constant",
+        save_steps=4,
+        seed=0,
+        report=lambda phase, done: None,
+        arguments={**trl_arguments(recipe), "use_cpu": True},
+    )
+    model.save_pretrained(folder)
 
 
 def test_a_checkpoint_of_another_training_is_refused(

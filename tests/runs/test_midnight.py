@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ methods: [{{name: clamp}}, {{name: linear}}]
     first, second = read_json(tmp_path / "run" / "manifest.json")["sessions"]
     assert first["started"][:10] == "2026-11-28"
     assert second["started"][:10] == "2026-11-29"
-    assert first["trl"] == second["trl"]
+    assert first["trl"] == second["trl"] == version("trl")
     evening = prompt(model, "2026-11-28")
     assert evening != prompt(model, None)  # the clock stands at the 29th
     assert prompt(model, None, date_string="26 Jul 2024") == prompt(

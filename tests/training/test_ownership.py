@@ -11,6 +11,8 @@ from accelerate.state import AcceleratorState
 from peft import PromptTuningConfig, get_peft_model
 
 from paretune import ClampConfig, ClampTrainer, InputError
+from paretune.gradients import ObjectiveGradients
+from paretune.losses import LOSSES
 from paretune.training import MultiObjectiveConfig, MultiObjectiveTrainer
 from paretune.training.checks import check_ownership, check_weights
 
@@ -89,3 +91,20 @@ def test_four_bits_on_a_cpu(tiny_llama: Callable[..., Any]) -> None:
     model.lm_head.weight = Params4bit(torch.zeros(4, 1, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(InputError, match=r"4 bits and on a CPU \('lm_head\.weight'\)"):
         check_weights(model)
+
+
+@pytest.mark.parametrize("layerwise", [False, True])
+def test_weights_on_several_devices(
+    tiny_llama: Callable[..., Any], tiny_lora: Callable[..., Any], layerwise: bool
+) -> None:
+    """As of a base that `device_map` has spread, whose adapters go with their layers."""
+    model = tiny_llama() if layerwise else tiny_lora(fresh=True)
+    last = [each for each in model.modules() if isinstance(each, torch.nn.Linear)][-1]
+    if not layerwise:
+        last = next(m for name, m in model.named_modules() if name.endswith("lora_B.default"))
+    last.weight = torch.nn.Parameter(last.weight.detach().to("meta"))
+    losses = {name: LOSSES["dpo"]() for name in ("one", "two")}
+    with pytest.raises(InputError, match=r"must be on one device; found: cpu, meta\."):
+        ObjectiveGradients(
+            model, losses, "layerwise" if layerwise else "one_pass", single=layerwise
+        )
