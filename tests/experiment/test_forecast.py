@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 
+from paretune import ConditionedConfig, ConditionedTrainer
 from paretune.errors import InputError
 from paretune.experiment import forecast
 from paretune.experiment.forecast import Precision, Rate, Shape, Tokens, memory, shape_of
@@ -58,6 +60,37 @@ def test_memory_by_its_parts() -> None:
     assert memory(shape, wide, 5, 7, checkpointing=True).activations < found.activations
     four = Precision.of(Model(name="x", dtype="bfloat16", quantization="4bit"))
     assert memory(shape, four, 5, 7).weights == 800 * 0.5625 + 200 * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("inner", "gradients"), [("pwg", 2), ("clamp", 6)])
+def test_the_steerable_adapter(
+    inner: Any, gradients: int, tmp_path: Path, tiny_llama: Any, tokenizer: Any, random_pairs: Any
+) -> None:
+    """Its parameters and bank are those that its trainer has."""
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    trainer = ConditionedTrainer(
+        tiny_llama(),
+        ConditionedConfig(
+            str(tmp_path / "run"), inner=inner, preference_groups=3, use_cpu=True, max_steps=1
+        ),
+        random_pairs(),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    method = f"method={{name: conditioned, inner: {inner}, preference_groups: 3}}"
+    given = [f"model.name={tmp_path / 'model'}", "model.dtype=float32", "lora={r: 2}"]
+    given += ["sweep.preferences=[[0, 1]]", "train={max_steps: 1}"]  # all p are trained
+    found = needs("demo_sweep", [*given, method])
+    (work,) = found.work
+    assert (work.objectives, work.trainings) == (gradients, 1)
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    assert found.shape is not None
+    assert found.shape.trained == trained
+    assert work.memory is not None
+    assert work.memory.bank == sum(block.nbytes for block in trainer.engine.bank.blocks)
+    assert work.memory.optimiser == 8 * trained
 
 
 def test_sizes_for_people() -> None:

@@ -7,7 +7,7 @@ by the formulas below, which `benchmarks/plan.py` compares with what is measured
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,10 @@ class Shape:
     vocabulary: int
     rank: int
     dropout: bool
+
+    def of_blocks(self, count: int) -> "Shape":
+        """With an adapter of so many blocks (`method: conditioned`), each of this one's rank."""
+        return replace(self, trained=count * self.trained, rank=count * self.rank)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from paretune.errors import InputError
 from paretune.experiment import forecast
 from paretune.experiment.forecast import Memory, Precision, Rate, Shape, Tokens
 from paretune.recipes.data_weighting import load_weigh_recipe
+from paretune.recipes.dial import ConditionedOptions
 from paretune.recipes.language_model import LanguageModelTask
 from paretune.recipes.load import load_recipe
 from paretune.recipes.mixture import MixtureRecipe, SetsTask
@@ -155,10 +156,11 @@ def _of_sweep(recipe: Recipe) -> Needs:
     live, points = len(recipe.data.objectives), count_points(recipe)
     if recipe.sweep.placement != "gap":
         live = max(len(point.live) for point in recipe.points)
-    steerable = recipe.method_name == "conditioned"
-    trainings = len(recipe.sweep.seeds) if steerable else points
+    gradients, trainings = live, points
+    if isinstance(recipe.method, ConditionedOptions):
+        live, trainings = len(recipe.data.objectives), len(recipe.sweep.seeds)
+        shape, gradients = _steerable(shape, recipe.method, live)
     tokens = _tokens(recipe, recipe.train, live, remarks)
-    gradients = None if steerable else live
     work = _training(recipe, recipe.method_name, shape, recipe.train, gradients, trainings, tokens)
     return _needs(recipe, shape, [work], points, remarks)
 
@@ -169,6 +171,7 @@ def _of_comparison(recipe: CompareRecipe) -> Needs:
     common = _tokens(recipe, recipe.train, objectives, remarks)
     work, count = [], 0
     for entry in recipe.methods:
+        gradients: int | None
         seeds = len(entry.seeds or recipe.sweep.seeds)
         points = seeds * len(entry.preferences or recipe.sweep.preferences)
         count += points
@@ -176,8 +179,12 @@ def _of_comparison(recipe: CompareRecipe) -> Needs:
         tokens = common
         if entry.train:
             tokens = _tokens(recipe, train, objectives, [])
-        if entry.is_weighting:
-            gradients: int | None = objectives
+        own = shape
+        if entry.name == "conditioned":
+            own, gradients = _steerable(shape, entry.parsed, objectives)
+            trainings = seeds
+        elif entry.is_weighting:
+            gradients = objectives
             trainings = points + (seeds * objectives if entry.range_normalised else 0)
         elif entry.name in _SINGLE:
             gradients = 1
@@ -185,12 +192,18 @@ def _of_comparison(recipe: CompareRecipe) -> Needs:
             trainings += seeds if entry.name == "modpo" else 0
         else:
             gradients, trainings = None, points
-        work.append(_training(recipe, entry.title, shape, train, gradients, trainings, tokens))
+        work.append(_training(recipe, entry.title, own, train, gradients, trainings, tokens))
     remarks.append(
         "Methods that train by themselves have about the tokens of the others' points; what "
-        "several methods share is trained once. RL and the steerable adapter are not reckoned."
+        "several methods share is trained once. RL and RiC are not reckoned."
     )
     return _needs(recipe, shape, work, count, remarks)
+
+
+def _steerable(shape: Shape, options: ConditionedOptions, objectives: int) -> tuple[Shape, int]:
+    """The shape with an adapter of M blocks, and how many gradients a step has."""
+    groups = options.preference_groups if options.inner == "clamp" else 1
+    return shape.of_blocks(objectives), objectives * groups
 
 
 def _of_weighing(name: str | Path, overrides: Sequence[str]) -> Needs:
