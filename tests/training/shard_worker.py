@@ -7,12 +7,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 
 from paretune import ClampConfig, ClampTrainer, ConditionedConfig, ConditionedTrainer
+from paretune.evaluation.generation import generate
 from paretune.models import load_model_and_tokenizer
+from paretune.moo.weightings import MGDA, RACO, Linear
+from paretune.training import MultiObjectiveConfig, MultiObjectiveTrainer
 
+WEIGHTINGS: dict[str, Any] = {"pwg": Linear, "mgda": MGDA, "raco": RACO}
+PROMPTS = [[{"role": "user", "content": text}] for text in ("who was it", "yes please cat", "moon")]
 LORA = LoraConfig(r=2, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
@@ -53,8 +59,19 @@ def train(method: str, model_folder: str, folder: Path, stop: int) -> None:
             peft_config=LORA,
         )
     else:
-        settings |= {"preference": {"one": 0.4, "two": 0.6}, "optim": "sgd", "mu": 0.05}
-        settings |= {
+        settings |= {"preference": {"one": 0.4, "two": 0.6}, "optim": "sgd"}
+        model = get_peft_model(model, LORA)
+    if method in WEIGHTINGS:
+        trainer = MultiObjectiveTrainer(
+            model,
+            MultiObjectiveConfig(**settings),
+            data,
+            validation,
+            processing_class=tokenizer,
+            weighting=WEIGHTINGS[method](),
+        )
+    elif method != "conditioned":
+        settings |= {"mu": 0.05} | {
             "clamp": {},
             "padded": {"packing": "off"},
             "cpo": {"loss": "cpo", "tokens_per_batch": 40},
@@ -62,7 +79,7 @@ def train(method: str, model_folder: str, folder: Path, stop: int) -> None:
             "checkpointing": {"activation_checkpointing": True},
         }[method]
         trainer = ClampTrainer(
-            get_peft_model(model, LORA),
+            model,
             ClampConfig(**settings),
             data,
             validation,
@@ -74,6 +91,10 @@ def train(method: str, model_folder: str, folder: Path, stop: int) -> None:
     values = [row["lambda/one"] for row in trainer.state.log_history if "lambda/one" in row]
     values += [trainer.evaluate()["eval_chebyshev"], local]
     (folder / f"values-{trainer.args.process_index}.json").write_text(json.dumps(values))
+    if method == "conditioned":
+        trainer.gated.set(np.array([0.4, 0.6]))
+    answers = generate(trainer.model, tokenizer, PROMPTS, max_new_tokens=6, batch_size=2)
+    (folder / f"answers-{trainer.args.process_index}.json").write_text(json.dumps(answers))
     trainer.save_model(str(folder / "adapter"))
 
 

@@ -15,7 +15,10 @@ from paretune.errors import InputError
 from paretune.models import load_model_and_tokenizer
 
 WORKER = Path(__file__).with_name("shard_worker.py")
-METHODS = ("clamp", "padded", "cpo", "per_objective", "checkpointing", "conditioned")
+METHODS = (
+    *("clamp", "padded", "cpo", "per_objective", "checkpointing", "conditioned"),
+    *("pwg", "mgda", "raco"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,9 @@ def test_processes_equal_one(tmp_path: Path, run: Callable[..., int], of_two: Pa
         (alone,) = values(tmp_path / "1" / method)
         found = values(folder / method)
         assert len(found) == n
+        (said,) = answers(tmp_path / "1" / method)
+        assert any(said)
+        assert answers(folder / method) == [said] * n, "and everybody answers"
         assert all(each[:-1] == found[0][:-1] for each in found), "the same on every rank"
         torch.testing.assert_close(
             torch.tensor(found[0][:-1]), torch.tensor(alone[:-1]), rtol=0, atol=1e-6
@@ -97,3 +103,7 @@ def test_what_is_not_split(monkeypatch: pytest.MonkeyPatch, base: Path) -> None:
 
 def values(folder: Path) -> list[list[float]]:
     return [json.loads(path.read_text()) for path in sorted(folder.glob("values-*.json"))]
+
+
+def answers(folder: Path) -> list[list[str]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("answers-*.json"))]
