@@ -50,10 +50,11 @@ def make(kind: str) -> Any:
     return KINDS[kind]().eval()
 
 
-def prompts() -> list[list[int]]:
+def prompts(shared: int = 0) -> list[list[int]]:
     generator = torch.Generator().manual_seed(1)
+    beginning = torch.randint(10, SIZE, (shared,), generator=generator).tolist()
     return [
-        torch.randint(10, SIZE, (length,), generator=generator).tolist()
+        beginning + torch.randint(10, SIZE, (length,), generator=generator).tolist()
         for length in (9, 8, 1, 5, 5, 4, 3, 2, 7)
     ]
 
@@ -74,13 +75,14 @@ def plain(
     return answer
 
 
+@pytest.mark.parametrize("shared", [0, 12])
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 9])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_answers_as_plain_generate(
-    kind: str, temperature: float, batch_size: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, temperature: float, batch_size: int, shared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, given = make(kind), prompts()
+    model, given = make(kind), prompts(shared)
     sampling, alone = None, [None] * len(given)
     if temperature > 0:
         uniforms = torch.stack([seeded_uniforms(seed, NEW) for seed in range(len(given))])
@@ -97,7 +99,8 @@ def test_the_same_answers_as_plain_generate(
     generate = model.generate
 
     def counted(**options: Any) -> Any:
-        calls.append(tuple(options["input_ids"].shape))
+        if options["input_ids"].shape != (1, shared):  # what all prompts begin with
+            calls.append(tuple(options["input_ids"].shape))
         return generate(**options)
 
     monkeypatch.setattr(model, "generate", counted)
@@ -122,6 +125,24 @@ def test_the_same_answers_as_plain_generate(
             assert len(calls) > batches
         else:
             assert max(width for _, width in calls) < max(map(len, given)) + NEW
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_all_prompts_begin_with_is_read_once(kind: str) -> None:
+    model, given, read = make(kind), prompts(12), [0]
+
+    def count(_module: Any, _args: Any, options: dict[str, Any]) -> None:
+        read[0] += options["input_ids"].numel()
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    alone = [decode(model, [prompt], 1, [3], 0, 1)[0] for prompt in given]
+    assert read[0] == sum(map(len, given))
+    for _ in range(2):
+        read[0] = 0
+        assert decode(model, given, 1, [3], 0, 9) == alone
+    longest = max(map(len, given))
+    once = 12 + 9 * (longest - 12) if kind in ("llama", "gpt2") else 9 * longest
+    assert read[0] == once
 
 
 def test_rows_that_come_later_do_not_wait_for_the_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,8 +26,12 @@ from transformers.generation.streamers import BaseStreamer
 _FINISHED = 1 / 8  # part of a batch that leaves at a time: each time copies the cache
 _TOP = 64  # likeliest tokens that are looked at first for the nucleus
 
+_SHARED = 8  # tokens with which all prompts begin, from which on they are read once for all
+
 _keep_finished: WeakSet[Any] = WeakSet()
 """Models whose cache holds more than keys and values by row, so that no rows can be dropped."""
+_read_whole: WeakSet[Any] = WeakSet()
+"""Models whose cache is not plain keys and values of all tokens."""
 
 
 class KeptPrefix:
@@ -78,9 +83,10 @@ def decode(
 ) -> list[list[int]]:
     """The tokens that `model.generate` gives: the likeliest at each step, or those of `sampling`.
 
-    Nothing of the model's own generation config has a part in it. Answers that have ended leave
-    the batch from time to time, and the next prompts, the longest first, take their places; as far
-    as the model's cache can be selected from and added to.
+    Nothing of the model's own generation config has a part in it. What all prompts begin with,
+    such as a system message, is read once. Answers that have ended leave the batch from time to
+    time, and the next prompts, the longest first, take their places; as far as the model's cache
+    can be selected from and added to.
 
     Args:
         prompts: Token ids.
@@ -98,14 +104,16 @@ def decode(
 
     def next_rows(count: int) -> _Rows:
         numbers = [waiting.popleft() for _ in range(min(count, len(waiting)))]
-        return _Rows.of(numbers, [prompts[i] for i in numbers], pad_id, model.device)
+        return _Rows.of(numbers, [prompts[i] for i in numbers], pad_id, model.device, beginning)
 
-    rows = _Rows.of([], [], pad_id, model.device)
     with own_settings_off(model):
+        beginning = decoder.beginning(prompts)
+        rows = next_rows(0)
         while waiting or len(rows):
             if not len(rows):
                 rows = next_rows(batch_size)
-                rows.cache = None if kept is None else kept.take(prompts[0])
+                if kept is not None:
+                    rows.cache = kept.take(prompts[0])
             elif waiting and _kinds(rows.cache) == {DynamicLayer}:
                 new = next_rows(batch_size - len(rows))
                 decoder.go_on(new, 1)
@@ -130,12 +138,13 @@ def decode(
 
 @dataclass
 class _Rows:
-    """Prompts with what was made of their answers, padded on the left to one length T.
+    """Prompts with what was made of their answers, padded to one length T.
 
     Attributes:
         numbers: Which prompts.
-        tokens, mask: ``(B, T)``.
+        tokens, mask: ``(B, T)``; padding stands behind the shared beginning.
         starts: ``(B,)``: where the answers begin.
+        shared: Tokens of the beginning that all prompts have.
         cache: Of the first tokens, all but the last if there is an answer; None: not read yet.
     """
 
@@ -143,6 +152,7 @@ class _Rows:
     tokens: Tensor
     mask: Tensor
     starts: Tensor
+    shared: int = 0
     cache: Any = None
 
     def __len__(self) -> int:
@@ -150,54 +160,73 @@ class _Rows:
 
     @classmethod
     def of(
-        cls, numbers: list[int], prompts: Sequence[Sequence[int]], pad_id: int, device: Any
+        cls,
+        numbers: list[int],
+        prompts: Sequence[Sequence[int]],
+        pad_id: int,
+        device: Any,
+        beginning: Any = None,
     ) -> _Rows:
+        """Prompts not read yet but for their beginning, of which the cache of one row is given."""
+        shared = 0 if beginning is None else beginning.get_seq_length()
         width = max(map(len, prompts), default=0)
-        pads = [width - len(prompt) for prompt in prompts]
-        tokens = [[pad_id] * pad + list(row) for pad, row in zip(pads, prompts, strict=True)]
-        mask = [[0] * pad + [1] * (width - pad) for pad in pads]
-        return cls(
+        tokens, mask = [], []
+        for prompt in prompts:
+            first, rest, pad = prompt[:shared], prompt[shared:], width - len(prompt)
+            tokens.append([*first, *[pad_id] * pad, *rest])
+            mask.append([1] * shared + [0] * pad + [1] * len(rest))
+        rows = cls(
             numbers,
             torch.tensor(tokens, device=device),
             torch.tensor(mask, device=device),
             torch.full((len(prompts),), width, device=device),
+            shared,
         )
+        if shared and numbers:
+            rows.cache = copy.deepcopy(beginning)
+            rows.cache.batch_repeat_interleave(len(numbers))
+        return rows
 
     def select(self, left: Tensor) -> _Rows:
         """These rows alone, without the padding that all of them have."""
         numbers = [self.numbers[i] for i in left.tolist()]
         tokens, mask, starts = self.tokens[left], self.mask[left], self.starts[left]
-        pad = 0
         if numbers:
             self.cache.batch_select_indices(left)
-            if _kinds(self.cache) == {DynamicLayer}:
-                pad = int(mask.any(0).int().argmax())
-                _pad(self.cache, -pad)
-        return _Rows(numbers, tokens[:, pad:], mask[:, pad:], starts - pad, self.cache)
+        if numbers and _kinds(self.cache) == {DynamicLayer}:
+            seen = mask.any(0).nonzero().flatten()  # the last is, and not in the cache
+            padding = mask.shape[1] - len(seen)
+            tokens, mask, starts = tokens[:, seen], mask[:, seen], starts - padding
+            for layer in self.cache.layers if padding else ():
+                layer.keys, layer.values = (x[:, :, seen[:-1]] for x in (layer.keys, layer.values))
+        return _Rows(numbers, tokens, mask, starts, self.shared, self.cache)
 
 
 def _joined(one: _Rows, other: _Rows, pad_id: int) -> _Rows:
     """The rows of both, with answers begun, whose caches are plain."""
     width = max(one.tokens.shape[1], other.tokens.shape[1])
-    tokens, mask, starts = [], [], []
-    for rows in (one, other):
-        more = width - rows.tokens.shape[1]
-        tokens.append(nn.functional.pad(rows.tokens, (more, 0), value=pad_id))
-        mask.append(nn.functional.pad(rows.mask, (more, 0)))
-        starts.append(rows.starts + more)
-        _pad(rows.cache, more)
+    pads = [width - rows.tokens.shape[1] for rows in (one, other)]
+    at = one.shared
+
+    def join(first: Tensor, second: Tensor, fill: int = 0) -> Tensor:
+        """Along the rows, padded along dimension -1 or, of keys and values, -2."""
+        padded = []
+        for part, more in zip((first, second), pads, strict=True):
+            space = part.new_full((*part.shape[:-1], more), fill)
+            padded.append(torch.cat([part[..., :at], space, part[..., at:]], -1))
+        return torch.cat(padded)
+
     for layer, new in zip(one.cache.layers, other.cache.layers, strict=True):
-        layer.keys = torch.cat([layer.keys, new.keys])
-        layer.values = torch.cat([layer.values, new.values])
-    numbers = [*one.numbers, *other.numbers]
-    return _Rows(numbers, torch.cat(tokens), torch.cat(mask), torch.cat(starts), one.cache)
-
-
-def _pad(cache: Any, more: int) -> None:
-    """Put keys and values that are masked before those of a cache, or take away such."""
-    for layer in cache.layers if more else ():
-        layer.keys = nn.functional.pad(layer.keys, (0, 0, more, 0))
-        layer.values = nn.functional.pad(layer.values, (0, 0, more, 0))
+        layer.keys = join(layer.keys.mT, new.keys.mT).mT.contiguous()
+        layer.values = join(layer.values.mT, new.values.mT).mT.contiguous()
+    return _Rows(
+        [*one.numbers, *other.numbers],
+        join(one.tokens, other.tokens, pad_id),
+        join(one.mask, other.mask),
+        torch.cat([rows.starts + more for rows, more in zip((one, other), pads, strict=True)]),
+        at,
+        one.cache,
+    )
 
 
 def _kinds(cache: Any) -> set[type]:
@@ -244,6 +273,24 @@ class _Decoder:
         )
         rows.tokens, rows.cache = made.sequences, made.past_key_values
         rows.mask = nn.functional.pad(rows.mask, (0, rows.tokens.shape[1] - width), value=1)
+
+    def beginning(self, prompts: Sequence[Sequence[int]]) -> Any:
+        """The cache of what all prompts begin with; None where that is not worth while."""
+        if len(prompts) < 2 or self.model in _keep_finished or self.model in _read_whole:
+            return None
+        first = prompts[0]
+        count = min(map(len, prompts)) - 1  # of each prompt a token is left to be read
+        for prompt in prompts[1:]:
+            if first[:count] != prompt[:count]:
+                count = next(n for n in range(count) if first[n] != prompt[n])
+        if count < _SHARED:
+            return None
+        row = _Rows.of([0], [first[:count]], self.pad_id, self.model.device)
+        self.go_on(row, 1)
+        if _kinds(row.cache) == {DynamicLayer}:
+            return row.cache
+        _read_whole.add(self.model)
+        return None
 
     def over(self, tokens: Tensor, starts: Tensor) -> Tensor:
         """Which answers have ended or are as long as they may be."""
