@@ -6,10 +6,11 @@
 
 ``scoring`` is log-probabilities of the demo's test split, where four answers share each prompt, of
 one answer a prompt of it, and of random tokens (prompt 100, four answers of 100); packed and
-padded. ``answers`` are those to the demo's test prompts, ``--batch`` at a time: finished ones make
-room for the next and the nucleus is found among the likeliest tokens, and, plainly, all of a batch
-are kept to the end of the last and the vocabulary is sorted (which matters where ``--temperature``
-is above 0). ``chat`` is a conversation of four turns, its
+padded. ``answers`` are those to the demo's test prompts, of the base model or of the points of
+a ``--run`` of the demo, ``--batch`` at a time: what all prompts begin with read once, finished
+answers making room for the next, and the nucleus found among the likeliest tokens; and, plainly,
+prompts read whole, all of a batch kept to the end of the last and the vocabulary sorted (which
+matters where ``--temperature`` is above 0). ``chat`` is a conversation of four turns, its
 beginning kept and read again. These are CPU seconds of one thread on the embedded model, medians of
 repeats that take both in turn; what both give is compared. ``tokens`` is that many pairs of each of
 two objectives, of dialogues that a local file gives over and over with another first word,
@@ -116,11 +117,19 @@ def _same(one: Any, other: Any) -> str:
 
 
 def answers(args: argparse.Namespace) -> None:
+    from peft import PeftModel
+
     from paretune.evaluation import decoding
     from paretune.evaluation.generation import generate
 
     model, tokenizer = load()
     prompts, _ = demo_pairs(args.prompts)
+    points = {} if args.run is None else {p.name: p for p in sorted(args.run.glob("points/*"))}
+    for number, folder in enumerate(points.values()):
+        if number == 0:
+            model = PeftModel.from_pretrained(model, folder, "0")
+        else:
+            model.load_adapter(folder, str(number))
 
     nucleus = decoding.nucleus
 
@@ -138,8 +147,11 @@ def answers(args: argparse.Namespace) -> None:
         return generate(model, tokenizer, prompts, **settings)
 
     ways: Ways = {"as it is": lambda: way(False), "plain": lambda: way(True)}
-    title = f"answers: demo, {args.batch} at a time, temperature {args.temperature:g}"
-    compare(title, ways, args.repeats, _same)
+    for number, title in enumerate(points or ["the base model"]):
+        if points:
+            model.set_adapter(str(number))
+        title = f"answers: {title}, {args.batch} at a time, temperature {args.temperature:g}"
+        compare(title, ways, args.repeats, _same)
 
 
 def chat(args: argparse.Namespace) -> None:
@@ -255,6 +267,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=36, help="of the demo's test split")
     parser.add_argument("--temperature", type=float, default=0.0, help="of answers")
+    parser.add_argument("--run", type=Path, help="of answers: those of a demo run's points")
     parser.add_argument("--batch", type=int, default=36, help="of answers, rows at a time")
     parser.add_argument("--data", help="of tokens: a local file as PKU-SafeRLHF's")
     parser.add_argument("--pairs", type=int, default=100_000, help="of tokens, an objective's")
