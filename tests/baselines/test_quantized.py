@@ -14,11 +14,13 @@ from paretune.baselines.ric import Ric
 from paretune.baselines.sft import fine_tune
 from paretune.data.splitting import split_by_prompt
 from paretune.data.tokenization import TokenSequence
+from paretune.errors import InputError
 from paretune.experiment.reward import train_reward
 from paretune.experiment.setup import load_data, trl_arguments
 from paretune.models import load_model_and_tokenizer
 from paretune.moo.preference import Preference
 from paretune.recipes.load import load_recipe
+from paretune.training.checks import check_weights
 
 pytest.importorskip("bitsandbytes")
 pytestmark = pytest.mark.slow
@@ -63,6 +65,9 @@ def test_a_small_update_reaches_every_weight(
 ) -> None:
     model, tokenizer = load_model_and_tokenizer(base, quantization=kind)  # type: ignore[arg-type]
     model = tiny_lora(base=model)
+    if kind == "4bit":
+        with pytest.raises(InputError, match="quantised to 4 bits and on a CPU"):
+            check_weights(model)
     before = {n: w.detach().clone() for n, w in model.named_parameters() if w.requires_grad}
     assert {weight.dtype for weight in before.values()} == {torch.float32}
     sequences = [TokenSequence(tuple(range(5, 25)), 8), TokenSequence(tuple(range(30, 45)), 4)]
