@@ -118,7 +118,7 @@ def overrides(folder: Path) -> dict[str, list[str]]:
         f"rewards.{name}.trust_remote_code=false"
         for name in ("honesty", "helpfulness", "instruction_following")
     ]
-    pairs = [model("smollm2"), data("saferlhf.jsonl")]
+    pairs = [model("smollm2"), data("dialogues.jsonl")]
     weigh = ["steps=2", "budget=60", "seeds=[0]"]
     language = ["task.rows=16", "task.batch_size=4", "task.micro_batch=4"]
     inner = [f"methods.{name}.inner_steps=2" for name in ("moml", "moco")]
@@ -219,12 +219,14 @@ def make_tokenizer(kind: str) -> Any:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    demo = kind == "chatml"  # which also reads the demo, whose texts have to fit into 128 tokens
     trainer = trainers.BpeTrainer(
-        vocab_size=320,
+        vocab_size=2048 if demo else 320,
         special_tokens=list(dict.fromkeys(special)),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    backend.train_from_iterator([" ".join(WORDS)] * 4, trainer)
+    texts = [" ".join(WORDS)] * 4
+    backend.train_from_iterator([*texts, *_demo()] if demo else texts, trainer)
     if begin is not None:
         place = backend.token_to_id(begin)
         backend.post_processor = processors.TemplateProcessing(
@@ -237,6 +239,13 @@ def make_tokenizer(kind: str) -> Any:
         pad_token=pad,
         chat_template=_TEMPLATES.get(kind),
     )
+
+
+def _demo() -> Iterator[str]:
+    from paretune.data import demo
+
+    for row in demo.load().ratings:
+        yield from (message["content"] for message in (*row["prompt"], *row["response"]))
 
 
 def make_model(name: str, folder: Path) -> None:
@@ -297,6 +306,13 @@ def saferlhf(source: random.Random, rows: int = 120) -> Iterator[dict[str, Any]]
             "better_response_id": source.randint(0, 1),
             "safer_response_id": source.randint(0, 1),
         }
+
+
+def dialogues(source: random.Random) -> Iterator[dict[str, Any]]:
+    """The same, with dialogues as prompts."""
+    for row in saferlhf(source):
+        asked = f"\n\nHuman: {_text(source)}\n\nAssistant: {_text(source)}"
+        yield {**row, "prompt": f"{asked}\n\nHuman: {row['prompt']}\n\nAssistant:"}
 
 
 def ultrafeedback(source: random.Random, rows: int = 80) -> Iterator[dict[str, Any]]:
@@ -371,7 +387,7 @@ def summeval(source: random.Random, rows: int = 20) -> Iterator[dict[str, Any]]:
         }
 
 
-def mnist(source: random.Random, each: int = 220) -> Iterator[str]:
+def mnist(source: random.Random, each: int = 500) -> Iterator[str]:
     """A CSV of 28 x 28 grey values and the digit, which lights its own stripe."""
     for n in range(10 * each):
         digit = n % 10
@@ -392,7 +408,7 @@ def write_stand_ins(folder: Path, models: Sequence[str] = tuple(MODELS)) -> None
             make_model(name, folder / "models" / name)
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
-    for make in (saferlhf, ultrafeedback, helpsteer, summeval):
+    for make in (saferlhf, dialogues, ultrafeedback, helpsteer, summeval):
         rows = map(json.dumps, make(random.Random(0)))
         (data / f"{make.__name__}.jsonl").write_text("\n".join(rows))
     (data / "topical_chat.json").write_text(json.dumps(list(topical_chat(random.Random(0)))))
