@@ -12,13 +12,14 @@ import yaml
 from typer.testing import CliRunner
 
 from paretune.cli import app
+from paretune.errors import InputError
 from paretune.files import write_json
 from paretune.report import figures
 from paretune.report.papers import clamp, wc_penalty
 from paretune.report.papers.exhibit import Exhibit, Found, Row, beside, plain, written
 from paretune.report.papers.write import PAPERS, write_tables
 from paretune.results.comparison import Comparison
-from paretune.results.run_folder import read_comparison
+from paretune.results.run_folder import read_comparison, read_runs
 
 TWO = ("harmless", "helpful")
 THREE = ("honesty", "helpfulness", "instruction_following")
@@ -272,6 +273,16 @@ def test_weighings(tmp_path: Path) -> None:
     assert row.values["Ours"] == pytest.approx(1 + 5 * 0.5)  # five slabs on the unit cube
     (drawn,) = exhibit("Figure 6", wc_penalty.EXHIBITS).draw(found, tmp_path / "out", "f")
     assert drawn.read_bytes() == b"a picture"
+
+
+def test_weighings_elsewhere_or_unfinished_are_called_so(tmp_path: Path) -> None:
+    run = make_weighing(tmp_path / "helpsteer")
+    with pytest.raises(InputError, match=r"run of `paretune weigh` and is shown by its weigh\.md"):
+        read_runs([run])
+    (run / "weigh.json").unlink()
+    for read in (read_runs, Found.read):
+        with pytest.raises(InputError, match=r"is not finished: run `paretune weigh .*yaml` again"):
+            read([run])
 
 
 @pytest.mark.slow

@@ -254,6 +254,11 @@ def _results(path: Path, recipe: dict[str, Any]) -> tuple[Front | None, Comparis
         return None, read_comparison(path / "compare.json")
     if (path / "front.json").is_file():
         return read_front(path), None
+    if "task" in recipe:
+        how = "is shown by its weigh.md and by `paretune tables`"
+        if not (path / "weigh.json").is_file():
+            how = f"is not finished: run `paretune weigh {path / 'recipe.yaml'}` again"
+        raise InputError(f"'{path}' is a run of `paretune weigh` and {how}.")
     try:
         if "methods" in recipe:
             return None, measured_comparison(path, recipe)
