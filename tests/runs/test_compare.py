@@ -3,6 +3,8 @@
 import json
 import math
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +133,34 @@ def test_a_comparison_is_done_once(write: Callable[..., Path], tmp_path: Path) -
     saved = json.loads((run / "compare.json").read_text())
     assert saved["summary"]["CLAMP"]["hypervolume"]["seeds"] == 2
     assert set(saved["epsilon"]["MODPO"]) == {"CLAMP", "RACO", "Soups"}
+
+
+@pytest.mark.slow
+def test_workers_make_what_one_does(
+    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cells, and what several methods share, whoever needs it first."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    soups = "{name: rewarded_soups, options: {calibrate: none}}"
+    path = write(f"methods: [{{name: clamp}}, {{name: modpo}}, {soups}]")
+    runs = tmp_path / "one", tmp_path / "two"
+    for run, more in zip(runs, ([], ["--workers", "2"]), strict=True):
+        command = [sys.executable, "-m", "paretune", "compare", str(path), f"output_dir={run}"]
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+    one, two = (
+        {
+            str(path.relative_to(run)): path.read_bytes()
+            for path in run.rglob("*")
+            if path.name in ("adapter_model.safetensors", "answers.jsonl")
+        }
+        for run in runs
+    )
+    assert len(one) > 12
+    assert one == two
+    assert not (runs[1] / "claims").exists()
+    assert len(json.loads((runs[1] / "manifest.json").read_text())["sessions"]) == 2
 
 
 @pytest.mark.slow
