@@ -380,12 +380,36 @@ def test_weights_start_and_stay_where_they_are_told(weigher: Any) -> None:
     for _ in range(200):
         pulled.move(torch.zeros(2))
     assert pulled.by_name()["a"] == pytest.approx(0.5, abs=1e-2)
+    pulled = SetWeights("ab", 0.1, {"a": 0.9, "b": 0.1}, entropy=1.0)
+    for _ in range(200):
+        pulled.follow(torch.zeros(2))
+    assert pulled.by_name()["a"] == pytest.approx(0.5, abs=1e-2)
     with pytest.raises(InputError, match="names 'sun', which is no training set"):
         weigher(initial_weights={"sun": 1.0})
     with pytest.raises(InputError, match="adding up to one"):
         weigher(initial_weights={"moon": 0.9, "star": 0.9})
     with pytest.raises(InputError, match="weight_bounds must be pairs"):
         weigher(weight_bounds={"moon": [0.0, 0.1], "star": [0.0, 0.1]})
+
+
+def test_a_weight_near_the_end_comes_back_as_fast_as_it_went() -> None:
+    """The natural gradient's logits do not depend on where they are, so Adam's steps are those of
+    any three numbers; only differences of slopes count."""
+    draw = torch.Generator().manual_seed(0)
+    slopes = torch.randn(70, 3, generator=draw, dtype=torch.float64)
+    slopes += torch.tensor([2.0, -2.0, 0.0]) * torch.where(torch.arange(70) < 20, 1, -1)[:, None]
+    weights = SetWeights("abc", 0.3)
+    plain = torch.zeros(3, dtype=torch.float64)
+    adam = torch.optim.Adam([plain], lr=0.3)
+    path = []
+    for slope in slopes:
+        weights.follow(slope + 7.0)
+        plain.grad = slope - slope.mean()
+        adam.step()
+        torch.testing.assert_close(weights.values, plain.softmax(0))
+        path.append(weights.by_name())
+    assert path[19]["a"] < 1e-3
+    assert path[69]["a"] > 0.5
 
 
 def test_held_weights_are_plain_training(weigher: Any) -> None:
@@ -477,11 +501,20 @@ def test_intervals_are_of_the_steps_that_moved_x(weigher: Any) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::paretune.moo.bilevel.oracle.NonConvexLowerLevelWarning")
-def test_takes_the_steps_of_the_bilevel_method(weigher: Any, tiny_lora: Any) -> None:
+def test_takes_the_steps_of_the_bilevel_method(
+    weigher: Any, tiny_lora: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     preference, drawn = {"one": 0.7, "two": 0.3}, []
     trainer = weigher(preference, optim="adamw_torch", x_learning_rate=0.1, x_every=1)
     add = trainer.steps.add
     trainer.steps.add = lambda rows: [drawn.append(rows), add(rows)]
+    weights = trainer.weights
+
+    def through_softmax(slope: torch.Tensor) -> None:  # the bilevel method's x is any
+        w = weights.values
+        weights.move(w * (slope - w @ slope))
+
+    monkeypatch.setattr(weights, "follow", through_softmax)
     trainer.train()
     model = tiny_lora()
     model.set_attn_implementation("eager")

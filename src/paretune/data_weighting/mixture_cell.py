@@ -272,8 +272,7 @@ def weight_intervals(
         weights = trainer.initial_weights()
         drawn = torch.randint(len(found), (len(found),), generator=generator).sort().values
         for alignment in found[drawn]:
-            w = weights.values
-            weights.move(-w * (alignment - w @ alignment))
+            weights.follow(-alignment)
         ends.append(weights.values)
     quantiles = torch.tensor([0.1, 0.9], dtype=torch.float64)
     found = torch.stack(ends).quantile(quantiles, dim=0)

@@ -82,12 +82,13 @@ class Lookahead(WeightingSteps):
 
         −⟨∇L_n, P Σ_s ω_s p_s ∇f_s⟩
 
-    to first order. x takes a step of its Adam along that, through softmax, divided by the norms of
-    the two combined gradients (of the sets and of the criteria) in the metric P: their product is
-    the fall of the criteria that a step in their own direction would have, so noise in P does not
-    scale steps of x. ω are the multipliers of max_s p_s f_s (WC-Penalty paper, Eq. 1, eliminated),
-    or λ* of CLAMP (Eq. 6) on the criteria's Gramian. All N + S gradients come from one forward and
-    one backward pass where that is exact. y never sees a validation row.
+    to first order. x takes a step of its Adam along that, the natural gradient of the simplex
+    (Amari, 1998; exponentiated gradients), divided by the norms of the two combined gradients (of
+    the sets and of the criteria) in the metric P: their product is the fall of the criteria that a
+    step in their own direction would have, so noise in P does not scale steps of x. ω are the
+    multipliers of max_s p_s f_s (WC-Penalty paper, Eq. 1, eliminated), or λ* of CLAMP (Eq. 6) on
+    the criteria's Gramian. All N + S gradients come from one forward and one backward pass where
+    that is exact. y never sees a validation row.
 
     Args:
         trainer: Its model, arguments, set weights and preference.
@@ -204,8 +205,8 @@ class Lookahead(WeightingSteps):
         self._pending = None
         if not (bool(products.isfinite().all()) and 0 < size < math.inf):
             return
-        alignment, weights = products / size, trainer.weights.values
-        trainer.weights.move(-weights * (alignment - weights @ alignment))
+        alignment = products / size
+        trainer.weights.follow(-alignment)
         trainer.note(
             {f"alignment/{k}": a for k, a in zip(trainer.sets, alignment.tolist(), strict=True)}
             | {f"set_weight/{k}": w for k, w in trainer.set_weights.items()}

@@ -89,6 +89,22 @@ class SetWeights:
         if self._entropy:
             w, logs = self.values, self.x.log_softmax(0)
             gradient = gradient + self._entropy * w * (logs - w @ logs)
+        self._step(gradient)
+
+    def follow(self, slope: Tensor) -> None:
+        """The same along the natural gradient of the simplex, as fast near its corners as inside.
+
+        By the logits a weight near 0 or 1 has nearly no gradient, and could not come back.
+
+        Args:
+            slope: Derivatives of what is minimised by the weights themselves, ``(N,)``.
+        """
+        slope = slope.to(self.x)
+        if self._entropy:
+            slope = slope + self._entropy * self.x.log_softmax(0)
+        self._step(slope - slope.mean())
+
+    def _step(self, gradient: Tensor) -> None:
         self.x.grad = gradient
         self._optimizer.step()
         self._bound()
