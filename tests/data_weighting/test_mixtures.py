@@ -1,6 +1,8 @@
 """Sets that are weighed by the trainer: planted truths, own files, and what is made of a run."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,36 @@ def test_own_files_without_a_recipe(tmp_path: Path) -> None:
     changed = command(tmp_path, output, "retrain_steps=2")
     refused = CliRunner().invoke(cli.app, [str(word) for word in changed])
     assert isinstance(refused.exception, InputError)
+
+
+@pytest.mark.slow
+def test_workers_make_what_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    runs = tmp_path / "one", tmp_path / "two"
+    for output, more in zip(runs, ([], ["--workers", "2"]), strict=True):
+        words = command(tmp_path, output, "retrain_steps=1", "seeds=[0, 1, 2, 3]", *more)
+        done = subprocess.run(
+            [sys.executable, "-m", "paretune", *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+    one, two = (
+        {
+            path.parent.name: {
+                k: v for k, v in json.loads(path.read_text()).items() if k != "seconds"
+            }
+            for path in output.glob("cells/*/result.json")
+        }
+        for output in runs
+    )
+    assert len(one) == 4
+    assert one == two
+    shares = [yaml.safe_load((output / "mixture.yaml").read_text()) for output in runs]
+    assert shares[0] == shares[1]
+    assert len(json.loads((runs[1] / "manifest.json").read_text())["sessions"]) == 2
 
 
 OWN = ["weigh", "--data", "a", "b", "--criteria", "x", "y"]
