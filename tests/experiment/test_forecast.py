@@ -124,7 +124,7 @@ def test_every_shipped_recipe(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
         assert table.to_markdown()
     for each in found.work:
         if each.memory is not None:
-            assert each.memory.total > 1e8
+            assert each.memory.total > 1e7
     exact = {each.tokens.exact for each in found.work}
     assert exact == {True} or "the most there can be" in " ".join(found.remarks)
 
