@@ -279,6 +279,11 @@ def test_weighings_elsewhere_or_unfinished_are_called_so(tmp_path: Path) -> None
     run = make_weighing(tmp_path / "helpsteer")
     with pytest.raises(InputError, match=r"run of `paretune weigh` and is shown by its weigh\.md"):
         read_runs([run])
+    kept = (run / "weigh.json").read_text()
+    (run / "weigh.json").write_text(json.dumps({"criteria": ["x", "y"], "cells": []}))
+    with pytest.raises(InputError, match=r"planted ones, of which the papers have no table"):
+        Found.read([run])
+    (run / "weigh.json").write_text(kept)
     (run / "weigh.json").unlink()
     for read in (read_runs, Found.read):
         with pytest.raises(InputError, match=r"is not finished: run `paretune weigh .*yaml` again"):

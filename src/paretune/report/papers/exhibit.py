@@ -50,6 +50,11 @@ class Weighing:
         """Raises InputError where the folder has no ``weigh.json`` of this version."""
         recipe = yaml_syntax.parse((path / "recipe.yaml").read_text(encoding="utf-8"), str(path))
         found = read_object(path / "weigh.json")
+        if "criteria" in found:
+            raise InputError(
+                f"'{path}' weighs sets of the user's own or planted ones, of which the papers have "
+                f"no table: see {path / 'weigh.md'}, and leave it out."
+            )
         try:
             return cls(
                 path=path,
