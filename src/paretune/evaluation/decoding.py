@@ -64,7 +64,7 @@ class KeptPrefix:
 
     def keep(self, tokens: Sequence[int], cache: Any) -> None:
         """Keep a cache, if it can be cut back, and the tokens, of which it may lack the last."""
-        plain = type(cache) is DynamicCache and all(type(x) is DynamicLayer for x in cache.layers)
+        plain = _kinds(cache) == {DynamicLayer}
         self._cache = cache if plain else None
         self._tokens = list(tokens[: cache.get_seq_length()]) if plain else []
 
