@@ -37,7 +37,7 @@ def draw_weights(summary: "MixtureSummary", folder: Path) -> None:
                     _draw(axes, cells, summary.sets, looks)
                 axes.set_title(f"{method}: {preference_text(dict(point))}", fontsize=9)
                 axes.set_ylim(0, 1)
-                axes.set_xlabel("step")
+                axes.set_xlabel("step of the weights")
                 axes.set_ylabel("weight" if column == 0 else "")
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(
