@@ -265,6 +265,56 @@ def test_one_adapter_for_all_points_gone_on_with_at_every_stage(
 
 
 @pytest.mark.slow
+def test_a_reward_model_reads_every_answer_once(
+    make_context: Callable[..., Context],
+    tiny_llama: Callable[..., Any],
+    tokenizer: Any,
+    short_answers: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Once for the outputs of all objectives, and for normalising and imitating together."""
+    reward = tmp_path / "reward"
+    tiny_llama(num_labels=2, initializer_range=0.3).save_pretrained(reward)
+    tokenizer.save_pretrained(reward)
+    read: list[list[int]] = []  # what goes through the model, row by row
+    from paretune.experiment import reward_sources
+
+    load = reward_sources.load_reward_model
+
+    def watched(*args: Any, **named: Any) -> tuple[Any, Any]:
+        model, tokens = load(*args, **named)
+
+        def note(module: Any, args: Any, inputs: dict[str, Any]) -> None:
+            rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+            read.extend(ids[kept.bool()].tolist() for ids, kept in rows)
+
+        model.register_forward_pre_hook(note, with_kwargs=True)
+        return model, tokens
+
+    monkeypatch.setattr(reward_sources, "load_reward_model", watched)
+    outputs = [
+        f"{name}: {{scorer: model, name: '{reward}', label: {label}, max_length: 64}}"
+        for label, name in enumerate(POINTS[0])
+    ]
+    context = make_context("run", f"rewards={{{', '.join(outputs)}}}")
+    options(offline_steps=1, online_steps=1).train(context, POINTS)
+
+    answers = context.splits["train"]
+    rows = [row for name in POINTS[0] for row in answers.pairs[name]]
+    given = {
+        (str(row["prompt"]), str(row[side])) for row in rows for side in ("chosen", "rejected")
+    }
+    (built,) = context.shared.glob("ric-*")
+    usable = json.loads((built / "round-1/answers/training.json").read_text())["usable"]
+    assert usable == 3
+    assert len(read) == len(given) + usable
+    noted = [read_spend(path.parent) for path in context.shared.glob("*/training.json")]
+    assert sum(spend.reward_tokens for spend in noted) == sum(map(len, read))
+    assert read_spend(built).reward_tokens == sum(map(len, read[len(given) :]))
+
+
+@pytest.mark.slow
 def test_mistakes(
     make_context: Callable[..., Context], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
