@@ -112,44 +112,54 @@ def losses_of(kind: str) -> tuple[Callable[[Array], Array], float]:
     return lambda u: 2 * (u - 1), 2.0
 
 
+ANSWERS, BETA, RADIUS = 5, 0.1, 3.0
+REACH = math.sqrt(2)  # sup ‖∇ log π‖ = ‖e_y − π‖ < √2: K and C_π
+CURVATURE = 0.5  # sup of the largest eigenvalue of diag(π) − ππᵀ: L
+
+
+def printed_constants(kind: str) -> tuple[float, float, float]:
+    """C_g; L_f of Proposition E.4 as printed; and with 32 for its 16."""
+    _, l_g = losses_of(kind)
+    # u = β (θ_w − θ_l) less the reference's: within 2 √2 β radius of it.
+    bound = 1.0 if kind == "DPO" else 2 * (1 + 2 * math.sqrt(2) * BETA * RADIUS)
+    first = 16 * l_g**2 * BETA**4 * REACH**2 * REACH**2
+    second = 8 * BETA**2 * CURVATURE**2 * bound**2
+    return bound, math.sqrt(first + second), math.sqrt(2 * first + second)
+
+
+def measured_smoothness(kind: str, rounds: int = 20) -> float:
+    """The largest ‖Δ∇f‖ / ‖Δθ‖ of so many times 10,000 pairs of θ."""
+    slope, _ = losses_of(kind)
+    random = np.random.default_rng(0)
+    largest = 0.0
+    pairs = np.eye(ANSWERS)[0] - np.eye(ANSWERS)[1]
+    for _ in range(rounds):
+        a, b = random.uniform(-RADIUS, RADIUS, (2, 10_000, ANSWERS))
+        b = a + 10.0 ** random.uniform(-3, 0, (len(a), 1)) * (b - a)
+
+        # ∇ log π_w − ∇ log π_l = e_w − e_l, and u = β (θ_w − θ_l): the softmax drops out.
+        fall = BETA * (slope(BETA * a @ pairs) - slope(BETA * b @ pairs))
+        ratio = np.abs(fall) * np.linalg.norm(pairs)
+        largest = max(largest, float((ratio / np.linalg.norm(a - b, axis=1)).max()))
+    return largest
+
+
 def smooth() -> None:
     """Proposition E.4 on a softmax over 5 answers: L_f measured and as printed."""
-    answers, beta, radius = 5, 0.1, 3.0
-    random = np.random.default_rng(0)
-    reach = math.sqrt(2)  # sup ‖∇ log π‖ = ‖e_y − π‖ < √2: K and C_π
-    curvature = 0.5  # sup of the largest eigenvalue of diag(π) − ππᵀ: L
     print("| loss | C_g | L_f printed | with 32 for 16 | largest ‖Δ∇f‖ / ‖Δθ‖ of 200,000 pairs |")
     print("|---|---|---|---|---|")
-
     for kind in ("DPO", "IPO"):
-        slope, l_g = losses_of(kind)
-        # u = β (θ_w − θ_l) less the reference's: within 2 √2 β radius of it.
-        bound = 1.0 if kind == "DPO" else 2 * (1 + 2 * math.sqrt(2) * beta * radius)
-        first = 16 * l_g**2 * beta**4 * reach**2 * reach**2
-        second = 8 * beta**2 * curvature**2 * bound**2
-        largest = 0.0
-        pairs = np.eye(answers)[0] - np.eye(answers)[1]
-        for _ in range(20):
-            a, b = random.uniform(-radius, radius, (2, 10_000, answers))
-            b = a + 10.0 ** random.uniform(-3, 0, (len(a), 1)) * (b - a)
-
-            # ∇ log π_w − ∇ log π_l = e_w − e_l, and u = β (θ_w − θ_l): the softmax drops out.
-            fall = beta * (slope(beta * a @ pairs) - slope(beta * b @ pairs))
-            ratio = np.abs(fall) * np.linalg.norm(pairs)
-            largest = max(largest, float((ratio / np.linalg.norm(a - b, axis=1)).max()))
-        doubled = math.sqrt(2 * first + second)
-        print(
-            f"| {kind} | {bound:.3g} | {math.sqrt(first + second):.4f} | {doubled:.4f} | "
-            f"{largest:.4f} |"
-        )
+        bound, printed, doubled = printed_constants(kind)
+        largest = measured_smoothness(kind)
+        print(f"| {kind} | {bound:.3g} | {printed:.4f} | {doubled:.4f} | {largest:.4f} |")
     v, w = np.array([1.0, 0.0]), np.array([-1.0, 0.0])
     print(
         f"\nStep (e) bounds ‖v − w‖² by ‖v‖² + ‖w‖²: for v = −w = e it is {(v - w) @ (v - w):g}, "
         f"not at most {v @ v + w @ w:g}."
     )
     print(
-        f"u = β h of Table 1's IPO (h − 1/(2β))²: at h = 20, β = {beta}, Table 1 has "
-        f"{(20 - 1 / (2 * beta)) ** 2:g}, Appendix E's (u − 1)² has {(20 * beta - 1) ** 2:g}."
+        f"u = β h of Table 1's IPO (h − 1/(2β))²: at h = 20, β = {BETA}, Table 1 has "
+        f"{(20 - 1 / (2 * BETA)) ** 2:g}, Appendix E's (u − 1)² has {(20 * BETA - 1) ** 2:g}."
     )
 
 
