@@ -12,6 +12,10 @@ class InputError(ValueError):
     """
 
 
+class NothingToShowError(InputError):
+    """A run folder without anything that the command shows; with others it can be left out."""
+
+
 class TrainingStoppedError(RuntimeError):
     """Training could not go on (gradients stayed non-finite, say); a checkpoint was kept."""
 

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from paretune.cli import app
 from paretune.errors import InputError
 from paretune.files import write_json
+from paretune.recipes.mixture import TASKS
 from paretune.report import figures
 from paretune.report.papers import clamp, wc_penalty
 from paretune.report.papers.exhibit import Exhibit, Found, Row, beside, plain, written
+from paretune.report.papers.weighing import OTHER_TASKS
 from paretune.report.papers.write import PAPERS, write_tables
 from paretune.results.comparison import Comparison
 from paretune.results.run_folder import read_comparison, read_runs
@@ -236,7 +238,7 @@ def test_judges_fill_the_figures_of_their_names(comparison: Make, tmp_path: Path
 
 def make_weighing(run: Path) -> Path:
     """What `paretune weigh` leaves: 2 seeds, our method at all strong preferences, MOML."""
-    run.mkdir()
+    run.mkdir(parents=True)
     task = {"name": "reward_model", "loader": "helpsteer"}
     (run / "recipe.yaml").write_text(yaml.safe_dump({"task": task}))
     preferences = [{name: 0.96 if name == best else 0.01 for name in CRITERIA} for best in CRITERIA]
@@ -279,15 +281,101 @@ def test_weighings_elsewhere_or_unfinished_are_called_so(tmp_path: Path) -> None
     run = make_weighing(tmp_path / "helpsteer")
     with pytest.raises(InputError, match=r"run of `paretune weigh` and is shown by its weigh\.md"):
         read_runs([run])
-    kept = (run / "weigh.json").read_text()
-    (run / "weigh.json").write_text(json.dumps({"criteria": ["x", "y"], "cells": []}))
-    with pytest.raises(InputError, match=r"planted ones, of which the papers have no table"):
-        Found.read([run])
-    (run / "weigh.json").write_text(kept)
     (run / "weigh.json").unlink()
     for read in (read_runs, Found.read):
         with pytest.raises(InputError, match=r"is not finished: run `paretune weigh .*yaml` again"):
             read([run])
+    assert OTHER_TASKS == TASKS
+    (run / "recipe.yaml").write_text(yaml.safe_dump({"task": {"name": "planted"}}))
+    with pytest.raises(InputError, match=r"planted ones, of which the papers have no table"):
+        Found.read([run])
+
+
+def interrupt(run: Path) -> Path:
+    """Leaves of a weighing what one has that was stopped: results of cells, and the manifest."""
+    found = json.loads((run / "weigh.json").read_text())
+    (run / "weigh.json").unlink()
+    (run / "weigh_methods.png").unlink()
+    for n, cell in enumerate(found["cells"]):
+        (run / "cells" / f"cell-{n}").mkdir(parents=True)
+        (run / "cells" / f"cell-{n}" / "result.json").write_text(json.dumps(cell))
+    (run / "cells" / "begun").mkdir()
+    (run / "manifest.json").write_text(json.dumps({"objectives": found["objectives"]}))
+    return run
+
+
+def test_the_cells_of_a_weighing_that_was_stopped_are_shown(tmp_path: Path) -> None:
+    whole = Found.read([make_weighing(tmp_path / "whole" / "run")])
+    part = Found.read([interrupt(make_weighing(tmp_path / "part" / "run"))])
+    for each in wc_penalty.EXHIBITS:
+        assert list(each.rows(part)) == list(each.rows(whole))
+    (weighing,) = part.weighings
+    assert weighing.reference_point == pytest.approx([1.05] * 5)  # 0.5 to 1, and a tenth of it
+    run = tmp_path / "part" / "run"
+    assert part.left_out == [
+        f"Of '{run}' 12 cells are shown, without pictures: run `paretune weigh {run}/recipe.yaml` "
+        "again."
+    ]
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    (run / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "reference_point": [3] * 5}))
+    assert Found.read([run]).weighings[0].reference_point == (3,) * 5
+    found = json.loads((tmp_path / "whole" / "run" / "weigh.json").read_text())
+    (tmp_path / "whole" / "run" / "weigh.json").write_text(json.dumps({**found, "missing": 5}))
+    assert "12 of 17 cells" in Found.read([tmp_path / "whole" / "run"]).left_out[0]
+
+
+def test_points_of_runs_that_were_stopped_are_shown(
+    comparison: Make, sweep: Make, tmp_path: Path
+) -> None:
+    whole, part = (sweep(tmp_path / name / "run", THREE, divisions=3) for name in ("a", "b"))
+    assert Found.read([whole]).left_out == []
+    front = json.loads((part / "front.json").read_text())
+    (part / "front.json").unlink()
+    for point in front["points"][2:5]:
+        write_json(part / point["folder"] / "metrics.json", point)
+        write_json(part / point["folder"] / "training.json", point["training"])
+    found = Found.read([part])
+    again = f"run `paretune sweep {part}/recipe.yaml` again."
+    assert found.left_out == [f"Of '{part}' 3 of 10 points are shown: {again}"]
+    of_whole = rows(exhibit("Figure 6"), whole)
+    assert len(of_whole) > len(rows(exhibit("Figure 6"), part))
+    recipe = yaml.safe_load((part / "recipe.yaml").read_text())
+    recipe["sweep"]["preferences"] = None  # placed one after the other
+    (part / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    assert Found.read([part]).left_out == [f"Of '{part}' 3 points are shown: {again}"]
+    compared = comparison(tmp_path / "c", TWO)  # one point of MODPO failed
+    (told,) = Found.read([compared]).left_out
+    assert told.startswith(f"Of '{compared}' 18 of 19 points are shown: run `paretune compare ")
+
+
+def test_a_run_without_anything_costs_the_others_nothing(
+    sweep: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole, begun = (sweep(tmp_path / name, TWO) for name in ("whole", "begun"))
+    (begun / "front.json").unlink()
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    (planted / "recipe.yaml").write_text(yaml.safe_dump({"task": {"name": "planted"}}))
+    result = CliRunner().invoke(app, ["tables", *map(str, (begun, whole, planted))])
+    assert result.exit_code == 0, result.output
+    told = [
+        f"'{begun}' has no results yet: run `paretune sweep {begun}/recipe.yaml`.",
+        f"'{planted}' weighs sets of the user's own or planted ones, of which the papers have no "
+        f"table: see {planted}/weigh.md.",
+    ]
+    assert result.stderr.splitlines()[:2] == told
+    text = (tmp_path / "tables" / "tables.md").read_text()
+    page = (tmp_path / "tables" / "tables.html").read_text()
+    assert text.count("\n- ") == page.count("<p>&#39;") == 2
+    assert "whole" in text
+    with pytest.raises(InputError) as nothing:
+        write_tables([begun, planted], tmp_path / "none")
+    assert str(nothing.value).splitlines() == told
+    assert not (tmp_path / "none").exists()
+    for wrong in (tmp_path / "nothing", tmp_path):  # a mistake is none that can be left out
+        with pytest.raises(InputError, match="folder"):
+            write_tables([whole, wrong], tmp_path / "none")
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ def tables(
 
     They are in the papers' layout and digits, with the printed values beside; of those that no run
     here shows, a line says which run they need. FOLDER gets tables.md, tables.html and the figures.
+    Of unfinished runs what is done is shown; a line says what is not and which command makes it.
     """
     with resumable():
         from paretune.report.papers.write import write_tables

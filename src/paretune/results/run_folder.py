@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from paretune import yaml_syntax
-from paretune.errors import InputError
+from paretune.errors import InputError, NothingToShowError
 from paretune.files import read_object, read_objects
 from paretune.moo.calibration import Calibration
 from paretune.names import shown
@@ -54,7 +54,8 @@ class Run:
         """Read a folder that `paretune sweep` or `paretune compare` made, or is making.
 
         Raises:
-            InputError: it is no such folder, has no results yet, or a file of it is damaged.
+            NothingToShowError: it has no results yet.
+            InputError: it is no such folder, or a file of it is damaged.
         """
         saved = saved_recipe(path)
         text = yaml_syntax.read(saved, f"'{saved}'")
@@ -74,7 +75,9 @@ class Run:
             series, base = {front.method: front.points}, _measured_base(path)
         else:
             again = "compare" if "methods" in recipe else "sweep"
-            raise InputError(f"'{path}' has no results yet: run `paretune {again} {saved}`.")
+            raise NothingToShowError(
+                f"'{path}' has no results yet: run `paretune {again} {saved}`."
+            )
         return cls(
             path=path,
             name=name,
@@ -93,6 +96,25 @@ class Run:
     def points(self) -> Iterator[tuple[str, FrontPoint]]:
         """Every trained point with its method."""
         return ((title, point) for title, points in self.series.items() for point in points)
+
+    @property
+    def unfinished(self) -> str:
+        """What of the plan is shown, and how to get the rest; empty if all points are measured."""
+        done = sum(len(points) for points in self.series.values())
+        plan = self.recipe.get("sweep") or {}
+        if self.comparison is not None:
+            command = "compare"
+            missing: int | None = sum(len(cell.missing) for cell in self.comparison.cells)
+        elif plan.get("preferences") is None:  # points placed one after the other
+            command, missing = "sweep", 0 if (self.path / "front.json").is_file() else None
+        else:
+            command = "sweep"
+            missing = len(plan["preferences"]) * len(plan.get("seeds") or [0]) - done
+        if missing is not None and missing <= 0:
+            return ""
+        count = f"{done}" if missing is None else f"{done} of {done + missing}"
+        again = f"run `paretune {command} {self.path / 'recipe.yaml'}` again"
+        return f"Of '{self.path}' {count} points are shown: {again}."
 
     def calibration(self, title: str) -> Calibration | None:
         """What p means on the one adapter of a method's points; None where each has its own."""

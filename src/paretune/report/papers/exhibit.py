@@ -4,16 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
-from paretune import yaml_syntax
-from paretune.errors import InputError
-from paretune.files import read_object
+from paretune.errors import NothingToShowError
 from paretune.judging.summary import Summary as Judged
 from paretune.report.judges import read_judges
+from paretune.report.papers.weighing import Weighing, is_weighing
 from paretune.results.damage import warn_of_damage
 from paretune.results.run_folder import Run, saved_recipe
 from paretune.results.table import Cell, Column, Table, left
@@ -35,92 +31,46 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Weighing:
-    """What `paretune weigh` left in a folder: its recipe's task, and ``weigh.json``."""
-
-    path: Path
-    task: Mapping[str, Any]
-    objectives: tuple[str, ...]
-    preferences: tuple[dict[str, float], ...]
-    reference_point: tuple[float, ...]
-    cells: tuple[dict[str, Any], ...]
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Raises InputError where the folder has no ``weigh.json`` of this version."""
-        recipe = yaml_syntax.parse((path / "recipe.yaml").read_text(encoding="utf-8"), str(path))
-        found = read_object(path / "weigh.json")
-        if "criteria" in found:
-            raise InputError(
-                f"'{path}' weighs sets of the user's own or planted ones, of which the papers have "
-                f"no table: see {path / 'weigh.md'}, and leave it out."
-            )
-        try:
-            return cls(
-                path=path,
-                task=recipe["task"],
-                objectives=tuple(found["objectives"]),
-                preferences=tuple(found["preferences"]),
-                reference_point=tuple(found["reference_point"]),
-                cells=tuple(each for each in found["cells"] if each["status"] == "done"),
-            )
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"'{path}' does not hold a weighing of this version ({error}): run "
-                f"`paretune weigh {path / 'recipe.yaml'}` again."
-            ) from error
-
-    @property
-    def methods(self) -> list[str]:
-        return list(dict.fromkeys(cell["method"] for cell in self.cells))
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted({cell["seed"] for cell in self.cells})
-
-    @property
-    def model(self) -> str:
-        """The last part of a language model's name; of other tasks empty."""
-        model = self.task.get("model") or {}
-        return str(model.get("name", "")).rstrip("/").split("/")[-1]
-
-    def losses(
-        self, method: str, seed: int, chosen: Callable[[Mapping[str, float]], bool] | None = None
-    ) -> NDArray[np.float64]:
-        """Re-solved losses (n, S) of a method's points, or of those at chosen preferences."""
-        rows = [
-            cell["resolved"]
-            for cell in self.cells
-            if (cell["method"], cell["seed"]) == (method, seed)
-            and (chosen is None or (cell["preference"] and chosen(cell["preference"])))
-        ]
-        return np.array(rows, dtype=np.float64).reshape(-1, len(self.objectives))
-
-
-@dataclass(frozen=True)
 class Found:
-    """The runs that exhibits are made of."""
+    """The runs that exhibits are made of.
+
+    Attributes:
+        left_out: a sentence for each run that is shown in part or not at all: what is not there,
+            and what makes it.
+    """
 
     runs: Sequence[Run] = ()
     weighings: Sequence[Weighing] = ()
+    left_out: Sequence[str] = ()
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> Self:
-        """Read folders of `paretune sweep`, `compare` and `weigh`.
+        """Read folders of `paretune sweep`, `compare` and `weigh`, finished or not.
 
         Raises:
-            InputError: a folder that is none of these, or has no results yet.
+            InputError: a folder that is none of these, a damaged file, or no run of them has
+                anything to show.
         """
         runs: list[Run] = []
         weighings: list[Weighing] = []
+        left_out: list[str] = []
         for path in dict.fromkeys(paths):
             saved_recipe(path)  # complains
-            if (path / "weigh.json").is_file():
-                weighings.append(Weighing.read(path))
-            else:
-                runs.append(Run.read(path))
-                warn_of_damage(path)
-        return cls(runs, weighings)
+            found: Run | Weighing
+            try:
+                if is_weighing(path):
+                    weighings.append(found := Weighing.read(path))
+                else:
+                    runs.append(found := Run.read(path))
+                    warn_of_damage(path)
+            except NothingToShowError as nothing:
+                left_out.append(str(nothing))
+                continue
+            if found.unfinished:
+                left_out.append(found.unfinished)
+        if not runs and not weighings:
+            raise NothingToShowError("\n".join(left_out) or "No run folder was given.")
+        return cls(runs, weighings, left_out)
 
     @cached_property
     def judged(self) -> list[tuple[Run, Judged]]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from paretune.moo.indicators import area_ratio, epsilon_additive, hypervolume, nondominated
 from paretune.report.papers.drawing import draw_bars, finite
-from paretune.report.papers.exhibit import Exhibit, Found, Row, Values, Weighing
+from paretune.report.papers.exhibit import Exhibit, Found, Row, Values
+from paretune.report.papers.weighing import Weighing
 
 _OURS = ("wc_augmented", "wc_penalty")
 _BASELINES = {"moml": "MOML", "moco": "MoCo", "forum": "FORUM", "itd": "ITD", "soba": "SOBA"}

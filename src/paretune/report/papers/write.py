@@ -62,17 +62,20 @@ def write_tables(
         By paper, its exhibits in order.
 
     Raises:
-        InputError: a folder that is no run's, or nothing can be written.
+        InputError: a folder that is no run's, no run has anything to show, or nothing can be
+            written.
     """
     found = Found.read(paths)
+    for line in found.left_out:
+        tell(line)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         shown = {
             paper: [_show(paper, exhibit, found, folder) for exhibit in exhibits]
             for paper, exhibits in PAPERS.items()
         }
-        write_text(folder / "tables.md", "\n\n".join(_markdown(shown, folder)) + "\n")
-        write_text(folder / "tables.html", _html(shown, folder))
+        write_text(folder / "tables.md", "\n\n".join(_markdown(shown, found, folder)) + "\n")
+        write_text(folder / "tables.html", _html(shown, found, folder))
     except OSError as error:
         raise InputError(f"'{folder}' cannot be written: {error}.") from error
     for name in ("tables.md", "tables.html"):
@@ -88,9 +91,11 @@ def _show(paper: str, exhibit: Exhibit, found: Found, folder: Path) -> Shown:
     return Shown(exhibit, exhibit.table(found), exhibit.draw(found, folder, stem))
 
 
-def _markdown(shown: dict[str, list[Shown]], folder: Path) -> Iterator[str]:
+def _markdown(shown: dict[str, list[Shown]], found: Found, folder: Path) -> Iterator[str]:
     yield "# Tables and figures"
     yield _NOTE
+    if found.left_out:
+        yield "\n".join(f"- {markdown_text(line)}" for line in found.left_out)
     for paper, exhibits in shown.items():
         yield f"## {paper}"
         for each in exhibits:
@@ -105,8 +110,9 @@ def _markdown(shown: dict[str, list[Shown]], folder: Path) -> Iterator[str]:
                 yield each.exhibit.note
 
 
-def _html(shown: dict[str, list[Shown]], folder: Path) -> str:
+def _html(shown: dict[str, list[Shown]], found: Found, folder: Path) -> str:
     parts = [f"<h1>Tables and figures</h1><p>{escape(_NOTE)}</p>"]
+    parts += [f"<p>{escape(line)}</p>" for line in found.left_out]
     for paper, exhibits in shown.items():
         parts.append(f"<h2>{escape(paper)}</h2>")
         for each in exhibits:
