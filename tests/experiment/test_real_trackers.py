@@ -34,6 +34,7 @@ def sweep(folder: Path, tracker: str, *, kill: bool = False) -> None:
         "WANDB_MODE": "offline",
         "WANDB_SILENT": "true",
         "TRACKIO_DIR": str(folder / "trackio"),
+        "MLFLOW_TRACKING_URI": mlflow_store(folder),
         "XDG_CACHE_HOME": str(folder / "cache"),
     }
     process = subprocess.Popen(
@@ -48,6 +49,10 @@ def sweep(folder: Path, tracker: str, *, kill: bool = False) -> None:
         process.send_signal(signal.SIGKILL)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == (-signal.SIGKILL if kill else 0), output.decode()
+
+
+def mlflow_store(folder: Path) -> str:
+    return f"sqlite:///{folder / 'mlflow.db'}"
 
 
 @pytest.fixture
@@ -138,3 +143,52 @@ def test_trackio(swept: Path) -> None:
         lost = 4 * (STEPS // 8) if name.endswith(POINTS[1]) else 0
         steps = {row["train/global_step"] for row in logs}
         assert steps >= set(range(lost + 1, STEPS + 1))
+
+
+@pytest.mark.parametrize("swept", [needs("mlflow")], indirect=True)
+def test_mlflow(swept: Path) -> None:
+    import sqlite3
+
+    with sqlite3.connect(swept / "mlflow.db") as store:
+        runs = store.execute(
+            "SELECT r.run_uuid, r.name, r.status, e.name FROM runs r "
+            "JOIN experiments e ON r.experiment_id = e.experiment_id"
+        ).fetchall()
+        assert sorted(run[1:] for run in runs) == [
+            (f"mine/{point}", "FINISHED", "mine") for point in POINTS
+        ]
+        for run, name, *_ in runs:
+            metric = "helpful/loss" if name.endswith(POINTS[0]) else "harmless/loss"
+            rows = store.execute(
+                "SELECT step FROM metrics WHERE run_uuid = ? AND key = ?", (run, metric)
+            )
+            assert {step for (step,) in rows} == set(range(1, STEPS + 1))
+
+
+GONE = """
+import os, sys, mlflow
+from pathlib import Path
+from paretune.experiment.tracking import _mlflow_run
+folder, store = Path(sys.argv[1]), sys.argv[2]
+mlflow.set_tracking_uri(store)
+mlflow.set_experiment("mine")
+with mlflow.start_run() as run:
+    id = run.info.run_id
+(folder / "tracking.json").write_text('{"mlflow": "%s"}' % id)
+os.environ["MLFLOW_EXPERIMENT_NAME"] = "mine"
+assert _mlflow_run(folder) == {"MLFLOW_RUN_ID": id}
+os.environ["MLFLOW_EXPERIMENT_NAME"] = "other"
+assert _mlflow_run(folder) == {}
+os.environ["MLFLOW_EXPERIMENT_NAME"] = "mine"
+mlflow.delete_run(id)
+assert _mlflow_run(folder) == {}
+mlflow.set_tracking_uri(store + "2")
+assert _mlflow_run(folder) == {}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mlflow") is None, reason="mlflow is not installed")
+def test_an_mlflow_run_that_is_gone_is_not_resumed(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", GONE, str(tmp_path), mlflow_store(tmp_path)]
+    subprocess.run(command, check=True, cwd=tmp_path)

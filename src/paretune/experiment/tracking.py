@@ -4,7 +4,7 @@ import os
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +95,15 @@ def _one_run(trainer: Trainer, trackers: list[Any], folder: Path, run: Path) -> 
             tracker.logging_dir = str(Path(above) / name if above else folder / "tensorboard")
     always = {"WANDB_RUN_ID": _run_id(folder), "WANDB_RESUME": "allow", "WANDB_RUN_GROUP": group}
     ours = {"WANDB_DIR": str(folder), "WANDB_PROJECT": "paretune", "MLFLOW_EXPERIMENT_NAME": group}
-    with _environment(always | {key: os.environ.get(key, ours[key]) for key in ours}):
+    with ExitStack() as within:
+        within.enter_context(
+            _environment(always | {key: os.environ.get(key, ours[key]) for key in ours})
+        )
         before = _open_runs()
+        if "mlflow" in sys.modules and "mlflow" not in before:
+            within.enter_context(_environment(_mlflow_run(folder)))
+            trainer.add_callback(note := _MlflowNote(folder))
+            trackers.append(note)
         if "wandb" in sys.modules and "wandb" not in before:
             sys.modules["wandb"].teardown()  # what it read before is not of this point
         failed = True
@@ -105,6 +112,33 @@ def _one_run(trainer: Trainer, trackers: list[Any], folder: Path, run: Path) -> 
             failed = False
         finally:
             _close(before, failed)
+
+
+class _MlflowNote(TrainerCallback):
+    """Notes which run mlflow has begun, in which a later session goes on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / _RECORD
+
+    def on_train_begin(self, args: Any, state: TrainerState, control: Any, **_: Any) -> None:
+        run = sys.modules["mlflow"].active_run()
+        if run is not None:
+            write_json(self._path, {**read_object(self._path), "mlflow": run.info.run_id})
+
+
+def _mlflow_run(folder: Path) -> dict[str, str]:
+    """``MLFLOW_RUN_ID`` of the run of an earlier session, if the store and experiment have it."""
+    mlflow, known = sys.modules["mlflow"], read_object(folder / _RECORD).get("mlflow")
+    if known is None or "MLFLOW_RUN_ID" in os.environ:
+        return {}
+    client = mlflow.MlflowClient()
+    try:
+        run = client.get_run(str(known))
+    except mlflow.MlflowException:
+        return {}
+    experiment = client.get_experiment_by_name(os.environ["MLFLOW_EXPERIMENT_NAME"])
+    here = experiment is not None and experiment.experiment_id == run.info.experiment_id
+    return {"MLFLOW_RUN_ID": str(known)} if here and run.info.lifecycle_stage == "active" else {}
 
 
 def _run_id(folder: Path) -> str:
@@ -125,7 +159,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
     finally:
         for key, value in before.items():
             if value is None:
-                del os.environ[key]
+                os.environ.pop(key, None)
             else:
                 os.environ[key] = value
 
@@ -144,6 +178,8 @@ def _open_runs() -> set[str]:
 
 def _close(before: set[str], failed: bool) -> None:
     """Close the runs that were opened since; those of the caller are the caller's."""
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].flush_async_logging()  # ending a run does not wait for its logs
     for name in _open_runs() - before:
         module: Any = sys.modules[name]
         if name == "wandb":
