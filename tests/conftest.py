@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+os.getloadavg = lambda: (0.0, 0.0, 0.0)  # what is shown must not depend on what else runs here
+
 TEXT = """the a is was to of and in you me we it can how why what when who red blue green yes no
 maybe cat dog bird fish tea milk bread salt sun moon star rain wind snow run walk sit eat drink
 sleep read write good bad small large fast slow warm cold please thanks sorry"""

@@ -187,6 +187,24 @@ def test_it_ends_as_the_best_of_them(
     assert len(lines) == len(set(lines))  # what both say is said once
 
 
+@pytest.mark.parametrize("finished", [1, 3])
+def test_a_busy_machine_is_told_of_before_the_work(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], finished: int
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (6.0, 0.0, 0.0), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    begin = {"begin": 3, "finished": finished, "phases": ["train"]}
+    fake(monkeypatch, f"import json; print(chr(30) + json.dumps({begin}))")
+    run_workers(3, ["sweep", "demo"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (finished < 3)
+    for line in lines:
+        assert "load of 6.0 in the last minute on 8 cores, to which this run adds 6" in line
+        assert line.endswith("There is room for 2: give fewer --workers.")
+
+
 def test_a_signal_stops_all(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from paretune.cli import workers\n"

@@ -64,6 +64,7 @@ def test_work_is_finished_once_and_sessions_are_noted(folder: Callable[..., RunF
         {"dropped"},
     ]
     assert manifest["sessions"][0]["torch"]
+    assert manifest["sessions"][0]["machine"].startswith("load 0.0 on ")
     assert sorted(path.name for path in first.path.iterdir()) == [
         "made.json",
         "made.md",

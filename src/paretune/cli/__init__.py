@@ -31,8 +31,6 @@ from paretune.cli.sweep import sweep
 from paretune.cli.train import train
 from paretune.cli.weigh import ManyValues, weigh
 
-logger = logging.getLogger(__name__)
-
 app = typer.Typer(
     name="paretune",
     no_args_is_help=True,
@@ -80,16 +78,10 @@ def _wait_passively() -> None:
     """Let OpenMP's threads sleep while they wait: on a busy machine they would hold up each other.
 
     It must be said before torch loads. How many there are is left as it is: sums depend on that.
+    Where they would have to wait, the display of a run says so (`paretune.cli.progress.busy`).
     """
     for name, value in {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}.items():
         os.environ.setdefault(name, value)
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    logger.info(
-        "OpenMP waits by %s (OMP_WAIT_POLICY); the load is %.1f on %s cores.",
-        os.environ["OMP_WAIT_POLICY"],
-        load,
-        os.cpu_count(),
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

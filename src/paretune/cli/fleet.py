@@ -57,10 +57,13 @@ class Events:
 
 
 class Fleet:
-    """How all workers get on: a bar for all points and one each, or lines."""
+    """How all workers get on: a bar for all points and one each, or lines.
 
-    def __init__(self, workers: int, shown: Bars | None) -> None:
-        self._bars = shown
+    A notice is printed once there is work to begin.
+    """
+
+    def __init__(self, workers: int, shown: Bars | None, notice: str | None = None) -> None:
+        self._bars, self._notice = shown, notice
         self._names, self._phases = ["starting"] * workers, [PHASES] * workers
         self._total, self._finished, self._first, self._start = 0, 0, 0, time.monotonic()
         self._said: set[str] = set()
@@ -120,6 +123,8 @@ class Fleet:
                 if not self._total:
                     self._total, self._first = event["begin"], event["finished"]
                     self._start = time.monotonic()
+                    if self._notice is not None and self._first < self._total:
+                        self.say(self._notice)
             if "finished" in event:
                 self._finished = max(self._finished, event["finished"])
             self._names[worker] = event.get("point", self._names[worker])

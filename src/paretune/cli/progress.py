@@ -14,6 +14,7 @@ from rich.progress import Progress as Bars
 
 from paretune.cli.output import console
 from paretune.files import main_process, user_path
+from paretune.machine import Machine, this_machine
 from paretune.models import BUILT_IN
 from paretune.progress import PHASES, STEPS, Count, Phase, Progress, Silent
 
@@ -89,10 +90,13 @@ class Estimate:
 
 
 class _Display:
-    """How a run gets on: two bars on a terminal, elsewhere a line at the start of each phase."""
+    """How a run gets on: two bars on a terminal, elsewhere a line at the start of each phase.
 
-    def __init__(self, console: Console, bars: Bars | None) -> None:
-        self._console, self._bars = console, bars
+    A notice is printed once there is work to begin.
+    """
+
+    def __init__(self, console: Console, bars: Bars | None, notice: str | None = None) -> None:
+        self._console, self._bars, self._notice = console, bars, notice
         self._tasks: tuple[TaskID, TaskID] | None = None
         self._at: tuple[int, Phase] | None = None
         self._number = self._total = 0
@@ -101,6 +105,9 @@ class _Display:
     def begin(self, points: Sequence[str], finished: int, phases: Sequence[Phase] = PHASES) -> None:
         self._number, self._total, self._phases = finished, len(points), tuple(phases)
         self._estimate = Estimate(len(points) - finished, phases)
+        if self._notice is not None and finished < len(points):
+            self._console.print(self._notice, highlight=False, soft_wrap=True)
+            self._notice = None
         if self._bars is not None:
             of_all = self._bars.add_task(f"{finished} of {len(points)} points", total=len(points))
             self._tasks = of_all, self._bars.add_task("", total=1.0)
@@ -156,6 +163,28 @@ def remaining_text(seconds: float | None) -> str:
     return f"about {seconds / 3600:.1f} h left"
 
 
+def busy(machine: Machine, workers: int = 1) -> str | None:
+    """What a run on a busy machine is told; None where there is room for its threads."""
+    if not machine.busy:
+        return None
+    policy = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
+    threads = "1 thread" if machine.threads == 1 else f"{machine.threads} threads"
+    text = (
+        f"The machine is busy: a load of {machine.load:.1f} in the last minute on {machine.cores} "
+        f"cores, to which this run adds {threads}. It takes longer than alone; "
+    )
+    if policy.upper() == "PASSIVE":
+        text += "threads that wait for each other sleep (OMP_WAIT_POLICY=PASSIVE)."
+    else:
+        text += f"with OMP_WAIT_POLICY={policy} more so than with PASSIVE."
+    room = max(1, machine.cores - round(machine.load))
+    if room < machine.threads and workers > 1:
+        text += f" There is room for {room}: give fewer --workers."
+    elif room < machine.threads:
+        text += f" There is room for {room}: OMP_NUM_THREADS={room} (last bits depend on it)."
+    return text
+
+
 def quiet_libraries(model: str) -> None:
     """Silence what the libraries would print; call it before they are imported.
 
@@ -177,6 +206,7 @@ def console_progress(model: str | None) -> Iterator[Progress]:
     Args:
         model: Of the recipe, if the run has one.
     """
+    notice = busy(this_machine())  # before the libraries' import adds to the load
     if model is not None:
         quiet_libraries(model)
     terminal = console(stderr=True)
@@ -188,10 +218,10 @@ def console_progress(model: str | None) -> Iterator[Progress]:
         yield Events()
     elif not terminal.is_terminal:
         with _steps_told(terminal):
-            yield _Display(terminal, None)
+            yield _Display(terminal, None, notice)
     else:
         with bars(terminal) as shown:
-            yield _Display(terminal, shown)
+            yield _Display(terminal, shown, notice)
 
 
 @contextmanager

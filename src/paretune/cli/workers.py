@@ -19,8 +19,10 @@ import typer
 
 from paretune.cli.fleet import VARIABLE, Fleet, fleet_bars
 from paretune.cli.output import console
+from paretune.cli.progress import busy
 from paretune.errors import InputError
 from paretune.extras import require
+from paretune.machine import own_cores, this_machine
 
 if TYPE_CHECKING:
     from paretune.recipes.section import Run
@@ -117,8 +119,10 @@ def run_workers(count: int, arguments: Sequence[str], ranks: int = 1) -> None:
         typer.Exit: with the exit code, if it is not 0.
     """
     environments = worker_environments(count, _gpus(), ranks)
+    threads = sum(int(each["OMP_NUM_THREADS"]) for each in environments) * ranks
+    notice = busy(this_machine(threads), count)
     with stopped_by_signals(), fleet_bars() as shown:
-        fleet = Fleet(count, shown)
+        fleet = Fleet(count, shown, notice)
         workers = [
             _Worker(number, worker_command(arguments, ranks), environment, fleet)
             for number, environment in enumerate(environments)
@@ -149,9 +153,7 @@ def worker_environments(count: int, gpus: Sequence[str], ranks: int = 1) -> list
             f"run.gpus_per_point is {ranks}, and this machine has {len(gpus)} GPUs for this "
             "process: give at most that."
         )
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    threads = max(1, cores // (count * ranks))
+    threads = max(1, own_cores() // (count * ranks))
     given = os.environ.get("OMP_NUM_THREADS", "")
     if given.isdigit():
         threads = max(1, min(threads, int(given)))

@@ -27,6 +27,7 @@ from paretune.files import (
     write_json,
     write_text,
 )
+from paretune.machine import this_machine
 from paretune.results.run_folder import MANIFEST, begun, read_manifest
 from paretune.runs.identity import Identity, check_ground
 from paretune.runs.pieces import CLAIMS, Pieces
@@ -231,7 +232,10 @@ class RunFolder:
             if self._number is None:
                 self._number = len(sessions)
                 python = {"python": platform.python_version()}
-                sessions.append({"started": _now(), **python, **{n: version(n) for n in _VERSIONS}})
+                sessions.append(
+                    {"started": _now(), "machine": str(this_machine()), **python}
+                    | {name: version(name) for name in _VERSIONS}
+                )
             sessions[self._number] |= session or {}
             write_json(self.path / MANIFEST, {**manifest, **values, "sessions": sessions})
 
