@@ -16,7 +16,7 @@ from paretune.errors import InputError
 from paretune.files import write_json
 from paretune.recipes.mixture import TASKS
 from paretune.report import figures
-from paretune.report.papers import clamp, wc_penalty
+from paretune.report.papers import clamp, drawing, wc_penalty
 from paretune.report.papers.exhibit import Exhibit, Found, Row, beside, plain, written
 from paretune.report.papers.weighing import OTHER_TASKS
 from paretune.report.papers.write import PAPERS, write_tables
@@ -104,18 +104,18 @@ def test_tables_3_and_5(comparison: Make, tmp_path: Path) -> None:
     table = exhibit("Table 3").table(Found.read([run]))
     assert table is not None
     assert table.head == [
-        *["DPO loss", "source", "μ = 0.01", "μ = 7", "μ = 100", "μ = 1", "μ = 1000"]
+        *["DPO loss", "source", "μ = 0.01", "μ = 1", "μ = 7", "μ = 100", "μ = 1000"]
     ]
     (paper,) = [row for row in table.texts if row[:2] == ["Harmlessness", "paper"]]
-    assert paper[2:] == ["0.7014", "", "0.5916", "0.7012", "0.6049"]
+    assert paper[2:] == ["0.7014", "0.7012", "", "0.5916", "0.6049"]
     ours = [row for row in table.texts if row[0] == "harmless"]
     assert [row[1] for row in ours] == [f"mu, [{p}, {1 - p}]" for p in (0.25, 0.5, 0.75)]
-    assert all(len(value) == 6 for row in ours for value in row[2:5])
+    assert all([len(value) for value in row[2:]] == [6, 0, 6, 6, 0] for row in ours)
 
     methods[0]["options"] = {"mu": "auto"}  # stands after the numbers
     table = exhibit("Table 3").table(Found.read([relabelled(run, methods)]))
     assert table is not None
-    assert table.head[2:5] == ["μ = 7", "μ = 100", "μ = auto"]
+    assert table.head[4:] == ["μ = 7", "μ = 100", "μ = 1000", "μ = auto"]
 
     batches = [
         {"name": "clamp", "label": str(n), "train": {"gradient_accumulation_steps": n}}
@@ -125,8 +125,8 @@ def test_tables_3_and_5(comparison: Make, tmp_path: Path) -> None:
     run = relabelled(comparison(tmp_path / "batch", TWO), batches, **size)
     found = rows(exhibit("Table 5"), run)
     steps = [row for row in found if row[0] == "training steps"]
-    assert steps[0][2:5] == ["40", "40", "40"]
-    assert steps[-1][1:] == ["paper", "2,500", "800", "450", "500"]
+    assert steps[0][2:] == ["40", "40", "", "40"]
+    assert steps[-1][1:] == ["paper", "2,500", "800", "500", "450"]
 
 
 def test_tables_of_costs(sweep: Make, comparison: Make, tmp_path: Path) -> None:
@@ -142,8 +142,8 @@ def test_tables_of_costs(sweep: Make, comparison: Make, tmp_path: Path) -> None:
     ]
     found = rows(exhibit("Table 6"), relabelled(comparison(tmp_path / "all", TWO), methods))
     assert found == [
-        ["overall training time (min)", "all", "2", "2", "2", "", ""],
-        ["overall training time (min)", "paper", "37", "457", "54", "273", "471"],
+        ["overall training time (min)", "all", "2", "2", "", "", "2"],
+        ["overall training time (min)", "paper", "37", "54", "273", "471", "457"],
     ]
 
 
@@ -346,6 +346,80 @@ def test_points_of_runs_that_were_stopped_are_shown(
     compared = comparison(tmp_path / "c", TWO)  # one point of MODPO failed
     (told,) = Found.read([compared]).left_out
     assert told.startswith(f"Of '{compared}' 18 of 19 points are shown: run `paretune compare ")
+
+
+def test_runs_of_one_name_are_told_apart(comparison: Make, tmp_path: Path) -> None:
+    first, second = (comparison(tmp_path / name / "run", TWO) for name in ("first", "second"))
+    other = make_weighing(tmp_path / "first" / "helpsteer")
+    found = Found.read([first, second, other, first / "."])
+    assert len(found.runs) == 2
+    assert [found.name(run) for run in found.runs] == ["first/run", "second/run"]
+    assert found.source(found.weighings[0], "", "wc_augmented") == "helpsteer, wc_augmented"
+    drawn = exhibit("Figure 3").draw(found, tmp_path, "f")
+    assert [path.name for path in drawn] == ["f-first-run.png", "f-second-run.png"]
+    alone = Found.read([first])
+    assert alone.file_name(alone.runs[0]) == "run"
+
+
+def test_a_run_is_named_by_its_folder_where_it_is_the_present_one(
+    sweep: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sweep(tmp_path / "three", THREE))
+    assert rows(exhibit("Figure 6"), Path())[-1][1] == "three"
+
+
+def test_methods_that_have_not_begun_with_a_seed_keep_their_setting(
+    comparison: Make, tmp_path: Path
+) -> None:
+    """Options are kept when a cell begins: another seed's tell them as well."""
+    methods = [{"name": "clamp", "label": f"{mu}", "options": {"mu": mu}} for mu in (0.01, 1, 100)]
+    run = relabelled(comparison(tmp_path / "run", TWO), methods)
+    whole = rows(exhibit("Table 3"), run)
+    kept = json.loads((run / "compare.json").read_text())
+    kept["cells"].append({**kept["cells"][-1], "options": {}, "points": [], "seed": 7})
+    write_json(run / "compare.json", kept)
+    assert rows(exhibit("Table 3"), run) == whole
+
+
+def test_figure_7_is_of_llama(sweep: Make, tmp_path: Path) -> None:
+    run = sweep(tmp_path / "run", THREE, divisions=3)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    for name, there in (("Llama-3.1-8B-Instruct", 10), ("Qwen3-8B", 0), ("Llama-3.2-1B", 0)):
+        recipe["model"]["name"] = f"org/{name}"
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        assert len(list(exhibit("Figure 7").rows(Found.read([run])))) == there
+
+
+def test_bars_of_perplexities_begin_at_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a logarithmic scale, which has no zero; those about zero are on a plain one."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    for least in (1, None):
+        bars = {"Base": {"Task 1": 322.9}, "CLAMP": {"Task 1": 323.1}}
+        drawing.draw_bars(bars, tmp_path / "a.png", title="t", quantity="q", least=least)
+    (of_logs,), (plain,) = (figure.axes for figure in drawn)
+    assert of_logs.get_ylim()[0] == 1
+    assert of_logs.get_ylim()[1] < 1000
+    assert of_logs.get_yscale() == "log"
+    assert plain.get_ylim()[0] == 0
+    assert plain.get_yscale() == "linear"
+
+
+def test_spokes_are_named_beyond_the_rim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    names = ["top", "right", "low right", "low left", "left"]
+    lines = {"CLAMP": dict(zip(names, range(1, 6), strict=True))}
+    drawing.draw_footprint(lines, tmp_path / "a.png", title="t", quantity="q")
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    rim = axes.get_window_extent()
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.get_xticklabels()}
+    middle = (rim.x0 + rim.x1) / 2
+    reach = rim.width / 2 * np.sin(2 * np.pi / 5)
+    assert boxes["right"].x0 >= middle + reach
+    assert boxes["left"].x1 <= middle - reach
 
 
 def test_a_run_without_anything_costs_the_others_nothing(

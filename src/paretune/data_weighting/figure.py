@@ -94,7 +94,8 @@ def _radar(
     axes.spines["polar"].set_visible(False)
     digits = figures.decimals(span)
     ends = zip(objectives, low, low + span, strict=True)
-    axes.set_xticks(angles, [f"{o}\n{a:.{digits}f} to {b:.{digits}f}" for o, a, b in ends])
+    labels = [f"{o}\n{a:.{digits}f} to {b:.{digits}f}" for o, a, b in ends]
+    figures.label_spokes(axes, angles.tolist(), labels)
     axes.tick_params(axis="x", pad=6, labelsize=8)
     axes.set_title(title, fontsize=10.5, pad=14)
 

@@ -241,6 +241,18 @@ def legend_columns(count: int, most: int) -> int:
     return math.ceil(count / math.ceil(count / most))
 
 
+def label_spokes(axes: PolarAxes, angles: Sequence[float], labels: Sequence[str]) -> None:
+    """Name a radar's axes beyond its rim: beside it those on the right and on the left.
+
+    Args:
+        angles: Clockwise from the top, in radians.
+    """
+    axes.set_xticks(angles, labels)
+    for text, angle in zip(axes.get_xticklabels(), angles, strict=True):
+        side = round(math.sin(angle), 1)
+        text.set_horizontalalignment("center" if side == 0 else "left" if side > 0 else "right")
+
+
 def plain_ticks(axis: Axis) -> None:
     """Write the ticks of a logarithmic axis as numbers: by default they are formulas."""
     axis.set_major_formatter(LogFormatter())
@@ -325,10 +337,8 @@ def _radar(
     axes.spines["polar"].set_visible(False)
     digits = decimals(span)
     ends = zip(objectives, low, low + span, strict=True)
-    axes.set_xticks(angles, [f"{o}\n{a:.{digits}f} to {b:.{digits}f}" for o, a, b in ends])
-    for text, angle in zip(axes.get_xticklabels(), angles, strict=True):
-        side = round(math.sin(angle), 1)
-        text.set_horizontalalignment("center" if side == 0 else "left" if side > 0 else "right")
+    labels = [f"{o}\n{a:.{digits}f} to {b:.{digits}f}" for o, a, b in ends]
+    label_spokes(axes, angles.tolist(), labels)
     axes.tick_params(axis="x", pad=2)
     shown = f"1 / {quantity}" if lower_is_better else quantity
     axes.set_title(f"{shown} (outward is better: inner ring worst, rim best)", fontsize=10, y=-0.22)

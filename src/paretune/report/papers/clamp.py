@@ -12,6 +12,7 @@ from paretune.report.papers.clamp_rows import (
     draw_perplexities,
     improvements,
     large,
+    large_llama,
     losses_and_scores,
     losses_at,
     memory,
@@ -126,6 +127,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
             },
         },
         rows=by_mu,
+        settings=True,
     ),
     _judged_figure(
         "4a", "Task 2, Llama-3.2-1B: Gemini 2.5 Flash's ratings", "ultrafeedback_compare", "Gemini"
@@ -168,7 +170,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
                 "[0.8, 0.1, 0.1]": (0.4297, 0.4855, 0.4115),
             }
         ),
-        rows=lambda found: losses_at(found, large),
+        rows=lambda found: losses_at(found, large_llama),
     ),
     Exhibit(
         "Table 4",
@@ -203,6 +205,7 @@ EXHIBITS: tuple[Exhibit, ...] = (
             ("training steps",): {"5": 2500, "10": 800, "15": 500, "20": 450},
         },
         rows=by_batch,
+        settings=True,
     ),
     Exhibit(
         "Table 6",

@@ -10,7 +10,7 @@ from paretune.files import read_object
 from paretune.judging.summary import Summary as Judged
 from paretune.report.comparison import draw_comparison
 from paretune.report.papers.drawing import draw_bars, draw_footprint, finite
-from paretune.report.papers.exhibit import Found, Row
+from paretune.report.papers.exhibit import Found, Row, as_file_name
 from paretune.results.comparison import Comparison
 from paretune.results.front import FrontPoint
 from paretune.results.run_folder import Run
@@ -25,6 +25,7 @@ def _model(run: Run) -> str:
 
 
 def large(run: Run) -> bool:
+    """Whether a run's base model has 8B parameters."""
     return re.search(r"(?<!\d)8b(?![a-z])", _model(run).lower()) is not None
 
 
@@ -48,10 +49,6 @@ def _p(preference: Mapping[str, float]) -> str:
     return f"[{preference_text(preference, names=False)[1:-1]}]"
 
 
-def _source(run: Run, *more: str) -> str:
-    return ", ".join([run.path.name, *(each for each in more if each)])
-
-
 def _mean(values: Iterable[float]) -> float:
     found = list(values)
     return sum(found) / len(found)
@@ -72,17 +69,26 @@ def losses_and_scores(found: Found) -> Iterator[Row]:
                 }
                 for name in points[0].scores:
                     values[f"score {name}"] = _mean(point.scores[name].mean for point in points)
-                yield Row((title, _p(points[0].preference)), _source(run), values)
+                yield Row((title, _p(points[0].preference)), found.source(run), values)
 
 
 def draw_fronts(found: Found, folder: Path, stem: str) -> list[Path]:
     drawn = []
     for run, comparison in _comparisons(found):
         if len(comparison.objectives) == 2:
-            files = [folder / f"{stem}{part}-{run.path.name}.png" for part in "ab"]
+            files = [folder / f"{stem}{part}-{found.file_name(run)}.png" for part in "ab"]
             draw_comparison(comparison, *files)
             drawn += [file for file in files if file.exists()]
     return drawn
+
+
+def _qwen(run: Run) -> bool:
+    return "qwen" in _model(run).lower()
+
+
+def large_llama(run: Run) -> bool:
+    """Whether it is the 8B model of Figure 7, and not that of Figure 5."""
+    return large(run) and not _qwen(run)
 
 
 def losses_at(found: Found, wanted: Callable[[Run], bool]) -> Iterator[Row]:
@@ -94,7 +100,7 @@ def losses_at(found: Found, wanted: Callable[[Run], bool]) -> Iterator[Row]:
         for title, point in _clamp_points(run):
             values = {SHORT.get(name, name): loss for name, loss in point.losses.items()}
             more = title if len(titles) > 1 else ""
-            yield Row((_p(point.preference),), _source(run, more), values)
+            yield Row((_p(point.preference),), found.source(run, more), values)
 
 
 def perplexities(found: Found) -> Iterator[Row]:
@@ -111,7 +117,7 @@ def perplexities(found: Found) -> Iterator[Row]:
         ]:
             each = [m.perplexity for p in points for m in p.metrics.values()]
             values |= finite({title: [value for value in each if value is not None]})
-        yield Row((f"Task {len(comparison.objectives) - 1}",), _source(run), values)
+        yield Row((f"Task {len(comparison.objectives) - 1}",), found.source(run), values)
 
 
 def draw_perplexities(found: Found, folder: Path, stem: str) -> list[Path]:
@@ -119,11 +125,9 @@ def draw_perplexities(found: Found, folder: Path, stem: str) -> list[Path]:
     for row in perplexities(found):
         bars = {name: {row.keys[0]: value} for name, value in row.values.items() if value}
         if bars:
-            path = folder / f"{stem}-{row.source}.png"
+            path = folder / f"{stem}-{as_file_name(row.source)}.png"
             title = f"Perplexity, {row.source}"
-            drawn.append(
-                draw_bars(bars, path, title=title, quantity="perplexity", logarithmic=True)
-            )
+            drawn.append(draw_bars(bars, path, title=title, quantity="perplexity", least=1))
     return drawn
 
 
@@ -132,7 +136,7 @@ def draw_perplexities(found: Found, folder: Path, stem: str) -> list[Path]:
 
 def _figure_of(run: Run, judge: Judged) -> str:
     """The figure that a judged run stands for."""
-    if "qwen" in _model(run).lower():
+    if _qwen(run):
         return "5"
     number = "4" if "gemini" in judge.model.lower() else "2"
     return f"{number}b" if large(run) else f"{number}a"
@@ -150,7 +154,7 @@ def improvements(name: str) -> Callable[[Found], Iterator[Row]]:
                     aspect: None if each.percent is None else each.percent.value
                     for aspect, each in row.aspects.items()
                 }
-                yield Row((row.title, _p(row.preference)), _source(run, judge.model), values)
+                yield Row((row.title, _p(row.preference)), found.source(run, judge.model), values)
 
     return rows
 
@@ -178,7 +182,7 @@ def draw_judged(name: str) -> Callable[[Found, Path, str], list[Path]]:
     def draw(found: Found, folder: Path, stem: str) -> list[Path]:
         drawn = []
         for number, (run, judge) in enumerate(_judged(found, name)):
-            path = folder / f"{stem}-{run.path.name}{f'-{number}' if number else ''}.png"
+            path = folder / f"{stem}-{found.file_name(run)}{f'-{number}' if number else ''}.png"
             title = f"{judge.model}, {_model(run)}"
             if name.endswith("a"):
                 lines = _by_aspect(judge, max, uniform=False)
@@ -213,7 +217,7 @@ def _by_objectives(
         for (live, title), values in sorted(collected.items()):
             way = _train(run, title).get("gradients", "auto")
             more = (title if several else "", "" if way == "auto" else way)
-            yield Row((_model(run), str(live)), _source(run, *more), {column: _mean(values)})
+            yield Row((_model(run), str(live)), found.source(run, *more), {column: _mean(values)})
 
 
 def _train(run: Run, title: str) -> dict[str, Any]:
@@ -261,8 +265,8 @@ def _sensitivity(
 
 
 def _mu(comparison: Comparison) -> Callable[[str], float | str | None]:
-    options = {cell.title: cell.options for cell in comparison.cells}
-    return lambda title: options[title].get("mu")
+    options = {cell.title: cell.options for cell in comparison.cells if cell.points}
+    return lambda title: options.get(title, {}).get("mu")
 
 
 def by_mu(found: Found) -> Iterator[Row]:
@@ -270,7 +274,7 @@ def by_mu(found: Found) -> Iterator[Row]:
         for p, settings in _sensitivity(run, comparison, _mu(comparison), "μ = "):
             for name in comparison.objectives:
                 losses = {key: _mean(p.losses[name] for p in points) for key, points in settings}
-                yield Row((name,), _source(run, p), losses)
+                yield Row((name,), found.source(run, p), losses)
 
 
 def _batch_size(run: Run) -> Callable[[str], float | None]:
@@ -287,12 +291,12 @@ def by_batch(found: Found) -> Iterator[Row]:
         for p, settings in _sensitivity(run, comparison, _batch_size(run), ""):
             for name in comparison.objectives:
                 losses = {key: _mean(p.losses[name] for p in points) for key, points in settings}
-                yield Row((f"DPO loss of {name}",), _source(run, p), losses)
+                yield Row((f"DPO loss of {name}",), found.source(run, p), losses)
             steps = {
                 key: _mean(float(p.training.get("steps", 0)) for p in points)
                 for key, points in settings
             }
-            yield Row(("training steps",), _source(run, p), steps)
+            yield Row(("training steps",), found.source(run, p), steps)
 
 
 def minutes(found: Found) -> Iterator[Row]:
@@ -306,12 +310,12 @@ def minutes(found: Found) -> Iterator[Row]:
                 values[_as_printed(comparison, title)] = (
                     cost.point.seconds + cost.shared.seconds
                 ) / 60
-        yield Row(("overall training time (min)",), _source(run), values)
+        yield Row(("overall training time (min)",), found.source(run), values)
 
 
 def _as_printed(comparison: Comparison, title: str) -> str:
     """The paper's soups are of PPO, and are called so where there are others."""
-    (cell, *_) = comparison.of_title(title)
+    cell = next(cell for cell in comparison.of_title(title) if cell.points)
     ppo = cell.method == "rewarded_soups" and cell.options.get("adapters") == "ppo"
     return "Rewarded Soups" if ppo else title
 
@@ -323,4 +327,8 @@ def win_rates(found: Found) -> Iterator[Row]:
             if not isinstance(rate := kept.get("lc_win_rate"), int | float):
                 raise InputError(f"'{path}' holds no win rate: run `paretune alpaca score` again.")
             name = f"{_model(run)}, {path.parent.name}"
-            yield Row((name,), _source(run, str(kept.get("formula", ""))), {"LC win rate": rate})
+            yield Row(
+                (name,),
+                found.source(run, str(kept.get("formula", ""))),
+                {"LC win rate": rate},
+            )

@@ -18,9 +18,13 @@ Bars = Mapping[str, Mapping[str, float]]
 
 
 def draw_bars(
-    bars: Bars, path: Path, *, title: str, quantity: str, logarithmic: bool = False
+    bars: Bars, path: Path, *, title: str, quantity: str, least: float | None = None
 ) -> Path:
-    """A bar a series in every group, series told apart by colour and hatching."""
+    """A bar a series in every group, series told apart by colour and hatching.
+
+    Args:
+        least: What the quantity cannot be below, above 0: bars begin there, on a logarithmic scale.
+    """
     groups = list(dict.fromkeys(group for heights in bars.values() for group in heights))
     width = 0.8 / max(1, len(bars))
     with rc_context(figures.STYLE):
@@ -40,11 +44,13 @@ def draw_bars(
                 lw=0.5,
                 label=name,
             )
-        axes.axhline(0, color="#666666", lw=0.9)
+        if least is None:
+            axes.axhline(0, color="#666666", lw=0.9)
         axes.set_xticks(range(len(groups)), [figures.wrapped(group) for group in groups])
         axes.grid(visible=False, axis="x")
-        if logarithmic:
+        if least is not None:
             axes.set_yscale("log")
+            axes.set_ylim(bottom=least)
             figures.plain_ticks(axes.yaxis)
         axes.set_ylabel(quantity)
         figure.suptitle(title, fontsize=12)
@@ -80,7 +86,7 @@ def draw_footprint(lines: Bars, path: Path, *, title: str, quantity: str) -> Pat
         turn = np.linspace(0, 2 * math.pi, 100)
         axes.plot(turn, np.zeros(100), color="#666666", lw=0.9, ls="--", label="base model")
         axes.set_ylim(low - 0.25 * span, high + 0.05 * span)
-        axes.set_xticks(angles, axes_names)
+        figures.label_spokes(axes, angles.tolist(), axes_names)
         axes.set_rlabel_position(180 / len(axes_names))
         axes.tick_params(axis="y", labelsize=8)
         axes.set_title(quantity, fontsize=10, y=-0.14)

@@ -1,5 +1,6 @@
 """What an exhibit of a paper is: its layout, its printed values, and how runs fill it."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -72,6 +73,24 @@ class Found:
             raise NothingToShowError("\n".join(left_out) or "No run folder was given.")
         return cls(runs, weighings, left_out)
 
+    def name(self, run: Run | Weighing) -> str:
+        """A run's folder, with as many of those above as tell it from other runs' of that name."""
+        place = run.path.absolute().parts
+        runs: list[Run | Weighing] = [*self.runs, *self.weighings]
+        others = [other for each in runs if (other := each.path.absolute().parts) != place]
+        count = 1
+        while any(each[-count:] == place[-count:] for each in others) and count < len(place):
+            count += 1
+        return "/".join(place[-count:])
+
+    def source(self, run: Run | Weighing, *more: str) -> str:
+        """What a row is of: a run's name, and what else there is to say."""
+        return ", ".join([self.name(run), *(each for each in more if each)])
+
+    def file_name(self, run: Run | Weighing) -> str:
+        """A run's name as part of a picture's."""
+        return as_file_name(self.name(run))
+
     @cached_property
     def judged(self) -> list[tuple[Run, Judged]]:
         """Every judge of every run."""
@@ -90,6 +109,7 @@ class Exhibit:
         spec: how a value is written, from the row's keys; the paper's digits.
         printed: the values the paper prints, by the keys of their row.
         rows: the values of runs.
+        settings: whether columns are values of a setting, which stand in the order of these.
         draw: draws the figures into a folder under names that begin with a stem, as far as runs
             have what they show; the files.
         note: what is not as in the paper, or not said there.
@@ -102,16 +122,22 @@ class Exhibit:
     spec: Callable[[tuple[str, ...]], str] = lambda keys: ".4f"
     printed: Mapping[tuple[str, ...], Values] = field(default_factory=dict)
     rows: Callable[[Found], Iterable[Row]] = lambda found: ()
+    settings: bool = False
     draw: Callable[[Found, Path, str], Sequence[Path]] = lambda found, folder, stem: ()
     note: str = ""
 
     def table(self, found: Found) -> Table | None:
-        """The paper's values with those of the runs beside them; None without any."""
+        """The paper's values with those of the runs beside them; None without any.
+
+        The paper's columns come first, in its order; settings stand in their own.
+        """
         ours = list(self.rows(found))
-        columns = [name for row in ours for name, value in row.values.items() if value is not None]
-        columns = list(dict.fromkeys(columns))
-        for values in self.printed.values():
-            columns += [name for name in values if name not in columns]
+        columns = list(dict.fromkeys(name for values in self.printed.values() for name in values))
+        for row in ours:
+            given = (name for name, value in row.values.items() if value is not None)
+            columns += [name for name in given if name not in columns]
+        if self.settings:
+            columns.sort(key=_setting)
         rows = beside(ours, self.printed)
         if not rows:
             return None
@@ -122,6 +148,19 @@ class Exhibit:
             cells.append([*row.keys, row.source, *texts])
         head = [*map(left, self.keys), left("source"), *map(Column, columns)]
         return Table(head, cells, f"{self.name}: {self.caption}")
+
+
+def _setting(column: str) -> float:
+    """The number at a column's end; what is none, such as ``"μ = auto"``, comes last."""
+    try:
+        return float(column.rpartition(" ")[2])
+    except ValueError:
+        return math.inf
+
+
+def as_file_name(source: str) -> str:
+    """A row's source as part of a picture's name."""
+    return source.replace(", ", "-").replace("/", "-")
 
 
 def beside(ours: Sequence[Row], printed: Mapping[tuple[str, ...], Values]) -> list[Row]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from paretune.moo.indicators import area_ratio, epsilon_additive, hypervolume, nondominated
 from paretune.report.papers.drawing import draw_bars, finite
-from paretune.report.papers.exhibit import Exhibit, Found, Row, Values
+from paretune.report.papers.exhibit import Exhibit, Found, Row, Values, as_file_name
 from paretune.report.papers.weighing import Weighing
 
 _OURS = ("wc_augmented", "wc_penalty")
@@ -57,7 +57,7 @@ def _copied(kind: Kind, *files: str) -> Callable[[Found, Path, str], list[Path]]
             for letter, file in zip("abcd", files, strict=False):
                 if (run.path / file).is_file():
                     part = letter if len(files) > 1 else ""
-                    target = folder / f"{stem}{part}-{run.path.name}.png"
+                    target = folder / f"{stem}{part}-{found.file_name(run)}.png"
                     target.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(run.path / file, target)
                     drawn.append(target)
@@ -87,7 +87,7 @@ def _indicators(kind: Kind, of: Indicator) -> Callable[[Found], Iterator[Row]]:
                 values["Ours - Equal"] = _over_seeds(run, ours, of, _equal)
                 for method, title in _BASELINES.items():
                     values[title] = _over_seeds(run, method, of, None)
-                source = f"{run.path.name}, {ours}"
+                source = found.source(run, ours)
                 yield Row(("",), source, {_title(n): v for n, v in finite(values).items()})
 
     return rows
@@ -131,7 +131,7 @@ def _ratios(kind: Kind) -> Callable[[Found], Iterator[Row]]:
                         points = run.losses(ours, seed, _strong), run.losses(method, seed)
                         if len(points[0]) and len(points[1]) and len(run.objectives) > 2:
                             ratios.setdefault(title, []).append(area_ratio(*points))
-                yield Row(("S ours / S",), f"{run.path.name}, {ours}", finite(ratios))
+                yield Row(("S ours / S",), found.source(run, ours), finite(ratios))
 
     return rows
 
@@ -142,7 +142,7 @@ def _draw_epsilons(kind: Kind) -> Callable[[Found, Path, str], list[Path]]:
         for row in _indicators(kind, _epsilon)(found):
             bars = {name: {"": value} for name, value in row.values.items() if value is not None}
             if bars:
-                path = folder / f"{stem}-{row.source.replace(', ', '-')}.png"
+                path = folder / f"{stem}-{as_file_name(row.source)}.png"
                 title = f"ε against the front of all methods, {row.source}"
                 drawn.append(draw_bars(bars, path, title=title, quantity="ε (smaller is better)"))
         return drawn
