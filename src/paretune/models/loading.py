@@ -86,9 +86,10 @@ def load_model_and_tokenizer(
         options |= sharding
         device = None  # transformers places the parts
     pinned = {} if revision is None else {"revision": revision}
-    options |= {"trust_remote_code": trust_remote_code, **pinned, **(init_kwargs or {})}
+    given = _checked_keywords(init_kwargs or {})
+    options |= {"trust_remote_code": trust_remote_code, **pinned, **given}
     with (
-        _failures_told(name, trust_remote_code, init_kwargs or {}),
+        _failures_told(name, trust_remote_code, given),
         quiet() if str(name) == EMBEDDED else contextlib.nullcontext(),
     ):
         model, tokenizer, found = _from_pretrained(source, head, options)
@@ -107,6 +108,29 @@ def load_model_and_tokenizer(
     if device is not None and quantization is None:
         torch.nn.Module.to(model, device)
     return model, tokenizer
+
+
+def _checked_keywords(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `from_pretrained` with the number type by the name that it goes by.
+
+    Raises:
+        InputError: the number type is none, or is given twice.
+    """
+    import torch
+
+    found = dict(given)
+    if "torch_dtype" in found:  # its former name, of which transformers would take ours instead
+        if "dtype" in found:
+            raise InputError("model_init_kwargs: torch_dtype is the former name of dtype: drop it")
+        found["dtype"] = found.pop("torch_dtype")
+    kind = found.get("dtype")
+    known = isinstance(getattr(torch, kind, None), torch.dtype) if isinstance(kind, str) else True
+    if not known and kind != "auto":
+        raise InputError(
+            f"model_init_kwargs: dtype {kind!r} is none of torch's, such as 'bfloat16'; 'auto' is "
+            "that of the checkpoint"
+        )
+    return found
 
 
 def _from_pretrained(
@@ -135,10 +159,7 @@ def _failures_told(
         yield
     except TypeError as error:
         if init_kwargs:
-            raise InputError(
-                f"model '{name}' cannot be loaded with {', '.join(init_kwargs)} "
-                f"({first_line(error)})"
-            ) from error
+            raise _not_with(name, init_kwargs, error) from error
         if trust_remote_code:
             raise does_not_run(name, error) from error
         raise
@@ -147,9 +168,18 @@ def _failures_told(
     except ImportError as error:
         raise (does_not_run if trust_remote_code else not_loaded)(name, error) from error
     except (AttributeError, KeyError) as error:
-        if not trust_remote_code:
-            raise
-        raise does_not_run(name, error) from error
+        if trust_remote_code:
+            raise does_not_run(name, error) from error
+        if init_kwargs:
+            raise _not_with(name, init_kwargs, error) from error
+        raise
+
+
+def _not_with(
+    name: str | os.PathLike[str], init_kwargs: Mapping[str, Any], error: Exception
+) -> InputError:
+    given = ", ".join(init_kwargs)
+    return InputError(f"model '{name}' cannot be loaded with {given} ({first_line(error)})")
 
 
 def _sharding_options(head: Head, quantization: Quantization | None) -> dict[str, Any]:

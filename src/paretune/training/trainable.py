@@ -34,7 +34,8 @@ def load_trainable(
     The tokenizer is a copy where it gets `args.chat_template_kwargs`.
 
     Raises:
-        InputError: no tokenizer or one without padding, or an adapter that does not fit.
+        InputError: no tokenizer or one without padding, an adapter that does not fit, or a
+            quantised model without one.
     """
     keywords: Any = args.model_init_kwargs
     if isinstance(model, str | os.PathLike):
@@ -66,5 +67,10 @@ def load_trainable(
                 model = get_peft_model(model, peft_config)
         except ValueError as error:
             raise InputError(f"The adapter does not fit the model: {error}") from error
+    if getattr(model, "is_quantized", False) and not getattr(model, "peft_config", None):
+        raise InputError(
+            "The model is quantised, and such weights cannot be trained: give peft_config, for an "
+            "adapter that is."
+        )
     check_weights(model)
     return model, tokenizer
