@@ -298,3 +298,8 @@ def cache_folder() -> Path:
 def main_process() -> bool:
     """Whether this process is the one that writes and prints."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def several_processes() -> bool:
+    """Whether this process was started together with others, to share each training."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1

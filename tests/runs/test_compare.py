@@ -537,3 +537,55 @@ def test_options_of_an_earlier_version_are_the_same_options(
         write_json(path, {**task.settings, "options": {**old, "x": 1}})
         with pytest.raises(InputError, match="give the method another label"):
             compare_cell._claim_cell(task)
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_base_and_make_what_one_does(
+    write: Callable[..., Path],
+    tmp_path: Path,
+    tokenizer: Any,
+    tiny_llama: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Every method whose trainings can be divided, on a base in two parts."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    tiny_llama(num_labels=1).save_pretrained(tmp_path / "reward")
+    tokenizer.save_pretrained(tmp_path / "reward")
+    path = write(f"""
+rewards:
+  helpful: {{scorer: model, name: {tmp_path / "reward"}}}
+  harmless: {{scorer: demo, name: informative}}
+methods:
+  - {{name: clamp, range_normalised: true}}
+  - {{name: modpo}}
+  - {{name: modpo, label: scored, options: {{margins: scorer}}}}
+  - {{name: rewarded_soups, label: soups, options: {{calibrate: none}}}}
+  - {{name: rewarded_soups, label: dial}}
+  - {{name: conditioned}}
+""")
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+    def run(name: str, several: bool, *more: str) -> Path:
+        command = [sys.executable, *(launcher if several else []), "-m", "paretune", "compare"]
+        command += [str(path), f"output_dir={tmp_path / name}", "evaluation.temperature=0"]
+        command += ["train.max_steps=6", "train.dataloader_drop_last=true"]
+        command += ["sweep.preferences=[[0.2, 0.8]]", *more]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return tmp_path / name
+
+    one = run("one", False)
+    two = run("two", True, "model.shard=true", "train.per_device_train_batch_size=2")
+    expected, found = (read_comparison(folder / "compare.json") for folder in (one, two))
+    assert not found.failures
+    assert found.titles == expected.titles
+    for left, right in zip(expected.cells, found.cells, strict=True):
+        for before, after in zip(left.points, right.points, strict=True):
+            assert after.losses == pytest.approx(before.losses, abs=1e-4), left.title
+            assert after.text == before.text, "the same answers"
+            for name, score in before.scores.items():
+                assert after.scores[name].mean == pytest.approx(score.mean, abs=1e-3)
+    command = [sys.executable, "-m", "paretune", "export", str(two), "--method", "dial"]
+    subprocess.run(command, check=True, capture_output=True, timeout=200)
+    assert [*two.glob("export/**/adapter_model.safetensors")]

@@ -14,8 +14,7 @@ from paretune.baselines.context import Context
 from paretune.baselines.dial import Dial
 from paretune.baselines.single_objective import with_steps
 from paretune.experiment.setup import make_trainer, training_arguments
-from paretune.experiment.train_point import StepReport, free_memory, train_point, wait_for_all
-from paretune.files import main_process
+from paretune.experiment.train_point import StepReport, free_memory, train_point
 from paretune.moo.gates import Gate
 from paretune.moo.preference import Preference
 from paretune.recipes.dial import ConditionedOptions
@@ -36,11 +35,9 @@ class Conditioned(ConditionedOptions, Dial):
         objectives = context.recipe.data.objectives
 
         def write(folder: Path) -> None:
-            if main_process():
-                for name in ADAPTER:
-                    shutil.copyfile(source / name, folder / name)
-                write_gates(folder, Gate(len(objectives), self.basis), objectives)
-            wait_for_all()
+            for name in ADAPTER:
+                shutil.copyfile(source / name, folder / name)
+            write_gates(folder, Gate(len(objectives), self.basis), objectives)
 
         self.turn(context, preferences, write, [key])
 

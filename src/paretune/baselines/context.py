@@ -37,6 +37,11 @@ class Baseline(Section, ABC):
         """Raise InputError where it is plain before any training that the recipe does not fit."""
 
     @property
+    def divisible(self) -> bool:
+        """Whether several processes can share each of its trainings, as those of a sweep."""
+        return False
+
+    @property
     def steerable(self) -> bool:
         """Whether its points are folded from one adapter with a gate (`baselines.dial`)."""
         return False
@@ -80,6 +85,11 @@ class Context:
     def point(self, preference: Preference) -> Path:
         """The folder of a preference's adapter."""
         return self.folder / "points" / f"{preference.slug()}{self.suffix}"
+
+    def untrained(self, preferences: Sequence[Preference]) -> list[Preference]:
+        """Those whose points are still to be trained: the same in all processes."""
+        left: list[Preference] = told([p for p in preferences if not trained(self.point(p))])
+        return left
 
     def finish(
         self, folder: Path, steps: int, spend: Spend, shared: Iterable[str] = (), **more: Any

@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paretune.baselines.context import Baseline, Context, Watch, finish_point, trained
+from paretune.baselines.context import Baseline, Context, Watch, finish_point
 from paretune.data.tokenization import TokenizedPairs
 from paretune.experiment.setup import make_trainer, training_arguments
+from paretune.experiment.train_point import wait_for_all
 from paretune.experiment.weights import load_weights
 from paretune.files import main_process, read_object
 from paretune.moo.calibration import measure_path
@@ -34,6 +35,10 @@ class Dial(DialOptions, Baseline):
     def steerable(self) -> bool:
         return True
 
+    @property
+    def divisible(self) -> bool:
+        return True
+
     def turn(
         self,
         context: Context,
@@ -44,17 +49,16 @@ class Dial(DialOptions, Baseline):
         """Calibrate the gated adapter, once, and fold it at every preference.
 
         Args:
-            write: Puts the adapter with its gate into a folder.
+            write: Puts the adapter with its gate into a folder; called in one process.
             shared: Keys of what it is made of (see `Context.once`).
         """
         options = self.model_dump_json(include=set(Dial.model_fields))
         made_of = "\n".join([type(self).__name__, options, *sorted(shared)])
         key = f"dial-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}-seed{context.seed}"
         dial = context.once(key, lambda folder: self._calibrate(context, folder, write, shared))
-        for preference in preferences:
-            folder = context.point(preference)
-            if not trained(folder):
-                fold_point(dial, preference, folder)
+        for preference in context.untrained(preferences):
+            fold_point(dial, preference, context.point(preference))
+        wait_for_all()
 
     def _calibrate(
         self,
@@ -65,7 +69,9 @@ class Dial(DialOptions, Baseline):
     ) -> None:
         """Measure the validation losses along the gate; ``gates.json`` keeps them."""
         context.report("prepare", 0.0)
-        write(folder)
+        if main_process():
+            write(folder)
+        wait_for_all()
         trainer, (pairs,) = load_dial(
             context.recipe, folder, [context.splits["validation"]], context.seed
         )
@@ -86,7 +92,8 @@ class Dial(DialOptions, Baseline):
         tokens = sum(len(sequence.input_ids) for sequence in pairs.sequences)
         batches = -(-len(pairs.sequences) // trainer.args.eval_batch_size)
         spend = watch.spend(reference_tokens=measured * tokens, passes=measured * batches)
-        write_gates(folder, trainer.gate, trainer.objectives, calibration)
+        if main_process():
+            write_gates(folder, trainer.gate, trainer.objectives, calibration)
         context.finish(folder, steps=0, spend=spend, shared=shared)
 
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paretune.baselines.context import Baseline, Context, Spend, Watch, trained
+from paretune.baselines.context import Baseline, Context, Spend, Watch
 from paretune.baselines.reward import tokens_read
 from paretune.baselines.single_objective import (
     OneObjectiveTrainer,
@@ -33,11 +33,19 @@ from paretune.errors import InputError
 from paretune.evaluation.scorers import text_of
 from paretune.experiment.reward_sources import recipe_scorers, recipe_sources
 from paretune.experiment.setup import build_trainer
-from paretune.experiment.train_point import StepReport, free_memory, train_point
+from paretune.experiment.train_point import (
+    StepReport,
+    free_memory,
+    told,
+    train_point,
+    wait_for_all,
+)
 from paretune.experiment.weights import load_weights
+from paretune.files import main_process
 from paretune.losses import DPO
 from paretune.moo.preference import Preference
 from paretune.recipes.schema import Recipe
+from paretune.results.weights import TRAINING
 
 
 class Modpo(Baseline):
@@ -50,6 +58,10 @@ class Modpo(Baseline):
     recipe's answer scorers, standardised on the training responses."""
     beta: float | None = Field(default=None, gt=0)
     """β of the loss; null is the recipe's. The implicit rewards are in units of `loss.beta`."""
+
+    @property
+    def divisible(self) -> bool:
+        return True
 
     def check_recipe(self, recipe: Recipe) -> None:
         if self.objective is not None and self.objective not in recipe.data.objectives:
@@ -71,9 +83,7 @@ class Modpo(Baseline):
                     "set loss.name=dpo, or leave MODPO out."
                 )
         refused = None
-        for preference in preferences:
-            if trained(context.point(preference)):
-                continue
+        for preference in context.untrained(preferences):
             try:
                 objective = trained_objective(preference, self.objective)
             except InputError as error:
@@ -107,10 +117,11 @@ def trained_objective(preference: Preference, chosen: str | None) -> str:
 def _copy_single(context: Context, preference: Preference) -> None:
     key = single_objective(context, preference.live[0])
     folder = context.point(preference)
-    shutil.copytree(
-        context.shared / key, folder, ignore=lambda *_: {"training.json"}, dirs_exist_ok=True
-    )
+    if main_process():
+        source = context.shared / key
+        shutil.copytree(source, folder, ignore=lambda *_: {TRAINING}, dirs_exist_ok=True)
     context.finish(folder, steps=0, spend=Spend(), shared=[key])
+    wait_for_all()
 
 
 def _train_point(context: Context, preference: Preference, objective: str, options: Modpo) -> None:
@@ -190,7 +201,7 @@ def _rewards(context: Context, objective: str, options: Modpo) -> list[str]:
         watch, tokens = Watch(), 0
         for split, pairs in trainer.prepared.items():
             rewards = trainer.implicit_rewards(pairs, context.recipe.losses[objective].beta)
-            save_file({"rewards": rewards}, folder / f"{split}.safetensors")
+            _save(rewards, folder, split)
             tokens += sum(len(sequence.input_ids) for sequence in pairs.sequences)
         batch = trainer.args.per_device_eval_batch_size
         count = sum(len(pairs.sequences) for pairs in trainer.prepared.values())
@@ -202,6 +213,11 @@ def _rewards(context: Context, objective: str, options: Modpo) -> list[str]:
     key = f"rewards-{objective}-seed{context.seed}"
     context.once(key, build)
     return [single, key]
+
+
+def _save(rewards: Tensor, folder: Path, split: str) -> None:
+    if main_process():
+        save_file({"rewards": rewards}, folder / f"{split}.safetensors")
 
 
 def _table(context: Context, objective: str, options: Modpo, split: str) -> Tensor:
@@ -233,7 +249,8 @@ def _scored(context: Context, objective: str) -> str:
                         texts[sequence] = record["prompt"], text_of(record[column])
             values = torch.zeros(len(pairs.sequences), dtype=torch.float64)
             prompts, responses = zip(*texts.values(), strict=True)
-            values[list(texts)] = values.new_tensor(scorer.score(prompts, responses))
+            scores = scorer.score(prompts, responses) if main_process() else None
+            values[list(texts)] = values.new_tensor(told(scores))
             if split == "train":
                 mean, deviation = float(values.mean()), float(values.std())
                 if not 0 < deviation < math.inf:
@@ -243,7 +260,7 @@ def _scored(context: Context, objective: str) -> str:
                         "another one under 'rewards', or use margins=implicit."
                     )
             rewards = ((values - mean) / deviation).float()
-            save_file({"rewards": rewards}, folder / f"{split}.safetensors")
+            _save(rewards, folder, split)
         spend = watch.spend(reward_tokens=tokens_read(scorer) - before)
         context.finish(folder, steps=0, spend=spend, mean=mean, deviation=deviation)
 

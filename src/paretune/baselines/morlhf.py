@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from paretune.baselines.context import Baseline, Context, trained
+from paretune.baselines.context import Baseline, Context
 from paretune.baselines.reward import (
     ScalarReward,
     Source,
@@ -112,7 +112,7 @@ class Morlhf(Baseline):
             InputError: a recipe without adapter, or an objective without a scorer.
             TrainingStoppedError: a loss that is not finite.
         """
-        pending = [each for each in preferences if not trained(context.point(each))]
+        pending = context.untrained(preferences)
         live = {name: None for preference in pending for name in preference.live}
         scorers = normalised_scorers(context, self.rewards, list(live))
         for preference in pending:

@@ -86,6 +86,11 @@ class Entry(Section):
         return self.name in WEIGHTINGS
 
     @property
+    def trains_alone(self) -> bool:
+        """Whether its trainings cannot be divided among processes."""
+        return not (self.is_weighting or self.parsed.divisible)
+
+    @property
     def parsed(self) -> Any:
         """The options, checked: the object of the method's class."""
         if self.is_weighting:
@@ -135,9 +140,10 @@ class CompareRecipe(Recipe):
             )
         if self.sweep.warm_start:
             raise ValueError("sweep.warm_start is for a sweep: here points are independent")
-        self.run.refuse_several("a comparison")
-        self.model.refuse_shard("a comparison")
         for entry in self.methods:
+            if entry.trains_alone:
+                self.run.refuse_several(entry.title)
+                self.model.refuse_shard(entry.title)
             if entry.preferences is not None:
                 try:
                     resolve_points(entry.preferences, self.data.objectives)

@@ -15,12 +15,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from paretune.baselines.context import Context, Watch, trained
+from paretune.baselines.context import Context, Watch
 from paretune.baselines.dial import Dial
 from paretune.baselines.morlhf import Morlhf
 from paretune.baselines.single_objective import single_objective
 from paretune.errors import InputError
-from paretune.files import read_json, write_json
+from paretune.files import main_process, read_json, write_json
 from paretune.moo.gates import Gate
 from paretune.moo.preference import Preference
 from paretune.recipes.section import Positive
@@ -53,6 +53,10 @@ class RewardedSoups(Dial):
     def steerable(self) -> bool:
         return self.calibrate != "none"
 
+    @property
+    def divisible(self) -> bool:
+        return self.adapters == "preference"
+
     @classmethod
     def earlier(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Before there was a calibration, there was none."""
@@ -80,7 +84,7 @@ class RewardedSoups(Dial):
         self.check_recipe(context.recipe)
         objectives = context.recipe.data.objectives
         if self.steerable:
-            if not all(trained(context.point(preference)) for preference in preferences):
+            if context.untrained(preferences):
                 sources = [_adapter(context, name, self) for name in objectives]
                 self.turn(
                     context,
@@ -89,13 +93,12 @@ class RewardedSoups(Dial):
                     sorted(_keys(sources)),
                 )
             return
-        for preference in preferences:
+        for preference in context.untrained(preferences):
             folder = context.point(preference)
-            if trained(folder):
-                continue
             parts = {_adapter(context, name, self): preference[name] for name in preference.live}
             watch = Watch()
-            merge_adapters(parts, folder, self.average)
+            if main_process():
+                merge_adapters(parts, folder, self.average)
             context.finish(folder, steps=0, spend=watch.spend(), shared=_keys(parts))
 
 

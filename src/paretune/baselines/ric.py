@@ -92,7 +92,7 @@ class Ric(Baseline):
             InputError: a recipe without adapter, an objective without a scorer, or online answers
                 of which none can be used.
         """
-        pending = [each for each in preferences if not trained(context.point(each))]
+        pending = context.untrained(preferences)
         if not pending:
             return
         if context.recipe.lora is None:

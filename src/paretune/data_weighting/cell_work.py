@@ -1,6 +1,5 @@
 """The cells of a run folder, each done once by whichever process takes it."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any
 
 from paretune.data_weighting.trial import Cell
 from paretune.errors import InputError, TrainingStoppedError
-from paretune.files import write_json
+from paretune.files import several_processes, write_json
 from paretune.progress import Progress, Silent
 from paretune.runs.folder import RunFolder
 
@@ -19,7 +18,7 @@ def chosen_cells(planned: Sequence[Cell], only: Sequence[str], run: Path) -> dic
     Raises:
         InputError: none matches, or this is one of several processes of a launcher.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if several_processes():
         raise InputError(
             "Data weighting does not divide a cell among processes: start it with plain "
             "`paretune weigh ... --workers N`, which gives each process cells of its own."

@@ -6,14 +6,13 @@ several methods use in ``shared/``, and in ``cells/<method>-seed<n>/points/`` wh
 again; a method that fails is reported, and the others are run all the same.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paretune.errors import InputError
-from paretune.files import read_object
+from paretune.files import main_process, read_object, several_processes
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import Linear
 from paretune.progress import Progress, Silent
@@ -79,11 +78,7 @@ def run_compare(
         InputError: the run folder belongs to another recipe, or recipe, model and data do not fit.
     """
     run, progress = Path(recipe.output_dir), progress or Silent()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise InputError(
-            "A comparison does not divide its trainings among processes: start it with plain "
-            "`paretune compare ... --workers N`, which gives each process methods of its own."
-        )
+    _check_divisible(recipe)
     folder = compare_folder(recipe)
     folder.check(fresh=fresh)
     tasks, failures, data = all_tasks(recipe, run), dict[str, str](), None
@@ -95,6 +90,7 @@ def run_compare(
         for task in tasks:
             if not task.own_training:
                 check_sampling(task.recipe, data)
+    _join(recipe, run)
     with folder.shared_session(fresh=fresh):
         if not folder.finished("base") or any(task.unfinished for task in tasks):
             splits = load_splits(recipe, folder, data=data)
@@ -102,9 +98,30 @@ def run_compare(
             tasks = all_tasks(recipe, run)
             failures = _run_tasks(recipe, folder, tasks, splits, progress)
         comparison = _collect(recipe, run, tasks, failures)
-        with folder.alone():
-            _publish(comparison, folder)
+        if main_process():
+            with folder.alone():
+                _publish(comparison, folder)
         return comparison
+
+
+def _check_divisible(recipe: "CompareRecipe") -> None:
+    alone = [entry.title for entry in recipe.methods if entry.trains_alone]
+    if several_processes() and alone:
+        raise InputError(
+            f"{' and '.join(alone)} cannot divide a training among processes: leave that out of "
+            "'methods', or start plain `paretune compare ... --workers N`, which gives each "
+            "process methods of its own."
+        )
+
+
+def _join(recipe: "CompareRecipe", run: Path) -> None:
+    """Join the processes that were started together, if there are several."""
+    if not several_processes():
+        return
+    from paretune.experiment.setup import training_arguments
+
+    first = all_tasks(recipe, run)[0]
+    training_arguments(first.recipe, first.points[0].preference, first.seed, run)
 
 
 def _run_tasks(

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from paretune.claims import LostClaimError
 from paretune.errors import InputError, UntrainedError
-from paretune.files import read_object, storage_problem, write_json, write_text
+from paretune.files import (
+    main_process,
+    read_object,
+    several_processes,
+    storage_problem,
+    write_json,
+    write_text,
+)
 from paretune.moo.weightings import ClampOptions, Linear
 from paretune.progress import Phase, Progress, Report
 from paretune.recipes.schema import Recipe
@@ -138,7 +145,7 @@ def run_task(
     task: Task, run: Path, splits: "Mapping[Any, PreferenceData]", progress: Progress
 ) -> str | None:
     """Do what is left of a method with one seed; why it failed, or None."""
-    from paretune.experiment.train_point import free_memory
+    from paretune.experiment.train_point import free_memory, told, wait_for_all
 
     failure, stopped = None, False
     shared: list[str] = []
@@ -153,7 +160,7 @@ def run_task(
     except Exception as error:
         failure, stopped = _describe(error, task.folder), True
     free_memory()
-    for point in task.pending:
+    for point in told(task.pending):
         folder = point.folder(task.folder)
         if stopped and not (folder / "training.json").exists():
             continue
@@ -164,7 +171,8 @@ def run_task(
             stopped |= not isinstance(error, UntrainedError)
             failure = failure or _describe(error, task.folder)
         free_memory()
-    if failure is None and (dial := task.unmeasured_dial) is not None:
+    wait_for_all()
+    if failure is None and (dial := told(task.unmeasured_dial)) is not None:
         progress.point(f"{task.name}: dial")
         try:
             wanted = [point.preference for point in task.points]
@@ -172,7 +180,7 @@ def run_task(
         except Exception as error:
             failure = _describe(error, task.folder)
         free_memory()
-    if failure is None:
+    if failure is None and main_process():
         (task.folder / "failure.txt").unlink(missing_ok=True)
     return failure
 
@@ -245,7 +253,8 @@ def _claim_cell(task: Task) -> None:
                 f"'{task.folder}' holds results of '{task.entry.title}' with other options "
                 f"({found[0]}): give the method another label, or delete that folder."
             )
-    write_json(path, task.settings)
+    if main_process():
+        write_json(path, task.settings)
 
 
 def _describe(error: Exception, folder: Path) -> str:
@@ -256,7 +265,10 @@ def _describe(error: Exception, folder: Path) -> str:
     """
     if storage_problem(error) or isinstance(error, LostClaimError):
         raise error
-    write_text(folder / "failure.txt", "".join(traceback.format_exception(error)))
+    if several_processes() and not isinstance(error, UntrainedError):
+        raise error  # the others may wait for this one
+    if main_process():
+        write_text(folder / "failure.txt", "".join(traceback.format_exception(error)))
     text = " ".join(str(error).split()) or type(error).__name__
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 

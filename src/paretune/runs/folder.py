@@ -8,7 +8,6 @@ stands on (data, base model, tokenizer). Nothing here imports torch.
 import contextlib
 import functools
 import json
-import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,7 @@ from paretune.errors import InputError
 from paretune.files import (
     main_process,
     read_object,
+    several_processes,
     storage_problem,
     write_json,
     write_text,
@@ -327,7 +327,7 @@ def _now() -> str:
 
 
 def _wait_for_all() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if several_processes():
         from paretune.experiment.train_point import wait_for_all
 
         wait_for_all()

@@ -6,7 +6,6 @@ finished; so one process does the same as many. Nothing here imports torch.
 
 import contextlib
 import logging
-import os
 import random
 import secrets
 import time
@@ -27,7 +26,13 @@ from paretune.claims import (
     take,
 )
 from paretune.errors import InputError
-from paretune.files import drop_partials, main_process, read_object, write_json
+from paretune.files import (
+    drop_partials,
+    main_process,
+    read_object,
+    several_processes,
+    write_json,
+)
 from paretune.progress import PHASES, Phase, Progress
 
 logger = logging.getLogger(__name__)
@@ -182,7 +187,7 @@ class Pieces:
                 _record(record, name, failure)
             return True
         except LostClaimError as error:
-            if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            if several_processes():
                 raise
             logger.warning("%s is left to another worker: %s", name, error)
             return False
@@ -253,7 +258,7 @@ def _record(path: Path, name: str, why: str) -> None:
 
 def _told(value: Any) -> Any:
     """What the main process says, to it and to the processes that were started with it."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if not several_processes():
         return value
     from paretune.experiment.train_point import told
 

@@ -9,14 +9,13 @@ there is something to train or to measure.
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paretune.data.splitting import Split
 from paretune.errors import InputError, TrainingStoppedError, UntrainedError
-from paretune.files import main_process
+from paretune.files import main_process, several_processes
 from paretune.moo.preference import Preference
 from paretune.progress import Progress, Silent, default_progress
 from paretune.recipes.dial import ConditionedOptions
@@ -301,7 +300,7 @@ def _folded(
 
 def _join(recipe: "Recipe", run: Path) -> None:
     """Join the processes that were started together, if there are several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if several_processes():
         from paretune.experiment.setup import training_arguments
 
         first, method = plan(recipe, run)[0], conditioned(recipe)

@@ -325,9 +325,12 @@ class BaseTrainer(Trainer):
 
     def unmoved_error(self) -> UntrainedError:
         """What to raise when no step changed a weight."""
+        unmoved = self.totals.unmoved
+        steps = "1 step" if unmoved == 1 else f"{unmoved} steps"
         return UntrainedError(
-            f"No weight changed in {self.totals.unmoved} steps although the gradient was not zero: "
-            f"the learning rate {self.args.learning_rate:g} is too small for the weights' dtype."
+            f"No weight changed in {steps} although the gradient was not zero: the learning rate "
+            f"{self.args.learning_rate:g} is too small for the weights' dtype, or the optimiser "
+            "does not step on the model's own tensors."
         )
 
     def _take_over(self, state: TrainerState, checkpoint: Path) -> TrainOutput:

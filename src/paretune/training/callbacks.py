@@ -12,7 +12,8 @@ from paretune.errors import TrainingStoppedError
 from paretune.training.checks import check_ownership
 from paretune.training.totals import Totals
 
-_PATIENT_STEPS = 20  # steps that change nothing, after warm-up, before they are an error
+_PATIENT_STEPS = 20
+"""Steps, after warm-up, in which weights narrower than float32 may round every change away."""
 
 
 class EpochRows(Protocol):
@@ -94,9 +95,15 @@ class Movement(TrainerCallback):
             return
         totals.moved = self._before != weight_sums(self._trainer.model)
         totals.unmoved += not totals.moved
+        if totals.moved:
+            return
         warm = state.global_step >= args.get_warmup_steps(state.max_steps)
-        if not totals.moved and warm and totals.unmoved >= _PATIENT_STEPS:
+        if not self._narrow() or (warm and totals.unmoved >= _PATIENT_STEPS):
             raise self._counting.unmoved_error()
+
+    def _narrow(self) -> bool:
+        trained = (p for p in self._trainer.model.parameters() if p.requires_grad)
+        return any(p.dtype.itemsize < torch.float32.itemsize for p in trained)
 
     def _has_gradient(self) -> bool:
         """Opposed objectives may leave none: that is a stationary point, not a fault."""

@@ -1,7 +1,6 @@
 """What a multi-objective training run needs to know beyond ``transformers.TrainingArguments``."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from transformers import TrainingArguments
 from paretune.data.sampling import Sampling
 from paretune.data.tokenization import Overlong
 from paretune.errors import InputError
+from paretune.files import several_processes
 from paretune.gradients import Method
 from paretune.logprobs import PackingMode
 from paretune.losses import (
@@ -114,7 +114,7 @@ class CommonConfig(TrainingArguments):
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # transformers takes everything to be better if greater that is not called a loss.
             self.greater_is_better = self.metric_for_best_model.endswith(("accuracy", "margin"))
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available():
+        if several_processes() and not torch.accelerator.is_available():
             # Without it accelerate does not join the processes, and each would train for itself.
             self.use_cpu = True
         try:
