@@ -1,4 +1,4 @@
-"""How busy the machine is, beside the threads that a run adds."""
+"""How busy the machine is beside the threads that a run adds, and who else is of the run."""
 
 import os
 from dataclasses import dataclass
@@ -51,3 +51,37 @@ def own_threads() -> int:
     """How many threads OpenMP takes: ``OMP_NUM_THREADS``, or else one a core."""
     given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(given) if given.isdigit() and int(given) else own_cores()
+
+
+# Open MPI's and Intel MPI's names of torchrun's, as accelerate has them.
+_MPI = (
+    {
+        "WORLD_SIZE": "OMPI_COMM_WORLD_SIZE",
+        "RANK": "OMPI_COMM_WORLD_RANK",
+        "LOCAL_RANK": "OMPI_COMM_WORLD_LOCAL_RANK",
+        "LOCAL_WORLD_SIZE": "OMPI_COMM_WORLD_LOCAL_SIZE",
+    },
+    {
+        "WORLD_SIZE": "PMI_SIZE",
+        "RANK": "PMI_RANK",
+        "LOCAL_RANK": "MPI_LOCALRANKID",
+        "LOCAL_WORLD_SIZE": "MPI_LOCALNRANKS",
+    },
+)
+
+
+def join_mpi() -> None:
+    """Let processes that ``mpirun`` started know each other as those of torchrun do.
+
+    Torch, transformers and accelerate read torchrun's variables, accelerate alone MPI's, too.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return
+    for names in _MPI:
+        found = {ours: os.environ.get(theirs, "") for ours, theirs in names.items()}
+        if all(found.values()) and int(found["WORLD_SIZE"]) > 1:
+            if found["WORLD_SIZE"] == found["LOCAL_WORLD_SIZE"]:  # one machine: they meet on it
+                found |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+            for name, value in found.items():
+                os.environ.setdefault(name, value)
+            return

@@ -30,6 +30,7 @@ from paretune.cli.serve import serve
 from paretune.cli.sweep import sweep
 from paretune.cli.train import train
 from paretune.cli.weigh import ManyValues, weigh
+from paretune.machine import join_mpi
 
 app = typer.Typer(
     name="paretune",
@@ -87,6 +88,7 @@ def _wait_passively() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; what goes wrong is one line and an exit code, never a traceback."""
     clean_messages()
+    join_mpi()
     _wait_passively()
     if os.environ.get("PARETUNE_WORKER"):  # a shell's background jobs, and theirs, ignore SIGINT
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -28,6 +28,7 @@ from paretune.losses import (
     plain_loss,
     read_loss,
 )
+from paretune.machine import join_mpi
 from paretune.moo.preference import Preference
 from paretune.moo.weightings import ClampOptions
 from paretune.options import as_option
@@ -114,6 +115,7 @@ class CommonConfig(TrainingArguments):
         if self.metric_for_best_model is not None and self.greater_is_better is None:
             # transformers takes everything to be better if greater that is not called a loss.
             self.greater_is_better = self.metric_for_best_model.endswith(("accuracy", "margin"))
+        join_mpi()
         if several_processes() and not torch.accelerator.is_available():
             # Without it accelerate does not join the processes, and each would train for itself.
             self.use_cpu = True
