@@ -143,5 +143,8 @@ def test_keywords_of_the_model_and_its_template(
             ClampConfig(**options | {"model_init_kwargs": {"no_such_thing": 1}}),
             pairs,
         )
+    wrong = ClampConfig(**options | {"chat_template_kwargs": {"polit": True}})
+    with pytest.raises(InputError, match=r"chat_template_kwargs: .* no option 'polit'"):
+        ClampTrainer(str(folder), wrong, pairs, processing_class=given)
     with pytest.raises(InputError, match="for a model given by name"):
         ClampTrainer(trainer.model, ClampConfig(**options), pairs, processing_class=given)

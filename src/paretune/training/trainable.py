@@ -1,6 +1,7 @@
 """What a trainer is given: arguments that fit its launch, and a model with what is trained."""
 
 import os
+import re
 import warnings
 from typing import Any
 
@@ -34,8 +35,8 @@ def load_trainable(
     The tokenizer is a copy where it gets `args.chat_template_kwargs`.
 
     Raises:
-        InputError: no tokenizer or one without padding, an adapter that does not fit, or a
-            quantised model without one.
+        InputError: no tokenizer, or one without padding or the template's options, an adapter that
+            does not fit, or a quantised model without one.
     """
     keywords: Any = args.model_init_kwargs
     if isinstance(model, str | os.PathLike):
@@ -53,6 +54,10 @@ def load_trainable(
             "its end-of-turn token."
         )
     if args.chat_template_kwargs:
+        template = tokenizer.chat_template
+        for name in args.chat_template_kwargs if isinstance(template, str) else ():
+            if not re.search(rf"\b{re.escape(name)}\b", template):
+                raise InputError(f"chat_template_kwargs: the chat template has no option {name!r}.")
         tokenizer = with_template_variables(tokenizer, args.chat_template_kwargs)  # type: ignore[arg-type]
     if peft_config is not None:
         from peft import PeftModel, get_peft_model  # peft takes seconds to import
