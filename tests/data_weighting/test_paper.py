@@ -8,6 +8,7 @@ from paretune.data_weighting.paper_figures import draw_paper_figures, objectives
 from paretune.data_weighting.summary import Summary
 from paretune.data_weighting.trial import CellResult, Curve
 from paretune.moo.preference import Preference
+from paretune.report import figures
 
 NAMES = ("a", "b", "c")
 FIRST, EVEN = Preference(NAMES, (0.8, 0.1, 0.1)), Preference(NAMES, (1 / 3, 1 / 3, 1 / 3))
@@ -85,3 +86,15 @@ def test_drawn(summary, tmp_path):
     draw_paper_figures(summary, tmp_path)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"weigh_objectives.png", "weigh_radius.png"}
+
+
+def test_radars_of_all_methods_have_one_scale(summary, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        figures, "save_figure", lambda figure, path: drawn.update({path.name: figure})
+    )
+    draw_paper_figures(summary, tmp_path)
+    first, second = drawn["weigh_radius.png"].axes
+    assert first.get_ylim() == second.get_ylim() == (0, pytest.approx(1.05))
+    (line, _) = second.lines  # of MOML, at either preference
+    assert line.get_ydata() == pytest.approx([1 / 2.25, 1 / 2, 1 / 2, 1 / 2.25])

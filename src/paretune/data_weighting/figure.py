@@ -105,7 +105,7 @@ def _radars(
     objectives: Sequence[str],
     looks: Mapping[str, Mapping[str, Any]],
 ) -> Figure:
-    figure, rows, columns = _grid(len(panels), (3.9, 3.7))
+    figure, rows, columns = _grid(len(panels), (4.9, 3.3))
     drawn = np.array([losses for lines in panels.values() for losses, _ in lines])
     scale = figures.value_range(1 / drawn)
     for number, (title, lines) in enumerate(panels.items(), start=1):

@@ -83,11 +83,12 @@ def _objectives(summary: Summary) -> Figure | None:
 
 
 def _radius(summary: Summary) -> Figure:
-    """A panel a method: its preferences, as the paper draws them."""
+    """A panel a method: its preferences, as the paper draws them, all up to one radius."""
+    rim = 1.05 * max(1 / np.min(_losses(summary, m, p)) for m, p in _drawn(summary))
     count = len(summary.methods)
     columns = min(4, count)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(3.9 * columns, 3.7 * rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(4.4 * columns, 3.7 * rows + 0.8), layout="constrained")
     titles = [summary.title(preference) for preference in summary.preferences]
     looks = dict(zip(titles, figures.line_looks(len(titles)), strict=True))
     angles = np.linspace(0, 2 * math.pi, len(summary.objectives), endpoint=False)
@@ -96,30 +97,36 @@ def _radius(summary: Summary) -> Figure:
         assert isinstance(axes, PolarAxes)
         axes.set_theta_offset(math.pi / 2)
         axes.set_theta_direction(-1)
-        for preference in summary.preferences:
-            cells = summary.of(method, preference)
-            if not cells:
-                continue
-            radii: Array = 1 / np.mean([cell.resolved for cell in cells], axis=0)
+        for preference in (p for m, p in _drawn(summary) if m == method):
+            radii: Array = 1 / _losses(summary, method, preference)
             look = looks[summary.title(preference)]
             axes.plot([*angles, angles[0]], [*radii, radii[0]], lw=1.4, ms=4, alpha=0.85, **look)
-        axes.set_rmin(0)
-        axes.set_xticks(angles, [figures.wrapped(name) for name in summary.objectives])
+        axes.set_ylim(0, rim)
+        labels = [figures.wrapped(name) for name in summary.objectives]
+        figures.label_spokes(axes, angles.tolist(), labels)
         axes.tick_params(labelsize=8)
         axes.set_title(method, fontsize=10.5, pad=14)
-    handles, labels = [], []
-    for title, look in looks.items():
-        handles.append(Line2D([], [], lw=1.6, ms=5, **look))
-        labels.append(title)
+    handles = [Line2D([], [], label=title, lw=1.6, ms=5, **look) for title, look in looks.items()]
     figure.legend(
-        handles,
-        labels,
+        handles=handles,
         loc="outside lower center",
-        ncols=figures.legend_columns(len(labels), 5),
+        ncols=figures.legend_columns(len(handles), 5),
         frameon=False,
         title="1 / re-solved loss, mean over seeds, from 0 on one scale",
     )
     return figure
+
+
+def _drawn(summary: Summary) -> list[tuple[str, Preference]]:
+    """Methods and preferences that have a cell."""
+    pairs = ((m, p) for m in summary.methods for p in summary.preferences)
+    return [pair for pair in pairs if summary.of(*pair)]
+
+
+def _losses(summary: Summary, method: str, preference: Preference) -> Array:
+    """Means over seeds, after re-solving, (S,)."""
+    losses: Array = np.mean([c.resolved for c in summary.of(method, preference)], axis=0)
+    return losses
 
 
 def objectives_against_steps(
