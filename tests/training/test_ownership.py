@@ -9,6 +9,7 @@ import torch
 from accelerate import FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
 from peft import PromptTuningConfig, get_peft_model
+from transformers import Trainer
 
 from paretune import ClampConfig, ClampTrainer, InputError
 from paretune.gradients import ObjectiveGradients
@@ -49,6 +50,20 @@ def test_a_launch_configuration_with_fsdp(
 
     monkeypatch.setattr(AcceleratorState, "__init__", launched)
     with pytest.raises(InputError, match="launch configuration of accelerate turns FSDP on"):
+        trainer(config=ClampConfig)
+
+
+def test_a_launch_configuration_with_deepspeed(
+    monkeypatch: pytest.MonkeyPatch, trainer: Callable[..., Any]
+) -> None:
+    start = Trainer.create_accelerator_and_postprocess
+
+    def launched(self: Any) -> None:
+        start(self)
+        self.is_deepspeed_enabled = True  # what transformers sets by the accelerator's plugin
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", launched)
+    with pytest.raises(InputError, match="launch configuration of accelerate turns DeepSpeed on"):
         trainer(config=ClampConfig)
 
 
