@@ -98,7 +98,7 @@ def test_options_that_0_1_kept_are_those_of_today() -> None:
         ("methods.rewarded_soups.options.average=raw", ["several 'rewarded_soups'"]),
         ("methods.RiC.optons.x=2", ["'methods.RiC.optons'", "'methods.RiC.options'"]),
         ("methods.RiC.name=rick", ["'rick'", "'ric'"]),
-        ("model.shard=true", ["model.shard is not for a comparison", "set it to false"]),
+        ("model.shard=true", ["not for Rewarded Soups (PPO), MORLHF, RiC", "set it to false"]),
     ],
 )
 def test_mistakes(override: str, words: list[str]) -> None:

@@ -140,10 +140,10 @@ class CompareRecipe(Recipe):
             )
         if self.sweep.warm_start:
             raise ValueError("sweep.warm_start is for a sweep: here points are independent")
+        if self.undivided:
+            self.run.refuse_several(self.undivided)
+            self.model.refuse_shard(self.undivided)
         for entry in self.methods:
-            if entry.trains_alone:
-                self.run.refuse_several(entry.title)
-                self.model.refuse_shard(entry.title)
             if entry.preferences is not None:
                 try:
                     resolve_points(entry.preferences, self.data.objectives)
@@ -155,6 +155,11 @@ class CompareRecipe(Recipe):
                 except InputError as error:
                     raise ValueError(f"{entry.title}: {error}") from None
         return self
+
+    @property
+    def undivided(self) -> str:
+        """The methods whose trainings cannot be divided among processes, in words; "" for none."""
+        return ", ".join(entry.title for entry in self.methods if entry.trains_alone)
 
 
 def load_comparison(name: str | Path, overrides: Sequence[str] = ()) -> CompareRecipe:

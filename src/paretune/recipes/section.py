@@ -138,6 +138,6 @@ class Run(Section):
         """Raise ValueError if a point has several GPUs."""
         if (self.gpus_per_point or 1) > 1:
             raise ValueError(
-                f"run.gpus_per_point: {what} does not divide its trainings among processes: leave "
+                f"run.gpus_per_point: {what} does not divide a training among processes: leave "
                 "it out, and give --workers N"
             )

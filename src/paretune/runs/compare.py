@@ -105,10 +105,9 @@ def run_compare(
 
 
 def _check_divisible(recipe: "CompareRecipe") -> None:
-    alone = [entry.title for entry in recipe.methods if entry.trains_alone]
-    if several_processes() and alone:
+    if several_processes() and recipe.undivided:
         raise InputError(
-            f"{' and '.join(alone)} cannot divide a training among processes: leave that out of "
+            f"{recipe.undivided}: that does not divide a training among processes. Leave it out of "
             "'methods', or start plain `paretune compare ... --workers N`, which gives each "
             "process methods of its own."
         )
