@@ -283,3 +283,18 @@ def test_the_page_says_what_was_found() -> None:
     assert "0 of 2" in page
     assert "rises with the preference for polite throughout for 2 of 2 seeds" in page
     assert "-0.7600 ± 0.0400" in page  # at polite 0.8: 0.8 · (2 and 2.1) less 0.8 · 3
+
+
+def test_weights_of_any_size_are_divided_by_their_sum(tmp_path: Path) -> None:
+    from paretune.cli.weigh import _own
+
+    row = '{"prompt": "red", "chosen": "blue", "rejected": "green"}\n'
+    files = [str(tmp_path / f"{name}.jsonl") for name in "abxy"]
+    for file in files:
+        Path(file).write_text(row)
+    for given, point in {"7 3": (0.7, 0.3), "1e308 1e308": (0.5, 0.5), "0 1e-300": (0, 1)}.items():
+        prefer = [f"{name}={value}" for name, value in zip("xy", given.split(), strict=True)]
+        (found,) = _own([], files[:2], files[2:], None, prefer).points
+        assert tuple(found.values()) == pytest.approx(point)
+    with pytest.raises(InputError, match="a weight above 0"):
+        _own([], files[:2], files[2:], None, ["x=0", "y=0"])

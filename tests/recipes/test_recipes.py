@@ -145,6 +145,40 @@ def test_mistakes_in_a_file_name_the_file(tmp_path: Path) -> None:
         load_recipe(path)
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("system: other", "'data.system' is 'other', but it must be 'merge', 'drop' or 'error'"),
+        ("system: 3", "'data.system' is 3, but it must be 'merge', 'drop' or 'error'"),
+        ("systm: drop", "'data.systm' .*; did you mean 'data.system'"),
+        ("loader: hh_rlhf, system: drop", "the loader 'hh_rlhf' has no option 'system'"),
+    ],
+)
+def test_options_that_only_some_loaders_have(data: str, words: str) -> None:
+    text = f"data: {{loader: pairs, path: {{a: a.jsonl, b: b.jsonl}}, objectives: [a, b], {data}}}"
+    if "loader" in data:
+        text = f"data: {{path: a.jsonl, objectives: [a, b], {data}}}"
+    with pytest.raises(InputError, match=words):
+        recipe_from_text(text + "\nsweep: {preferences: [[0.5, 0.5]]}", "the text", "mine")
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = """
+        model: {nam: x}
+        lora: {r: -1, alpha: x}
+        data: {loader: safe_rlhff, objectives: [a, a]}
+        train: {max_steps: x, nope: 1, push_to_hub: true}
+        sweep: {seeds: 3}
+        """
+    with pytest.raises(InputError) as caught:
+        recipe_from_text(text, "the text", "mine")
+    for key in ("model.nam", "lora.r", "lora.alpha", "data.loader", "data.objectives", "seeds"):
+        assert key in str(caught.value), key
+    for key in ("train.max_steps", "train.nope", "train.push_to_hub"):
+        assert key in str(caught.value), key
+    assert "paretune push" in str(caught.value)
+
+
 def test_missing_recipe_suggests_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'saferlhf_clamp'"):
         load_recipe("safer_clamp")

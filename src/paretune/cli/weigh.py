@@ -199,11 +199,12 @@ def _own(
             ) from None
         if not (math.isfinite(weights[name]) and weights[name] >= 0):
             raise InputError(f"The weight of {shown(name)} must be finite and at least 0.")
-    total = sum(weights.values())
-    if prefer and weights and total <= 0:
+    largest = max(weights.values(), default=0.0)
+    if weights and not largest:
         raise InputError("--prefer needs a weight above 0.")
     count = len(files["criteria"])
-    point: Any = {name: value / total for name, value in weights.items()}
+    total = math.fsum(value / largest for value in weights.values())
+    point: Any = {name: value / largest / total for name, value in weights.items()}
     text = yaml_syntax.dump(
         {
             "task": {"name": "sets", **files},

@@ -10,7 +10,7 @@ from paretune.errors import validation_problem
 from paretune.names import shown
 from paretune.recipes.places import Keys, Place, fields_of, has_own, inside, knows, names_of
 
-_TOLD = 5  # complaints in one message
+_TOLD = 12  # complaints in one message
 
 
 def unknown_key(root: type[BaseModel], keys: Keys, source: str) -> str:

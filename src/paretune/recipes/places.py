@@ -29,7 +29,10 @@ Place = type[BaseModel] | Named | Listed
 
 
 def fields_of(place: Place) -> list[str]:
-    return [] if isinstance(place, Named | Listed) else list(place.model_fields)
+    if isinstance(place, Named | Listed):
+        return []
+    more = getattr(place, "more_keys", None)  # that depend on what is chosen there
+    return [*place.model_fields, *(more() if more else ())]
 
 
 def knows(places: Sequence[Place], key: str) -> bool:

@@ -177,11 +177,11 @@ class Data(Section):
         name, known = self.loader, LoaderOptions.of(LOADERS[self.loader])
         for key in (*_LOADER_KEYS, *self.own):
             if getattr(self, key) is not None and key not in known.options:
-                if key in self.own:
+                if key in self.own and key not in self.more_keys():
                     raise _unknown_key(key)
                 raise ValueError(f"the loader {name!r} has no option {key!r}")
         for key, value in self.own.items():
-            TypeAdapter(known.options[key]).validate_python(value, strict=True)
+            _check_option(key, value, known.options[key])
         check_source(name, self.path or self.revision)
         if isinstance(self.path, dict) and not known.several:
             raise ValueError(f"the loader {name!r} reads all objectives from one path")
@@ -189,10 +189,25 @@ class Data(Section):
             raise ValueError(f"the loader {name!r} needs one path for each objective")
         return self
 
+    @classmethod
+    def more_keys(cls) -> list[str]:
+        """Options that some loaders have, and that are no fields."""
+        options = (LoaderOptions.of(loader).options for loader in LOADERS.values())
+        return list(dict.fromkeys(k for each in options for k in each if k not in cls.model_fields))
+
     @property
     def own(self) -> dict[str, Any]:
         """Options that only its loader has."""
         return self.model_extra or {}
+
+
+def _check_option(key: str, value: object, kind: Any) -> None:
+    """Raise ValidationError, about that key, for a value that a loader's own option cannot have."""
+    try:
+        TypeAdapter(kind).validate_python(value, strict=True)
+    except ValidationError as error:
+        found: list[Any] = [{**each, "loc": (key, *each["loc"])} for each in error.errors()]
+        raise ValidationError.from_exception_data(key, found) from None
 
 
 def check_source(loader: str, given: object) -> None:
