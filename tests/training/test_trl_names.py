@@ -23,6 +23,30 @@ def test_fields_of_trl_are_told_ours(name: str) -> None:
         ClampConfig(**{name: None})
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("ref_model_init_kwargs", "the reference stays fixed"),
+        ("label_pad_token_id", "its own batches"),
+        ("eos_token", "set it on the tokenizer"),
+        ("logging_dir", "TENSORBOARD_LOGGING_DIR"),
+        ("warmup_ratio", "warmup_steps, below 1"),
+        ("use_liger_loss", "no log-probabilities"),
+    ],
+)
+def test_fields_of_former_releases_are_told_ours(name: str, hint: str) -> None:
+    with pytest.raises(InputError, match=f"ClampConfig has no argument '{name}': .*{hint}"):
+        ClampConfig(**{name: None})
+
+
+@pytest.mark.parametrize("name", ["model_init_kwargs", "preference", "beta", "max_length", "mu"])
+def test_fields_given_to_the_trainer_are_told_their_place(name: str) -> None:
+    with pytest.raises(InputError, match=rf"'{name}': it is .* args=ClampConfig\({name}=\.\.\.\)"):
+        ClampTrainer(model="none", args=None, train_dataset={}, **{name: None})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="'max_prompt_length': there is max_length"):
+        ClampTrainer(model="none", args=None, train_dataset={}, max_prompt_length=1)  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("trainer", [ClampTrainer, ConditionedTrainer, DataWeightingTrainer])
 @pytest.mark.parametrize(
     ("name", "hint"),

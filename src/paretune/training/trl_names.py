@@ -10,6 +10,7 @@ from paretune.errors import InputError
 _REFERENCE = "the reference stays fixed: it is the model as given"
 _ALWAYS = "leave it out: the reference's log-probabilities are always computed before training"
 _TOKENIZER = "it is called processing_class"
+_BATCHES = "leave it out: the trainer makes its own batches"
 
 FIELDS: Mapping[str, str] = {
     "loss_type": "it is called loss: 'sigmoid' is loss='dpo', 'ipo' is loss='ipo'; 'cpo' and "
@@ -45,12 +46,39 @@ FIELDS: Mapping[str, str] = {
     "activation_offloading": "use gradient_checkpointing=True",
     "model_adapter_name": "the adapter that is active is trained",
     "ref_adapter_name": _REFERENCE,
+    # Of former releases.
+    "ref_model_init_kwargs": _REFERENCE,
+    "force_use_ref_model": _REFERENCE,
+    "max_target_length": "there is max_length for prompt and response together",
+    "label_pad_token_id": _BATCHES,
+    "padding_value": _BATCHES,
+    "dataset_kwargs": _BATCHES,
+    "use_logits_to_keep": "leave it out: logits are taken in pieces, of responses only",
+    "use_liger_loss": "its fused losses leave no log-probabilities of responses to read",
+    "is_encoder_decoder": "leave it out: models have a decoder only",
+    "generate_during_eval": "`paretune sweep` lets every point answer; here a callback can",
+    "base_model_attribute_name": "leave it out: it is found by itself",
+    "eos_token": "set it on the tokenizer, which is given as processing_class",
+    "packing_strategy": "there is packing, which is on where it is exact",
+    # Of transformers before 5.
+    "logging_dir": "set the variable TENSORBOARD_LOGGING_DIR",
+    "warmup_ratio": "it is warmup_steps, below 1",
+    "evaluation_strategy": "it is called eval_strategy",
+    "no_cuda": "it is called use_cpu",
+    "group_by_length": "leave it out: rows have no length to be grouped by",
+    "save_safetensors": "leave it out: weights are always saved so",
+    "overwrite_output_dir": "leave it out: train() says by itself whether it resumes",
+    "fp16_backend": "leave it out: bf16 or fp16 say all",
+    "half_precision_backend": "leave it out: bf16 or fp16 say all",
 }
-"""Fields of TRL's `DPOConfig`, `CPOConfig` and older ones."""
+"""Fields of TRL's `DPOConfig`, `CPOConfig`, and of older ones."""
 
 ARGUMENTS: Mapping[str, str] = {
     "ref_model": "leave it out: the reference is the model as given, with its adapter off",
-    "data_collator": "leave it out: the trainer makes its own batches",
+    "data_collator": _BATCHES,
+    "formatting_func": "leave it out: rows are written by the chat template",
+    "tools": "rows may have a column 'tools'",
+    "reward_funcs": "no rewards are trained on, but pairs",
     "tokenizer": _TOKENIZER,
     "compute_metrics": "loss, accuracy and margin of each objective are measured; for more use "
     "callbacks",
@@ -58,10 +86,7 @@ ARGUMENTS: Mapping[str, str] = {
     "compute_loss_func": "the loss is given as loss of the arguments",
     "model_init": "give the model, or its name with model_init_kwargs of the arguments",
     "quantization_config": "give it in model_init_kwargs of the arguments",
-    "preference": "it is a field of the arguments: args=ClampConfig(preference=...)",
     "optimizer_cls_and_kwargs": "give optimizers, or optim of the arguments",
-    "max_length": "it is a field of the arguments",
-    "beta": "it is a field of the arguments",
 }
 """Arguments of TRL's and transformers' trainers."""
 
@@ -79,10 +104,16 @@ def check_names(kind: type, given: Mapping[str, Any], known: Mapping[str, str]) 
     if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
         return  # a class of the user's own
     names = list(parameters)[1:]
+    config: Any = parameters["args"].annotation if "args" in parameters else None
     for name in given:
         if name in names:
             continue
+        hint = known.get(name)
+        if hint is None and name in getattr(config, "__dataclass_fields__", ()):
+            hint = f"it is a field of the arguments: args={config.__name__}({name}=...)"
+        elif hint is None and config is not None:
+            hint = FIELDS.get(name)
         nearest = get_close_matches(name, names, n=1)
-        hint = known.get(name) or (nearest and f"did you mean {nearest[0]!r}?") or "leave it out"
+        hint = hint or (nearest and f"did you mean {nearest[0]!r}?") or "leave it out"
         end = "" if hint.endswith("?") else "."
         raise InputError(f"{kind.__name__} has no argument {name!r}: {hint}{end}")
