@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel
 
 from paretune import InputError
 from paretune.files import read_json, write_json
-from paretune.gradients import ObjectiveGradients
+from paretune.gradients import ObjectiveGradients, engine
 from paretune.logprobs import sequence_logps
 from paretune.losses import CPO, Scored
 from paretune.moo.gates import Gate, spread_preferences
@@ -345,6 +345,35 @@ def test_one_pass_is_exact_under_gates_of_rows(tiny_lora: Any) -> None:
     }
     engine.accumulate(batch)  # raises where it is not exact
     assert engine.method == "one_pass"
+
+
+@pytest.mark.parametrize("inner", ["pwg", "clamp"])
+def test_the_first_batch_is_proven_on_two_of_its_rows(
+    conditioned: Any, inner: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the gate at theirs: padded rows, and M graphs of them, take the memory of no more."""
+    monkeypatch.setattr(engine, "_proven", set())
+    options = {"gradients": "one_pass", "per_device_train_batch_size": 6, "max_steps": 1}
+    made = conditioned(inner=inner, **options)
+    set_gate, run = made.gated.set, made.model.forward
+    gates: list[int] = []
+    padded: list[int] = []
+
+    def forward(*args: Any, input_ids: torch.Tensor, **named: Any) -> Any:
+        if len(input_ids) > 1:  # packed, all are one row
+            padded.append(len(input_ids))
+            assert len(input_ids) == gates[-1]
+        return run(*args, input_ids=input_ids, **named)
+
+    def turn(positions: Any) -> None:
+        gates.append(len(np.atleast_2d(positions)))
+        set_gate(positions)
+
+    monkeypatch.setattr(made.gated, "set", turn)
+    monkeypatch.setattr(made.model, "forward", forward)
+    made.train()
+    assert padded == [4]  # two rows of two responses
+    assert gates[-2:] == [4, 12]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -101,6 +101,9 @@ class ObjectiveGradients:
                 logger.info("One backward pass per objective: %s.", obstacle)
             if method != "per_objective" and obstacle is None:
                 self._one_pass = OnePass(model, bank)
+        self.before: Callable[[Batch], None] | None = None
+        """Called with what the model is to run next, a batch or some rows of one; for models that
+        treat each sequence by its row."""
         self._proven: set[tuple[bool, Method]] = {(False, "per_objective")}
         self.passes = 0
         """Forward and backward passes so far, each counting as one, without the proof's."""
@@ -142,7 +145,12 @@ class ObjectiveGradients:
             batch, scale
         ):
             batch = self.packing.apply(batch)
+        self._tell(batch)
         self._accumulate(batch, scale)
+
+    def _tell(self, batch: Batch) -> None:
+        if self.before is not None:
+            self.before(batch)
 
     def _accumulate(self, batch: Batch, scale: float) -> None:
         if isinstance(self.bank, LayerwiseGradients):
@@ -164,8 +172,10 @@ class ObjectiveGradients:
         way = ("packed" in batch, self.method)
         key = f"{way} {fingerprint(self.model)}"
         if key not in _proven:
-            # Where sequences belong to rows, the model treats each by its place: all stay.
-            rows = batch if "row" in batch else shortest_rows(batch, _ROWS)
+            # Where sequences belong to rows and the model cannot be told of others, all stay.
+            told = "row" not in batch or self.before is not None
+            rows = shortest_rows(batch, _ROWS) if told else batch
+            self._tell(rows)
             held, passes = self.bank.hold(), self.passes
             device = batch["input_ids"].device
             with (

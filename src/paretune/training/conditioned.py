@@ -174,6 +174,7 @@ class ConditionedTrainer(MultiObjectiveTrainer):
                 for name in self.live
             }
             self.engine = ObjectiveGradients(self.model, losses, args.gradients, self.packing)
+        self.engine.before = self._turn_gate
 
     def _attach_reference(self, pairs: TokenizedPairs, title: str) -> None:
         gated: GatedAdapter | None = getattr(self, "gated", None)  # none while it is made
@@ -203,9 +204,8 @@ class ConditionedTrainer(MultiObjectiveTrainer):
         self._row_preferences = p
         return super().training_step(model, {**inputs, "pairs": pairs}, num_items_in_batch)
 
-    def _accumulate(self, batch: Mapping[str, Any]) -> None:
+    def _turn_gate(self, batch: Mapping[str, Any]) -> None:
         self.gated.set(self._row_preferences[batch["row"].cpu().numpy()])
-        super()._accumulate(batch)
 
     def _places(self, rows: int) -> NDArray[np.int64]:
         """The numbers of a micro-batch's rows among all rows of the training."""
