@@ -181,3 +181,20 @@ def test_tokens_of_packed_batches(tmp_path: Path) -> None:
     assert forecast.steps_of({"num_train_epochs": 2}, 10, 4) == 6
     assert forecast.steps_of({"max_steps": 7}, None, 4) == 7
     assert forecast.steps_of({}, None, 4) is None
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_sweep", "demo_compare"])
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("loss_type=sigmoid", "'train.loss_type' .* did you mean 'loss'"),
+        ("learning_rte=1", "did you mean 'train.learning_rate'"),
+        ("max_steps=x", "'train.max_steps' is 'x', but it must be a whole number"),
+        ("push_to_hub=true", "paretune push RUN"),
+    ],
+)
+def test_a_train_section_that_cannot_be_is_not_planned(
+    name: str, override: str, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        needs(name, [f"train.{override}"])

@@ -93,7 +93,8 @@ def checked_section(
         elif name not in known:
             nearest = get_close_matches(name, known, n=1)
             page = "see docs/guides/recipes.md."
-            hint = f"did you mean '{section}.{nearest[0]}'?" if nearest else page
+            meant = [elsewhere.get(each, f"{section}.{each}") for each in nearest]
+            hint = f"did you mean '{meant[0]}'?" if meant else page
             unknown.append(f"Unknown key {key} in {source}; {hint}")
         else:
             adapter = TypeAdapter(types[name], config=ConfigDict(arbitrary_types_allowed=True))

@@ -151,7 +151,19 @@ def size(count: float) -> str:
     return f"{count / 1e3:.3g} kB"
 
 
+def _check_train(recipe: Recipe | CompareRecipe) -> None:
+    """See that the train section is one with which the command would begin."""
+    from paretune.experiment.setup import checked_arguments
+    from paretune.recipes.train_keys import ELSEWHERE
+    from paretune.training import ConditionedConfig, MultiObjectiveConfig
+
+    conditioned = isinstance(recipe, Recipe) and isinstance(recipe.method, ConditionedOptions)
+    kind = ConditionedConfig if conditioned else MultiObjectiveConfig
+    checked_arguments(recipe.train, kind, "train", ELSEWHERE, recipe.source)
+
+
 def _of_sweep(recipe: Recipe) -> Needs:
+    _check_train(recipe)
     shape, remarks = forecast.shape_of(recipe.model, recipe.lora), list[str]()
     live, points = len(recipe.data.objectives), count_points(recipe)
     if recipe.sweep.placement != "gap":
@@ -166,6 +178,7 @@ def _of_sweep(recipe: Recipe) -> Needs:
 
 
 def _of_comparison(recipe: CompareRecipe) -> Needs:
+    _check_train(recipe)
     shape, remarks = forecast.shape_of(recipe.model, recipe.lora), list[str]()
     objectives = len(recipe.data.objectives)
     common = _tokens(recipe, recipe.train, objectives, remarks)
