@@ -1,6 +1,6 @@
 """`paretune plan` on paper: its memory against what is measured, and the table of docs/scaling.md.
 
-    python benchmarks/plan.py              # three trainings on the CPU, a minute or two each
+    python benchmarks/plan.py              # five trainings on the CPU, a minute or two each
     python benchmarks/plan.py --table      # 1B, 8B and 70B bases; nothing is run
 
 Measured is the peak resident memory of two optimiser steps above what the process holds with all
@@ -29,6 +29,17 @@ CASES = {
         "train.per_device_train_batch_size=8",
         "train.activation_checkpointing=true",
     ),
+    "steerable, M = 2, 4 rows": (
+        "demo",
+        "train.per_device_train_batch_size=4",
+        "method={name: conditioned}",
+    ),
+    "steerable, inner: clamp, M = 3, 8 rows": (
+        "demo_objectives",
+        "sweep.preferences=[[0.34, 0.33, 0.33]]",
+        "train.per_device_train_batch_size=8",
+        "method={name: conditioned, inner: clamp}",
+    ),
 }
 HIGH_WATER = Path("/proc/self/clear_refs")  # resets VmHWM when "5" is written to it
 
@@ -49,6 +60,18 @@ def load(case: str) -> tuple[str, list[str]]:
     return name, ["method={name: clamp}", *overrides, *quick, "train.save_strategy=no"]
 
 
+def make_trainer(recipe, splits, folder: Path):  # type: ignore[no-untyped-def]
+    from paretune.baselines.conditioned import Conditioned
+    from paretune.experiment import setup
+    from paretune.recipes.dial import ConditionedOptions
+    from paretune.training import ConditionedTrainer
+
+    if not isinstance(recipe.method, ConditionedOptions):
+        return setup.build_trainer(recipe, recipe.points[-1], 0, splits, folder)
+    args = Conditioned(**dict(recipe.method)).training_arguments(recipe, 0, folder)
+    return setup.make_trainer(recipe, args, splits, make=ConditionedTrainer)
+
+
 def status(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
@@ -59,7 +82,7 @@ def measure(case: str) -> None:
     import torch
 
     from paretune.data.splitting import split_by_prompt
-    from paretune.experiment.setup import build_trainer, load_data
+    from paretune.experiment.setup import load_data
     from paretune.recipes import load_recipe
 
     torch.set_num_threads(1)
@@ -70,7 +93,7 @@ def measure(case: str) -> None:
     splits = split_by_prompt(load_data(recipe.data), recipe.data.split, recipe.data.seed)
     before = status("VmRSS")
     with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(recipe, recipe.points[-1], 0, splits, Path(folder))
+        trainer = make_trainer(recipe, splits, Path(folder))
         HIGH_WATER.write_text("5")
         trainer.train()
     print(status("VmHWM") - before)
