@@ -119,8 +119,9 @@ def overrides(folder: Path) -> dict[str, list[str]]:
         for name in ("honesty", "helpfulness", "instruction_following")
     ]
     pairs = [model("smollm2"), data("dialogues.jsonl")]
-    weigh = ["steps=2", "budget=60", "seeds=[0]"]
-    language = ["task.rows=16", "task.batch_size=4", "task.micro_batch=4"]
+    weigh = ["steps=2", "budget=60", "seeds=[0]", "polish_steps=2"]
+    strong = "preferences=[mobl_strong]"
+    language = ["task.rows=8", "task.batch_size=4", "task.micro_batch=4"]
     inner = [f"methods.{name}.inner_steps=2" for name in ("moml", "moco")]
     small = [model("smollm2"), *steps]
     planted = [model("smollm2"), "seeds=[0]", "retrain_steps=2"]
@@ -161,7 +162,7 @@ def overrides(folder: Path) -> dict[str, list[str]]:
         **{f"weigh_planted_{case}": planted for case in PLANTED},
         "weigh_llm_helpsteer_1b": [
             *[model(one, "task.model.name"), data("helpsteer.jsonl", "task.path")],
-            *[*weigh, *language, *inner, "methods.itd.inner_steps=2"],
+            *[*weigh, *language, *inner, "methods.itd.inner_steps=2", strong],
         ],
         "weigh_llm_helpsteer_3b": [
             *[model(three, "task.model.name"), data("helpsteer.jsonl", "task.path")],
@@ -178,7 +179,7 @@ def overrides(folder: Path) -> dict[str, list[str]]:
         "weigh_mnist": [data("mnist.csv", "task.path"), "budget=60", "seeds=[0]"],
         "weigh_reward_helpsteer": [
             *[model("deberta-v3-base", "task.encoder"), data("helpsteer.jsonl", "task.path")],
-            *["task.components=16", *weigh, *inner],
+            *["task.components=16", *weigh, *inner, strong],
             *[f"methods.{name}.inner_steps=2" for name in ("itd", "forum")],
         ],
         "weigh_reward_summeval": [
@@ -199,6 +200,7 @@ OVERRIDES = overrides(Path("STAND-INS"))
 KEYS = {
     *("name", "path", "encoder", "trust_remote_code", "seeds", "use_cpu"),
     *("max_steps", "steps", "offline_steps", "online_steps", "inner_steps", "retrain_steps"),
+    *("polish_steps", "preferences"),
     *("batch_size", "micro_batch", "rows", "components", "budget", "online_prompts"),
     *("n_prompts", "max_new_tokens"),
 }
@@ -473,14 +475,12 @@ def main() -> None:
     write_stand_ins(folder)
     failed = []
     for recipe in options.recipes:
-        started = time.monotonic()
+        started, worked = time.monotonic(), time.process_time()
         code = run(recipe, folder)
         types = dict(adapter_types(folder / "runs" / recipe))
         sys.stdout.flush()
-        print(
-            f"{recipe}: exit {code}, {time.monotonic() - started:.0f} s, adapters {types}",
-            flush=True,
-        )
+        took = f"{time.monotonic() - started:.0f} s ({time.process_time() - worked:.0f} of the CPU)"
+        print(f"{recipe}: exit {code}, {took}, adapters {types}", flush=True)
         failed += [recipe] if code or set(types) - {"F32"} else []
     with contextlib.suppress(FileNotFoundError):
         runs = sorted(

@@ -1,6 +1,7 @@
 """`scripts/stand_ins.py`: it knows every shipped recipe, and runs them."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,9 +11,12 @@ import pytest
 from paretune.baselines.recipe import load_comparison
 from paretune.recipes import load_recipe, shipped_recipes
 from paretune.recipes.data_weighting import load_weigh_recipe
+from paretune.report.papers.write import write_tables
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "stand_ins.py"
 LOAD = {"sweep": load_recipe, "compare": load_comparison, "weigh": load_weigh_recipe}
+
+ONE = "preferences=[[0.96, 0.01, 0.01, 0.01, 0.01]]"
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +49,32 @@ def test_all_methods_of_task_1_on_stand_ins(script: ModuleType, tmp_path: Path) 
     run = tmp_path / "runs" / "saferlhf_compare"
     assert set(script.adapter_types(run)) == {"F32"}
     assert len(list(run.glob("cells/*/points/*/metrics.json"))) == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "further", "cells"),
+    [
+        ("ultrafeedback_compare_llama8b", [], 4),
+        ("weigh_reward_helpsteer", [ONE], 7),
+        ("weigh_llm_helpsteer_8b", [ONE], 3),
+    ],
+)
+def test_recipes_of_the_larger_tables_on_stand_ins(
+    script: ModuleType, tmp_path: Path, recipe: str, further: list[str], cells: int
+) -> None:
+    """Weighings at one preference, with every method."""
+    if "compare" in recipe:
+        pytest.importorskip("bitsandbytes")
+    given = " ".join(script.overrides(Path("/x"))[recipe])
+    script.write_stand_ins(tmp_path, [name for name in script.MODELS if f"/{name}" in given])
+    assert script.run(recipe, tmp_path, further) == 0
+    run = tmp_path / "runs" / recipe
+    if "compare" in recipe:
+        assert set(script.adapter_types(run)) == {"F32"}
+        assert len(list(run.glob("cells/*/points/*/metrics.json"))) == cells
+    else:
+        found = [json.loads(path.read_text()) for path in run.glob("cells/*/result.json")]
+        assert [each["status"] for each in found] == ["done"] * cells
+    shown = write_tables([run], tmp_path / "tables")
+    assert sum(each.filled for exhibits in shown.values() for each in exhibits)
