@@ -103,9 +103,16 @@ class AugmentedSteps(WeightingSteps):
         size = float(h.norm())
         if not all(map(math.isfinite, (*values, *losses.values(), size))):
             return None
+        chebyshev = [p * f for p, f in zip(weights, values, strict=True)]
+        told = {f"train/{name}/loss": value for name, value in losses.items()}
+        told |= {f"validation/{n}/loss": f for n, f in zip(live, values, strict=True)}
+        told["lower_gradient_norm"] = size
+        if trainer.x_started < 0:  # towards a solved lower level
+            self._levels.set_gradient(h)
+            trainer.note({**told, "spend/gradients": oracle.n_gradients - spent})
+            return max(chebyshev)
         if self.multipliers is None:
             self.multipliers = self._first_multipliers(y)
-        chebyshev = [p * f for p, f in zip(weights, values, strict=True)]
         omega = self.multipliers.weights(chebyshev)
         fx, fy = oracle.upper(x, y, [w * p for w, p in zip(omega, weights, strict=True)])
         gx, gy = oracle.products(x, y, self.multipliers.direction(h))
@@ -117,11 +124,10 @@ class AugmentedSteps(WeightingSteps):
         self.multipliers.update(h, omega)
         self.watch.see(max(losses.values()), dict(zip(live, values, strict=True)), size)
         trainer.note(
-            {f"train/{name}/loss": value for name, value in losses.items()}
-            | {f"validation/{n}/loss": f for n, f in zip(live, values, strict=True)}
+            told
             | {f"set_weight/{name}": value for name, value in trainer.set_weights.items()}
             | {f"omega/{n}": w for n, w in zip(live, omega, strict=True)}
-            | {"lower_gradient_norm": size, "spend/gradients": oracle.n_gradients - spent}
+            | {"spend/gradients": oracle.n_gradients - spent}
         )
         if oracle.products_by.step is not None:
             trainer.note({"product_step": oracle.products_by.step})

@@ -190,6 +190,14 @@ class DataWeightingTrainer(BaseTrainer):
         return self.weights.x
 
     @property
+    def x_started(self) -> int:
+        """Steps since x began to move; below 0 before."""
+        ratio = self.args.x_warmup_ratio
+        if ratio is None:
+            ratio = 0.25 if self.args.method == "lookahead" else 0.0
+        return self.state.global_step - math.ceil(ratio * self.state.max_steps)
+
+    @property
     def set_weights(self) -> dict[str, float]:
         """The weight of each training set, softmax(x)."""
         return self.weights.by_name()

@@ -61,6 +61,13 @@ class DataWeightingConfig(CommonConfig):
             "0 holds them, which is plain training on the weighted sets."
         },
     )
+    x_warmup_ratio: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the steps at the start in which the weights stay and y is trained on "
+            "the sets alone; by default a quarter with lookahead, and 0 otherwise."
+        },
+    )
     initial_weights: Keywords = field(
         default=None,
         metadata={"help": "Weight of each training set at the start, by name; by default equal."},
@@ -142,6 +149,10 @@ class DataWeightingConfig(CommonConfig):
                     f"{name} has no effect with method={self.method!r}: leave it out, or choose "
                     f"method={' or '.join(map(repr, methods))}."
                 )
+        if self.x_warmup_ratio is not None and not 0 <= self.x_warmup_ratio <= 1:
+            raise InputError(
+                f"x_warmup_ratio is a share of the steps, from 0 to 1, not {self.x_warmup_ratio:g}."
+            )
         if self.criteria_weights != "clamp" and self.mu != 100.0:
             raise InputError("mu is CLAMP's: it needs criteria_weights='clamp'.")
         # What is out of range shows here, not after the data has been read.

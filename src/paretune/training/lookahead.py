@@ -104,7 +104,7 @@ class Lookahead(WeightingSteps):
         whole = ObjectiveGradients(trainer.model, losses, "auto", trainer.packing)
         self.engine = self._whole = self._of_sets = whole
         """What is in use: the gradients of sets and criteria, or of the sets alone."""
-        if trainer.x_every > 1 and len(losses) > len(self._labels):
+        if len(losses) > len(self._labels):
             some = {name: losses[name] for name in self._labels}
             assert isinstance(whole.bank, GradientBank)
             self._of_sets = ObjectiveGradients(
@@ -125,7 +125,8 @@ class Lookahead(WeightingSteps):
         self._tokens = self._passes = 0
 
     def begin(self) -> None:
-        moves = self._trainer.state.global_step % self._trainer.x_every == 0
+        started = self._trainer.x_started
+        moves = started >= 0 and started % self._trainer.x_every == 0
         self.engine = self._whole if moves else self._of_sets
         self.engine.bank.zero()
         self._pending = None
