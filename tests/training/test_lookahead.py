@@ -56,6 +56,7 @@ def weigher(tmp_path: Path, tiny_lora: Any, tokenizer: Any) -> Any:
         settings: dict[str, Any] = {
             "max_steps": 4,
             "learning_rate": 1e-2,
+            "x_warmup_ratio": 0.0,
             "lr_scheduler_type": "constant",
             "per_device_train_batch_size": 3,
             "max_grad_norm": 0.0,
@@ -466,6 +467,37 @@ def test_between_steps_of_x_there_is_plain_training(weigher: Any) -> None:
         assert moves == ([True, True] if every == 1 else [True, False])
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
     assert trainer.steps._of_sets.method == "one_pass"
+
+
+def test_the_weights_stay_for_the_first_quarter(weigher: Any) -> None:
+    trainer = weigher(max_steps=8, x_warmup_ratio=None)
+    trainer.train()
+    moves = ["alignment/moon" in row for row in step_logs(trainer)]
+    assert moves == [False, False, True, False, True, False, True, False]
+    held, plain = weigher(x_warmup_ratio=1.0), weigher(x_learning_rate=0.0, folder="plain")
+    for each in (held, plain):
+        each.train()
+        assert not bool(each.x.any())
+    torch.testing.assert_close(adapter(held), adapter(plain), rtol=1e-4, atol=1e-5)
+    with pytest.raises(InputError, match="x_warmup_ratio is a share of the steps.* not 3"):
+        weigher(x_warmup_ratio=3.0)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::paretune.moo.bilevel.oracle.NonConvexLowerLevelWarning")
+@pytest.mark.parametrize("method", ["wc_augmented", "wc_penalty"])
+def test_the_papers_methods_from_a_start_trained_on_the_sets(weigher: Any, method: str) -> None:
+    """y is trained as plain training would, and the penalty is estimated where that ends."""
+    plain = weigher(x_learning_rate=0.0, folder="plain", max_steps=3)
+    plain.train()
+    held = weigher(method=method, x_warmup_ratio=1.0, folder="held", max_steps=3)
+    held.train()
+    torch.testing.assert_close(adapter(held), adapter(plain), rtol=1e-3, atol=1e-4)
+    assert held.steps.multipliers is None
+    half = weigher(method=method, x_warmup_ratio=0.5)
+    half.train()
+    assert ["set_weight/moon" in row for row in step_logs(half)] == [False, False, True, True]
+    assert bool(half.x.any())
 
 
 def test_criteria_add_at_most_half_of_the_sets_rows(weigher: Any) -> None:
