@@ -13,6 +13,7 @@ from paretune.moo import (
     MGDA,
     Clamp,
     Descent,
+    FrontWarning,
     Linear,
     Preference,
     Problem,
@@ -222,3 +223,20 @@ def test_the_best_of_many_runs_is_that_of_pairs_one_by_one(method, seed):
     preferences = [Preference.of(p) for p in weights]
     assert ranking.lowest(preferences, runs).tolist() == expected
     assert Ranking(Descent(MGDA())).lowest(preferences, runs).tolist() == list(range(12))
+
+
+def test_what_the_ends_of_the_front_cost_is_said() -> None:
+    known = test_problems.toy()
+    with pytest.raises(InputError, match=r"No point is solved, since finding the ends .*: \d+ eval"):
+        explore(known.problem, 5, x0=known.x0, max_evaluations=20)
+
+
+def test_the_advice_is_another_one_than_what_was_done() -> None:
+    """Two objectives with one minimum: the front is a point."""
+    problem = Problem(lambda x: torch.stack([(x**2).sum() + 1, 2 * (x**2).sum() + 1]))
+    preferences = das_dennis(2, 8)
+    with pytest.warns(FrontWarning, match=r"9 of 9 preferences .* a number of points in place"):
+        explore(problem, preferences, x0=[0.5, -0.3])
+    with pytest.warns(FrontWarning) as caught:
+        explore(problem, 9, x0=[0.5, -0.3])
+    assert not any("a number of points" in str(each.message) for each in caught)

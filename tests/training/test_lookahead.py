@@ -479,7 +479,7 @@ def test_the_weights_stay_for_the_first_quarter(weigher: Any) -> None:
         each.train()
         assert not bool(each.x.any())
     torch.testing.assert_close(adapter(held), adapter(plain), rtol=1e-4, atol=1e-5)
-    with pytest.raises(InputError, match="x_warmup_ratio is a share of the steps.* not 3"):
+    with pytest.raises(InputError, match=r"x_warmup_ratio is a share of the steps.* not 3"):
         weigher(x_warmup_ratio=3.0)
 
 

@@ -191,8 +191,8 @@ def explore(
         if not search.kept:
             raise
         watch.stop("interrupted.")
-    _check_solved(search, watch.stopped)
-    _warn(search, places, count or len(asked), watch.stopped)
+    _check_solved(search, watch.stopped, scale)
+    _warn(search, places, len(asked), count, watch.stopped)
     return _front(search, places, runs.looks, scale)
 
 
@@ -220,11 +220,12 @@ def _shiftable(method: Method, problem: Problem | StochasticProblem, what: str) 
     return method
 
 
-def _check_solved(search: Search, stopped: str) -> None:
+def _check_solved(search: Search, stopped: str, scale: Normalization | None) -> None:
     """Raise what stands in the way where no preference was solved."""
     if not search.kept:
         if stopped:
-            raise InputError(f"No point is solved: {stopped}")
+            begun = "" if scale is None else ", since finding the ends of the front took all of it"
+            raise InputError(f"No point is solved{begun}: {stopped}")
         raise next(iter(search.failed.values()))
 
 
@@ -316,8 +317,11 @@ class _Runs:
         return scale
 
 
-def _warn(search: Search, places: Sequence[Preference], total: int, stopped: str) -> None:
+def _warn(
+    search: Search, places: Sequence[Preference], asked: int, count: int | None, stopped: str
+) -> None:
     """Tell of preferences that failed or are not done, and of many that ended at one point."""
+    total = count or asked
 
     def warn(text: str) -> None:
         warnings.warn(text, FrontWarning, stacklevel=4)
@@ -351,9 +355,10 @@ def _warn(search: Search, places: Sequence[Preference], total: int, stopped: str
     most = int(near.sum(1).max())
     if search.ranking.by_preference and most >= max(4, len(points) // 4):
         where = points[int(near.sum(1).argmax())].tolist()
+        aims = "rays" if count else "preferences"
         warn(
-            f"{most} of {len(points)} preferences end at the same point, F = "
+            f"{most} of {len(points)} {aims} end at the same point, F = "
             f"({', '.join(f'{value:.4g}' for value in where)}). The front may have a gap or an "
             "end there, or runs may have stopped at a stationary point that is no minimum: try "
-            "restarts, or a number of points in place of preferences."
+            f"restarts{'' if count else ', or a number of points in place of preferences'}."
         )
