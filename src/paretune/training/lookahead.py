@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import DistributedType, broadcast
-from torch import Tensor
+from torch import Tensor, nn
 
 from paretune.data.sampling import PairCollator
 from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence
@@ -26,6 +26,36 @@ if TYPE_CHECKING:
     from paretune.training.data_weighting import DataWeightingTrainer
 
 _CHUNK = 65_536  # columns per float32 product; their sums are taken in float64
+
+
+_KEPT_OF_SETS, _KEPT_OF_CRITERIA = 0.7, 0.6
+"""What averages keep of themselves at each new gradient: of a set in each step of training, of the
+criteria in each step of x. Without them the few rows of a step decide which way x goes."""
+
+
+class RunningMean:
+    """Gradients averaged over the last steps, in float32: ``kept`` of the mean, the rest is new."""
+
+    def __init__(self, kept: float) -> None:
+        self._kept = kept
+        self.values: list[Tensor] = []
+        """Per parameter, flattened; none before the first step."""
+
+    def add(self, new: Sequence[Tensor]) -> None:
+        if not self.values:
+            self.values = [each.clone() for each in new]
+        for mean, each in zip(self.values, new, strict=True):
+            mean.mul_(self._kept).add_(each, alpha=1 - self._kept)
+
+    def state(self) -> Tensor | None:
+        """All of it, flattened; None if there is nothing."""
+        return torch.cat([each.flatten() for each in self.values]) if self.values else None
+
+    def load(self, state: Tensor | None, shapes: Sequence[torch.Size]) -> None:
+        """Continue from a `state`, whose parts have these shapes."""
+        if state is not None:
+            parts = state.split([shape.numel() for shape in shapes])
+            self.values = [part.view(s).clone() for part, s in zip(parts, shapes, strict=True)]
 
 
 class TokenLikelihood(PreferenceLoss):
@@ -85,7 +115,8 @@ class Lookahead(WeightingSteps):
     to first order. x takes a step of its Adam along that, the natural gradient of the simplex
     (Amari, 1998; exponentiated gradients), divided by the norms of the two combined gradients (of
     the sets and of the criteria) in the metric P: their product is the fall of the criteria that a
-    step in their own direction would have, so noise in P does not scale steps of x. ω are the
+    step in their own direction would have, so noise in P does not scale steps of x. Both gradients
+    are averages over the last steps, since those of the few rows of one are mostly noise. ω are the
     multipliers of max_s p_s f_s (WC-Penalty paper, Eq. 1, eliminated), or λ* of CLAMP (Eq. 6) on
     the criteria's Gramian. All N + S gradients come from one forward and one backward pass where
     that is exact. y never sees a validation row.
@@ -114,22 +145,26 @@ class Lookahead(WeightingSteps):
                 trainer.packing,
                 bank=whole.bank.first(len(some)),
             )
-        self.filled = self.engine.bank.parameters
+        self.filled: Sequence[nn.Parameter] = self.engine.bank.parameters
         live = trainer.preference.live
         self._preference = torch.tensor([trainer.preference[n] for n in live]).double()
         self._clamp = Clamp(args.mu) if args.criteria_weights == "clamp" else None
         self._multipliers = DampedMultipliers(len(live))
         self._v = args.v
-        self._pending: Tensor | None = None
+        self._moves = True
+        self._pending = False
+        self._sets, self._target = RunningMean(_KEPT_OF_SETS), RunningMean(_KEPT_OF_CRITERIA)
         self._precondition: Preconditioner | None = None
         self._tokens = self._passes = 0
 
     def begin(self) -> None:
         started = self._trainer.x_started
-        moves = started >= 0 and started % self._trainer.x_every == 0
-        self.engine = self._whole if moves else self._of_sets
+        self._moves = started >= 0 and started % self._trainer.x_every == 0
+        # v is estimated where training begins, when criteria are least alike.
+        reads = self._moves or (self._v is None and self._clamp is None)
+        self.engine = self._whole if reads else self._of_sets
         self.engine.bank.zero()
-        self._pending = None
+        self._pending = False
         self._tokens, self._passes = 0, self.engine.passes
 
     def add(self, inputs: Mapping[str, Any]) -> None:
@@ -137,6 +172,12 @@ class Lookahead(WeightingSteps):
             inputs = restrict(inputs, *self._labels)
         self._tokens += int(inputs["attention_mask"].sum())
         self.engine.accumulate(inputs)
+
+    @property
+    def _blocks(self) -> list[Tensor]:
+        bank = self.engine.bank
+        assert isinstance(bank, GradientBank)
+        return bank.blocks
 
     @property
     def cost(self) -> tuple[int, int]:
@@ -162,6 +203,9 @@ class Lookahead(WeightingSteps):
         n = len(trainer.sets)
         weights = trainer.weights.values
         bank.combine(torch.cat([weights, losses.new_zeros(len(losses) - n)]))
+        rows = [block.view(len(block), -1) for block in self._blocks]
+        if self._whole.bank.n_objectives > n:
+            self._sets.add([each[:n] for each in rows])
         norms = gramian.diagonal().clamp(min=0).sqrt().tolist()
         trainer.note(
             {f"train/{k}/loss": f for k, f in zip(trainer.sets, losses[:n].tolist(), strict=True)}
@@ -171,7 +215,10 @@ class Lookahead(WeightingSteps):
             return float(weights @ losses)
         chebyshev = self._preference * losses[n:]
         omega = self._criteria_weights(gramian[n:, n:], losses[n:])
-        self._pending = omega * self._preference
+        self._pending = self._moves
+        if self._moves:
+            criteria = omega * self._preference
+            self._target.add([criteria.to(each) @ each[n:] for each in rows])
         live = trainer.preference.live
         trainer.note(
             {f"validation/{k}/loss": f for k, f in zip(live, losses[n:].tolist(), strict=True)}
@@ -198,12 +245,12 @@ class Lookahead(WeightingSteps):
         trainer = self._trainer
         if self._precondition is None:
             self._precondition = Preconditioner(trainer.optimizer)
-        if self._pending is None or self._precondition.rate == 0:
+        if not self._pending or self._precondition.rate == 0:
             return
-        products, size = self.products(self._precondition, self._pending)
+        products, size = self.products(self._precondition)
         products = self._same(products)
         size = float(self._same(torch.tensor([size], dtype=torch.float64)))
-        self._pending = None
+        self._pending = False
         if not (bool(products.isfinite().all()) and 0 < size < math.inf):
             return
         alignment = products / size
@@ -213,34 +260,37 @@ class Lookahead(WeightingSteps):
             | {f"set_weight/{k}": w for k, w in trainer.set_weights.items()}
         )
 
-    def products(self, precondition: Preconditioner, criteria: Tensor) -> tuple[Tensor, float]:
-        """⟨∇L_n, P ∇F⟩ of each set, ``(N,)`` float64 on the CPU, and ‖Σ w ∇L‖_P ‖∇F‖_P.
-
-        Args:
-            criteria: What ∇F = Σ_s c_s ∇f_s weighs the criteria's gradients with, ``(S,)``.
-        """
-        bank, n = self.engine.bank, len(self._trainer.sets)
-        assert isinstance(bank, GradientBank)
-        weights = self._trainer.weights.values
+    def products(self, precondition: Preconditioner) -> tuple[Tensor, float]:
+        """⟨∇L_n, P ∇F⟩ of each set, ``(N,)`` float64 on the CPU, and ‖Σ w ∇L‖_P ‖∇F‖_P."""
+        n, weights = len(self._trainer.sets), self._trainer.weights.values
         products = torch.zeros(n, dtype=torch.float64)
         upper_square = lower_square = 0.0
-        factors = precondition.of(bank.parameters)
-        for factor, block in zip(factors, bank.blocks, strict=True):
-            rows = block.view(len(block), -1)
+        factors = precondition.of(self.filled)
+        for factor, sets, target in zip(
+            factors, self._sets.values, self._target.values, strict=True
+        ):
             scale = factor.reshape(-1) if isinstance(factor, Tensor) else None
-            for start in range(0, rows.shape[1], _CHUNK):
-                part = rows[:, start : start + _CHUNK]
+            for start in range(0, sets.shape[1], _CHUNK):
+                part, upper = (each[..., start : start + _CHUNK] for each in (sets, target))
                 by = factor if scale is None else scale[start : start + _CHUNK]
-                upper = criteria.to(part) @ part[n:]
-                lower = weights.to(part) @ part[:n]
+                lower = weights.to(part) @ part
                 moved = upper * by
-                products += (part[:n] @ moved).double().cpu()
+                products += (part @ moved).double().cpu()
                 upper_square += float(upper @ moved)
                 lower_square += float(lower @ (lower * by))
         return products, math.sqrt(upper_square * lower_square)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"v": self._v, "w0": list(self._multipliers.w0)}
+        means = {"set_gradients": self._sets.state(), "criteria_gradient": self._target.state()}
+        kept = {name: value for name, value in means.items() if value is not None}
+        return {"v": self._v, "w0": list(self._multipliers.w0), **kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._v, self._multipliers.w0 = state["v"], list(state["w0"])
+        n, device = len(self._trainer.sets), self._trainer.args.device
+        for mean, name, shape in (
+            (self._sets, "set_gradients", (n,)),
+            (self._target, "criteria_gradient", ()),
+        ):
+            shapes = [torch.Size((*shape, p.numel())) for p in self.filled]
+            mean.load(state[name].to(device) if name in state else None, shapes)
