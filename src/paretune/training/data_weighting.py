@@ -192,10 +192,8 @@ class DataWeightingTrainer(BaseTrainer):
     @property
     def x_started(self) -> int:
         """Steps since x began to move; below 0 before."""
-        ratio = self.args.x_warmup_ratio
-        if ratio is None:
-            ratio = 0.25 if self.args.method == "lookahead" else 0.0
-        return self.state.global_step - math.ceil(ratio * self.state.max_steps)
+        held = math.ceil(self.args.x_warmup_ratio * self.state.max_steps)
+        return self.state.global_step - held
 
     @property
     def set_weights(self) -> dict[str, float]:

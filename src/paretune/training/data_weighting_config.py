@@ -61,11 +61,11 @@ class DataWeightingConfig(CommonConfig):
             "0 holds them, which is plain training on the weighted sets."
         },
     )
-    x_warmup_ratio: float | None = field(
-        default=None,
+    x_warmup_ratio: float = field(
+        default=0.0,
         metadata={
             "help": "Share of the steps at the start in which the weights stay and y is trained on "
-            "the sets alone; by default a quarter with lookahead, and 0 otherwise."
+            "the sets alone: for the paper's methods, a start near a solved lower level."
         },
     )
     initial_weights: Keywords = field(
@@ -149,7 +149,7 @@ class DataWeightingConfig(CommonConfig):
                     f"{name} has no effect with method={self.method!r}: leave it out, or choose "
                     f"method={' or '.join(map(repr, methods))}."
                 )
-        if self.x_warmup_ratio is not None and not 0 <= self.x_warmup_ratio <= 1:
+        if not 0 <= self.x_warmup_ratio <= 1:
             raise InputError(
                 f"x_warmup_ratio is a share of the steps, from 0 to 1, not {self.x_warmup_ratio:g}."
             )
