@@ -70,7 +70,6 @@ def make(
         per_device_train_batch_size=1,
         max_length=4 * length,
         x_every=every,
-        x_warmup_ratio=0.0,  # steps without criteria are not what is to be measured
         learning_rate=1e-5,
         lr_scheduler_type="constant",
         max_steps=1000,
