@@ -144,8 +144,8 @@ def test_all_mistakes_are_told_together(files: Path, told: Told) -> None:
     edit(files / "mine.yaml", "sweep:", "lora: {r: -1}\nswep:")
     err = told("sweep", "mine.yaml")
     order = ["'swep'", "'lora.r'", "'train.max_stps'", "'train.learning_rate'"]
+    order += ["'data.loader' is missing", "'sweep' is missing"]
     assert [err.index(word) for word in order] == sorted(err.index(word) for word in order)
-    assert "And 1 more" in err
     edit(files / "mine.yaml", "swep:", "sweep:")
     edit(files / "mine.yaml", "{r: -1}", "{r: 1}")
     assert err.index("max_stps") < told("sweep", "mine.yaml").index("'data.loader' is missing")
