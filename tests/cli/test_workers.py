@@ -212,21 +212,28 @@ def test_a_signal_stops_all(tmp_path: Path) -> None:
         "popen = workers.subprocess.Popen\n"
         "inner = ('import os, sys, time; open(sys.argv[1] + str(os.getpid()), \"w\");'\n"
         "    'time.sleep(60)')\n"
-        "workers.subprocess.Popen = lambda command, **more: popen(\n"
-        "    [sys.executable, '-c', inner, sys.argv[1]], **more)\n"
+        "def start(command, **more):\n"
+        "    made = popen([sys.executable, '-c', inner, sys.argv[1]], **more)\n"
+        "    if 'early' in sys.argv:\n"  # before the process has an entry
+        "        open(sys.argv[1] + str(made.pid), 'w')\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return made\n"
+        "workers.subprocess.Popen = start\n"
         "os.environ['CUDA_VISIBLE_DEVICES'] = ''\n"
         "try: workers.run_workers(2, [])\n"
         "except KeyboardInterrupt: sys.exit(130)\n"
     )
-    for number in (signal.SIGTERM, signal.SIGINT):
-        place = tmp_path / str(int(number))
+    for number in (signal.SIGTERM, signal.SIGINT, None):
+        place = tmp_path / str(number)
         place.mkdir()
-        process = subprocess.Popen([sys.executable, "-c", code, f"{place}/"])
+        more = ["early"] if number is None else []
+        process = subprocess.Popen([sys.executable, "-c", code, f"{place}/", *more])
         end = time.monotonic() + 30
-        while len(list(place.iterdir())) < 2 and time.monotonic() < end:
+        while number is not None and len(list(place.iterdir())) < 2 and time.monotonic() < end:
             time.sleep(0.02)
-        process.send_signal(number)
-        assert process.wait(20) == 130
+        if number is not None:
+            process.send_signal(number)
+        assert process.wait(40) == 130
         for path in place.iterdir():
             with pytest.raises(ProcessLookupError):
                 os.kill(int(path.name), 0)

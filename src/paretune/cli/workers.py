@@ -123,11 +123,12 @@ def run_workers(count: int, arguments: Sequence[str], ranks: int = 1) -> None:
     notice = busy(this_machine(threads), count)
     with stopped_by_signals(), fleet_bars() as shown:
         fleet = Fleet(count, shown, notice)
-        workers = [
-            _Worker(number, worker_command(arguments, ranks), environment, fleet)
-            for number, environment in enumerate(environments)
-        ]
+        workers: list[_Worker] = []
         try:
+            with _signals_later():
+                for number, environment in enumerate(environments):
+                    command = worker_command(arguments, ranks)
+                    workers.append(_Worker(number, command, environment, fleet))
             codes = [worker.wait() for worker in workers]
         except BaseException:
             _stop(workers)
@@ -244,6 +245,24 @@ def _stop(workers: Sequence[_Worker]) -> None:
     until = time.monotonic() + GRACE
     for worker in workers:
         ended(worker.process, until)
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Within, signals wait: between a process's start and its entry nobody could stop it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(n))]
+    before = {n: signal.signal(n, lambda number, frame: came.append(number)) for n in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _gpus() -> list[str]:
