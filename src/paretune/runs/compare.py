@@ -107,7 +107,7 @@ def run_compare(
 def _check_divisible(recipe: "CompareRecipe") -> None:
     if several_processes() and recipe.undivided:
         raise InputError(
-            f"{recipe.undivided}: that does not divide a training among processes. Leave it out of "
+            f"Trainings of {recipe.undivided} cannot be divided among processes: leave them out of "
             "'methods', or start plain `paretune compare ... --workers N`, which gives each "
             "process methods of its own."
         )
