@@ -480,6 +480,11 @@ def test_the_weights_stay_while_they_are_to(weigher: Any) -> None:
     trainer.train()
     moves = ["alignment/moon" in row for row in step_logs(trainer)]
     assert moves == [False, False, True, False, True, False, True, False]
+    # v is estimated in the first step, not where x begins to move.
+    reads = ["omega/one" in row for row in step_logs(trainer)]
+    assert reads == [True, False, True, False, True, False, True, False]
+    chebyshev = [0.5 * step_logs(trainer)[0][f"validation/{n}/loss"] for n in ("one", "two")]
+    assert trainer.steps._v == pytest.approx(1 / abs(chebyshev[0] - chebyshev[1]), rel=1e-3)
     held, plain = weigher(x_warmup_ratio=1.0), weigher(x_learning_rate=0.0, folder="plain")
     for each in (held, plain):
         each.train()
