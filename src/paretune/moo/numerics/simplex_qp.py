@@ -31,6 +31,7 @@ _EPS = float(np.finfo(np.float64).eps)
 # the norms of its gradients.
 _SYMMETRY_TOLERANCE = 1e-4
 _PSD_TOLERANCE = 1e-3
+_SMALL = 1e-100  # sizes from which on no product of a few overflows or vanishes
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,10 @@ def check_qp(P: Any, q: Any, names: tuple[str, str] = ("P", "q")) -> None:
 
 
 def _check_psd(P: Rows, name: str) -> None:
+    if len(P) == 2 and P[0][1] == P[1][0] and min(P[0][0], P[1][1]) > 0:
+        (a, b), (_, c) = P
+        if (b / a) * (b / c) <= 1:
+            return
     largest = max([abs(entry) for row in P for entry in row])
     # Tolerances are relative to the gradients' norms; the floor admits rounding in zero rows.
     floor = max(1e-12 * largest, sys.float_info.min)
@@ -152,6 +157,8 @@ def solve_simplex_qp(P: Rows, q: Vector) -> tuple[Vector, float, float]:
     Raises InputError where an entry is NaN or infinite: products of finite ones may overflow.
     """
     size = len(q)
+    if size == 2 and (found := _two_at_once(P, q)) is not None:
+        return found
     entries = [abs(entry) for row in (*P, q) for entry in row]
     if not all(map(math.isfinite, entries)):
         raise InputError("The quadratic program's terms overflow: rescale gradients and losses.")
@@ -200,6 +207,26 @@ def _two(P: Rows, q: Vector) -> Vector:
     if first > 0 and second > 0:
         return [first / (first + second), second / (first + second)]
     return [1.0, 0.0] if first > second else [0.0, 1.0]
+
+
+def _two_at_once(P: Rows, q: Vector) -> tuple[Vector, float, float] | None:
+    """`solve_simplex_qp` for M = 2 of ordinary size, without its loops; None elsewhere."""
+    (a, b), (other, c) = P
+    first, second = q
+    largest = max(abs(a), abs(b), abs(c), abs(first), abs(second))
+    if b != other or not _SMALL < largest < 1 / _SMALL:
+        return None
+    x, y = _two([[a, b], [b, c]], q)
+    parts = (2 * x * a, 2 * y * b, first), (2 * x * b, 2 * y * c, second)
+    (one, two), (size, more) = map(sum, parts), [sum(map(abs, each)) for each in parts]
+    level, noise = x * one + y * two, x * size + y * more
+    for share, gradient, terms in ((x, one, size), (y, two, more)):
+        if share > 0 and level - gradient + 2 * _EPS * terms > 32 * _EPS * noise:
+            return None  # where rounding matters
+    linear = x * first + y * second
+    terms = 0.5 * (noise + x * abs(first) + y * abs(second))
+    gap = (level - min(one, two)) / terms if terms > 0 else 0.0
+    return [x, y], max(0.0, gap), 0.5 * (level + linear)
 
 
 def _active_set(P: Rows, q: Vector) -> Vector:

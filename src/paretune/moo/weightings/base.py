@@ -110,10 +110,13 @@ class ActiveObjectives:
         complementarity: float = 0.0,
     ) -> Weights:
         """`Weights` of full length from a result on the active objectives."""
+        import torch
+
         nearest, _, _ = solve_simplex_qp(self.gramian, [0.0] * len(self.indices))
+        whole = torch.tensor([self._spread(weights), self._spread(lam)], dtype=torch.float64)
         return Weights(
-            weights=self._spread(weights),
-            lam=self._spread(lam),
+            weights=whole[0],
+            lam=whole[1],
             gap=gap,
             mgda_term=self.square_norm(weights),
             chebyshev_term=chebyshev_term,
@@ -121,13 +124,13 @@ class ActiveObjectives:
             min_norm=self.square_norm(nearest),
         )
 
-    def _spread(self, values: Vector) -> Tensor:
-        import torch
-
+    def _spread(self, values: Vector) -> Vector:
+        if len(values) == self.size:
+            return values
         full = [0.0] * self.size
         for m, value in zip(self.indices, values, strict=True):
             full[m] = value
-        return torch.tensor(full, dtype=torch.float64)
+        return full
 
     def square_norm(self, weights: Vector) -> float:
         """‖G w‖² for weights of the active objectives."""
