@@ -52,7 +52,16 @@ from paretune.data.tokenization import PairIndex, TokenizedPairs, TokenSequence,
 from paretune.logprobs import score_sequences
 from paretune.models import EMBEDDED, load_model_and_tokenizer
 
-SAME_DIRECTION = ("packed", "one_pass", "shared_forward", "algorithm_1", "layerwise", "bank")
+SAME_DIRECTION = (
+    "packed",
+    "packed_torch",
+    "one_pass",
+    "one_pass_torch",
+    "shared_forward",
+    "algorithm_1",
+    "layerwise",
+    "bank",
+)
 HIGH_WATER = Path("/proc/self/clear_refs")  # resets VmHWM when "5" is written to it; Linux
 
 

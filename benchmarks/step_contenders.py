@@ -18,6 +18,7 @@ from paretune.gradients import GradientBank, Method, ObjectiveGradients, per_obj
 from paretune.gradients.objectives import loss_sums, restrict
 from paretune.logprobs import PackedPass, Packing, head, sequence_logps
 from paretune.losses import DPO
+from paretune.models import products
 from paretune.moo.weightings import Clamp
 
 Step = Callable[[], None]
@@ -81,6 +82,35 @@ def one_pass_logits(case: Case) -> Step:
     def step() -> None:
         with patch.object(head, "_is_frozen", return_value=False):
             plain()
+
+    return step
+
+
+def packed_torch(case: Case) -> Step:
+    return _with_torch(packed(case))
+
+
+def one_pass_torch(case: Case) -> Step:
+    return _with_torch(one_pass(case))
+
+
+def _with_torch(inner: Step) -> Step:
+    """The same with torch's own products everywhere."""
+
+    def step() -> None:
+        with patch.object(products, "products_are_slow", lambda: False):
+            inner()
+
+    return step
+
+
+def floor_onednn(case: Case) -> Step:
+    """The floor with the products of `paretune.models.products`, where torch's own are slow."""
+    inner = floor(case)
+
+    def step() -> None:
+        with products.fast_products():
+            inner()
 
     return step
 
@@ -229,8 +259,11 @@ FULL = ("floor", "layerwise", "bank")
 CONTENDERS: dict[str, tuple[str, Callable[[Case], Step], str | None]] = {
     # name: (row of the table, factory, package it needs)
     "floor": ("floor: 1 forward, 1 backward over distinct tokens", floor, None),
+    "floor_onednn": ("the floor through oneDNN, where that is faster", floor_onednn, None),
     "packed": ("CLAMP, packed", packed, None),
+    "packed_torch": ("the same, torch's own products", packed_torch, None),
     "one_pass": ("CLAMP, one pass over padded sequences", one_pass, None),
+    "one_pass_torch": ("the same, torch's own products", one_pass_torch, None),
     "one_pass_logits": ("the same, all logits at once", one_pass_logits, None),
     "padded_floor": ("1 forward, 1 backward, padded", padded_floor, None),
     "pwg": ("PWG: gradient of the weighted sum, padded", pwg, None),

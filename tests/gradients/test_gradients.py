@@ -16,6 +16,7 @@ from paretune.gradients.objectives import loss_sums
 from paretune.gradients.one_pass import unsupported_reason
 from paretune.logprobs import score_sequences, sequence_logps
 from paretune.losses import DPO, LOSSES
+from paretune.models import products
 
 
 def make_batch(
@@ -72,6 +73,34 @@ def test_one_pass_equals_separate_passes(
     for m in range(3):
         expected = torch.autograd.grad(sums[m] / totals[m], parameters, retain_graph=True)
         assert relative(one[m], torch.cat([g.flatten() for g in expected])) < 1e-5
+
+
+@pytest.mark.parametrize("packing", [True, False])
+@pytest.mark.parametrize("method", ["one_pass", "per_objective"])
+def test_through_onednn(
+    method: Any,
+    packing: bool,
+    tiny_lora: Any,
+    tokenizer: Any,
+    random_pairs: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if not (torch.backends.mkldnn.is_available() and products._is_right()):
+        pytest.skip("torch has no oneDNN here, or another operator")
+    batch = make_batch(random_pairs(shared=True), tokenizer, tiny_lora(5))
+    if not packing:
+        del batch["packed"]
+    losses = dict.fromkeys(("one", "two"), DPO())
+    expected, _ = gradients(tiny_lora(fresh=False), [batch], losses, method)
+    calls = []
+    onednn = products._onednn
+    monkeypatch.setattr(products, "products_are_slow", lambda: True)
+    monkeypatch.setattr(products, "_ROWS", 1)
+    monkeypatch.setattr(products, "_MULTIPLICATIONS", 1)
+    monkeypatch.setattr(products, "_onednn", lambda *args: calls.append(1) or onednn(*args))
+    found, _ = gradients(tiny_lora(fresh=False), [batch], losses, method)
+    assert len(calls) > 50
+    assert relative(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from paretune.baselines.rollouts import PolicyWithValue, Rollouts, TokenScores, sample
 from paretune.errors import TrainingStoppedError
+from paretune.models.products import fast_products
 from paretune.results.answers import Prompt
 from paretune.spend import Spend, Watch
 
@@ -186,6 +187,7 @@ class PPO:
             return min(1.0, self.done / self.settings.steps)
         return min(1.0, self.spend.policy_tokens / self.budget)
 
+    @fast_products()
     def step(self) -> dict[str, float]:
         """Answer a batch of prompts, score the answers and learn from them.
 

@@ -19,6 +19,7 @@ from paretune.data.messages import Text, user
 from paretune.errors import InputError
 from paretune.files import read_object, user_path
 from paretune.models import Dtype, Quantization, load_model_and_tokenizer
+from paretune.models.products import fast_products
 
 logger = logging.getLogger(__name__)
 
@@ -241,6 +242,7 @@ class RewardModelScorer:
         scores: list[float] = values.tolist()
         return scores
 
+    @fast_products()
     def _read(self, rows: Sequence[Mapping[str, list[int]]]) -> torch.Tensor:
         """All outputs of the model for each row, float64 on the CPU."""
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["input_ids"]))

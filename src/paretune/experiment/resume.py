@@ -14,6 +14,7 @@ from transformers import Trainer
 from paretune.errors import InputError, TrainingStoppedError, UntrainedError
 from paretune.experiment.ground import rows_digest
 from paretune.experiment.weights import load_weights
+from paretune.models.products import fast_products
 from paretune.training.arguments import REFUSED, lasting
 from paretune.training.base import adapter_settings
 from paretune.training.callbacks import weight_sums
@@ -44,6 +45,7 @@ class Clock:
         self.earlier = state["seconds"]
 
 
+@fast_products()
 def train_to_end(
     trainer: Trainer, owner: Any, rows: Dataset, more: Mapping[str, Any] | None = None
 ) -> None:

@@ -19,6 +19,7 @@ from paretune.logprobs import Packing, sequence_logps
 from paretune.logprobs.packing import failure, fingerprint
 from paretune.losses import PreferenceLoss
 from paretune.models import is_sharded
+from paretune.models.products import fast_products
 
 Method = Literal["auto", "one_pass", "per_objective", "layerwise"]
 
@@ -134,6 +135,7 @@ class ObjectiveGradients:
             parts = parts_of(batch, tokens, int(most))
         return parts
 
+    @fast_products()
     def accumulate(self, batch: Batch, scale: float = 1.0) -> None:
         """Add a micro-batch to the bank (see ``bank.zero``, ``bank.finish``).
 

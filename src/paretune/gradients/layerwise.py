@@ -26,6 +26,7 @@ from paretune.logprobs import PackedPass, current_stage, output_embeddings, sequ
 from paretune.logprobs.attention import PromptStage
 from paretune.losses import PreferenceLoss
 from paretune.models import is_sharded
+from paretune.models.products import fast_products
 
 
 def layerwise_obstacle(model: nn.Module) -> str | None:
@@ -121,6 +122,7 @@ class LayerwiseGradients:
         """``G Gᵀ``, ``(M, M)`` float64 on the CPU."""
         return self._gramian.cpu().clone()
 
+    @fast_products()
     def combine(self, weights: Tensor, scale: float = 1.0) -> None:
         """Write ``scale · Σ_m weights_m g^m`` to the parameters' ``.grad``; the graph is gone."""
         factors = weights / self._divisors * scale

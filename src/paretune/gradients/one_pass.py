@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
+from torch.nn import functional
 
 from paretune.gradients.bank import GradientBank
 from paretune.gradients.objectives import Batch, cotangents, prompt_factors
 from paretune.logprobs import PackedPass, current_stage, output_embeddings, sequence_logps
 from paretune.losses import PreferenceLoss
 from paretune.models import is_sharded
+from paretune.models.products import product
 
 
 class NotPerSampleError(RuntimeError):
@@ -174,12 +175,12 @@ class _Layer:
         # The narrower side (LoRA's rank) is the one repeated M times.
         if self._weight is not None and n_out <= n_in:
             scaled = (signal[:, None] * per_token).reshape(-1, m * n_out)
-            product = (scaled.T @ x).view(m, n_out, n_in)
-            self._weight.add_(product, alpha=self.unscale)
+            made = product(scaled.T, x).view(m, n_out, n_in)
+            self._weight.add_(made, alpha=self.unscale)
         elif self._weight is not None:
             scaled = (x[:, None] * per_token).reshape(-1, m * n_in)
-            product = (signal.T @ scaled).view(n_out, m, n_in)
-            self._weight.add_(product.transpose(0, 1), alpha=self.unscale)
+            made = product(signal.T, scaled).view(n_out, m, n_in)
+            self._weight.add_(made.transpose(0, 1), alpha=self.unscale)
         if self._bias is not None:
             sums = self.cotangents @ signal.to(self.cotangents.dtype)
             self._bias.add_(sums, alpha=self.unscale)
@@ -197,14 +198,17 @@ class _CapturedLinear(torch.autograd.Function):
         weight = weight.to(x.dtype)
         ctx.save_for_backward(x, weight)
         ctx.layer = layer
-        return linear(x, weight, None if bias is None else bias.to(x.dtype))
+        return functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def backward(ctx: Any, *signals: Tensor) -> tuple[Tensor | None, None, None, None]:
         (signal,) = signals
         x, weight = ctx.saved_tensors
         ctx.layer.collect(x, signal)
-        return (signal @ weight if ctx.needs_input_grad[0] else None), None, None, None
+        by_x = None
+        if ctx.needs_input_grad[0]:
+            by_x = product(signal.flatten(0, -2), weight).view(x.shape)
+        return by_x, None, None, None
 
 
 def unsupported_reason(model: nn.Module) -> str | None:

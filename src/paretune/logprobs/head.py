@@ -14,10 +14,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import cross_entropy, linear
+from torch.nn import functional
+from torch.nn.functional import cross_entropy
 
 from paretune.errors import InputError
 from paretune.models import whole
+from paretune.models.products import product
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +162,7 @@ def _wide(values: Tensor) -> Tensor:
 def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float, cap: float | None
 ) -> Tensor:
-    logits = _wide(linear(hidden, weight, bias))
+    logits = _wide(functional.linear(hidden, weight, bias))
     logits = logits if scale == 1 else logits * scale
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -232,8 +234,8 @@ def _product(slope: Tensor, weight: Tensor) -> Tensor:
     grow = 256.0 if weight.dtype == torch.float16 else 1.0
     if grow != 1:
         slope = slope * grow
-    product = slope.to(weight.dtype) @ weight
-    return product if grow == 1 else product / grow
+    made = product(slope.to(weight.dtype), weight)
+    return made if grow == 1 else made / grow
 
 
 @contextmanager

@@ -10,9 +10,11 @@ from paretune.data.packing import pack
 from paretune.data.tokenization import TokenSequence, pad_sequences
 from paretune.logprobs.packing import Packing
 from paretune.models import is_sharded
+from paretune.models.products import fast_products
 
 
 @torch.no_grad()
+@fast_products()
 def score_sequences(
     model: nn.Module,
     sequences: Sequence[TokenSequence],

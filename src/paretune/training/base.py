@@ -18,6 +18,7 @@ from paretune.data.tokenization import TokenSequence
 from paretune.errors import InputError, TrainingStoppedError, UntrainedError
 from paretune.logprobs import Packing, score_sequences
 from paretune.models import is_sharded
+from paretune.models.products import fast_products
 from paretune.moo.preference import Preference
 from paretune.spend import Spend
 from paretune.training.arguments import lasting
@@ -232,6 +233,7 @@ class BaseTrainer(Trainer):
 
     # ------------------------------------------------------------------ runs
 
+    @fast_products()
     def train(
         self,
         resume_from_checkpoint: str | bool | None = None,

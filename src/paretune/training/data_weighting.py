@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from paretune.data.tokenization import TokenSequence
 from paretune.errors import InputError
 from paretune.losses import Scored
+from paretune.models.products import fast_products
 from paretune.moo.bilevel.polish import polish_lower
 from paretune.moo.bilevel.problem import BatchTerm, BilevelProblem, Term
 from paretune.training.augmented_steps import AugmentedSteps
@@ -282,6 +283,7 @@ class DataWeightingTrainer(BaseTrainer):
         loss = part_loss(sequences, self.args.beta)
         return float(loss(scored[chosen], scored[rejected]).mean())
 
+    @fast_products()
     def polish(
         self, steps: int = 20, tol: float = 1e-4, eval_dataset: Rows | None = None
     ) -> PolishReport:
