@@ -10,7 +10,8 @@ padded. ``answers`` are those to the demo's test prompts, of the base model or o
 a ``--run`` of the demo, ``--batch`` at a time: what all prompts begin with read once, finished
 answers making room for the next, and the nucleus found among the likeliest tokens; and, plainly,
 prompts read whole, all of a batch kept to the end of the last and the vocabulary sorted (which
-matters where ``--temperature`` is above 0). ``chat`` is a conversation of four turns, its
+matters where ``--temperature`` is above 0); of points also all in one batch, ``--batch`` rows of
+each, beside one point after the other. ``chat`` is a conversation of four turns, its
 beginning kept and read again. These are CPU seconds of one thread on the embedded model, medians of
 repeats that take both in turn; what both give is compared. ``tokens`` is that many pairs of each of
 two objectives, of dialogues that a local file gives over and over with another first word,
@@ -120,7 +121,7 @@ def answers(args: argparse.Namespace) -> None:
     from peft import PeftModel
 
     from paretune.evaluation import decoding
-    from paretune.evaluation.generation import generate
+    from paretune.evaluation.generation import generate, generate_answers
 
     model, tokenizer = load()
     prompts, _ = demo_pairs(args.prompts)
@@ -146,6 +147,24 @@ def answers(args: argparse.Namespace) -> None:
         settings |= {"temperature": args.temperature, "top_p": 0.9}
         return generate(model, tokenizer, prompts, **settings)
 
+    def one_by_one() -> list[str]:
+        found = []
+        for number in range(len(points)):
+            model.set_adapter(str(number))
+            found += way(False)
+        return found
+
+    def together() -> list[str]:
+        asked = [prompt for _ in points for prompt in prompts]
+        by = [str(number) for number in range(len(points)) for _ in prompts]
+        settings: dict[str, Any] = {"max_new_tokens": 64, "batch_size": args.batch * len(points)}
+        settings |= {"temperature": args.temperature, "top_p": 0.9, "adapters": by}
+        return [answer.response for answer in generate_answers(model, tokenizer, asked, **settings)]
+
+    if points:
+        title = f"answers: {len(points)} points, prompts of all in one batch"
+        shared: Ways = {"together": together, "one after the other": one_by_one}
+        compare(title, shared, args.repeats, _same)
     ways: Ways = {"as it is": lambda: way(False), "plain": lambda: way(True)}
     for number, title in enumerate(points or ["the base model"]):
         if points:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import (
     GenerationConfig,
@@ -241,3 +242,51 @@ def test_a_row_that_was_cut_short_leaves_no_false_prefix() -> None:
     with pytest.raises(KeyboardInterrupt):
         decode(model, [ids[:8] + ids[:6]], sampling=Stop(), **settings, kept=kept)  # type: ignore[arg-type]
     assert decode(model, [ids], **settings, kept=kept) == decode(model, [ids], **settings)
+
+
+@pytest.mark.parametrize("shared", [0, 12])
+@pytest.mark.parametrize("batch_size", [1, 4, 36])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_several_adapters_in_one_batch(
+    kind: str, temperature: float, batch_size: int, shared: int
+) -> None:
+    given, names = prompts(shared), ["one", "two", "__base__", "three"]
+    torch.manual_seed(0)
+    model: Any = None
+    for name, rank in {"one": 2, "two": 4, "three": 3}.items():
+        config = LoraConfig(task_type="CAUSAL_LM", r=rank, target_modules="all-linear")
+        if model is None:
+            model = get_peft_model(make(kind), config, name).eval()
+        else:
+            model.add_adapter(name, config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.3)
+    drawn = torch.stack([seeded_uniforms(seed, NEW) for seed in range(len(given))])
+    alone = []
+    for name in names:
+        sampling = SeededSampling(temperature, 0.95, drawn) if temperature > 0 else None
+        if name == "__base__":
+            with model.disable_adapter():
+                alone += decode(model, given, NEW, [3, 5], 0, 4, sampling)
+        else:
+            model.set_adapter(name)
+            alone += decode(model, given, NEW, [3, 5], 0, 4, sampling)
+    assert len({str(answer) for answer in alone}) > 3 * len(given)  # the adapters matter
+    told: list[int] = []
+    sampling = SeededSampling(temperature, 0.95, drawn.repeat(4, 1)) if temperature > 0 else None
+    found = decode(
+        model,
+        given * 4,
+        NEW,
+        [3, 5],
+        0,
+        batch_size,
+        sampling,
+        ended=lambda i, _: told.append(i // len(given)),
+        adapters=[name for name in names for _ in given],
+    )
+    assert found == alone
+    if batch_size == 1:
+        assert told == sorted(told)  # whole points, one after the other

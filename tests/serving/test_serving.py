@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationMixin
 from typer.testing import CliRunner
 
 from paretune import cli
-from paretune.baselines.score_prompts import with_scores
+from paretune.baselines.score_prompts import ScorePrompt, with_scores
 from paretune.errors import InputError
 from paretune.evaluation.decoding import KeptPrefix
 from paretune.evaluation.generation import generate_answers
@@ -300,10 +300,57 @@ def test_mean_words(make: Make) -> None:
     choices = open_run(make())
     speaker = ChatModel(choices.recipe)
     prompts = [PROMPT, PROMPT[1:]]
-    score = mean_words(speaker, choices.candidates[0], prompts)
+    (score, _) = mean_words(speaker, [choices.candidates[0], None], prompts)
     words = [len(speaker.answer(p, choices.candidates[0]).response.split()) for p in prompts]
     assert score.mean == pytest.approx(sum(words) / 2)
     assert score.count == 2
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_several_answer_as_each_alone(
+    make: Make, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    choices = open_run(make("evaluation.batch_size=8", whole=whole))
+    speakers = [choices.candidates[1], None, *choices.candidates]
+    alone = ChatModel(choices.recipe)
+    prompts = [PROMPT, PROMPT[1:]]
+    expected = [alone.answers(prompts, by) for by in speakers]
+    rows: list[int] = []
+    speaker = ChatModel(choices.recipe)
+    generate = GenerationMixin.generate
+
+    def counted(self: Any, **options: Any) -> Any:
+        rows.append(len(options["input_ids"]))
+        return generate(self, **options)
+
+    monkeypatch.setattr(GenerationMixin, "generate", counted)
+    assert speaker.answers_of(prompts, speakers) == expected
+    assert max(rows) == (2 if whole else 6)
+    assert speaker.answers(prompts, None) == expected[1]
+    assert speaker.answers_of(prompts, [None]) == [expected[1]]
+
+
+def test_several_are_told_their_own_scores(make: Make) -> None:
+    choices = open_run(make())
+    one = choices.candidates[0]
+    told = replace(one, asked=ScorePrompt({"harmless": 2.0, "helpful": 1.0}))
+    speaker = ChatModel(choices.recipe)
+    expected = [speaker.answers([PROMPT], by) for by in (told, one)]
+    assert expected[0][0].prompt != expected[1][0].prompt
+    assert speaker.answers_of([PROMPT], [told, one]) == expected
+
+
+def test_all_points_are_asked(make: Make) -> None:
+    choices = open_run(make())
+    typed = "sun\n/all red cat\n/all\n/quit\n"
+    result = CliRunner().invoke(cli.app, ["chat", str(choices.run)], input=typed)
+    assert result.exit_code == 0, result.output
+    speaker = ChatModel(choices.recipe)
+    for by in (None, *choices.candidates):
+        answer = speaker.answer(PROMPT, by)
+        name = "base model" if by is None else by.name
+        assert f"\n{name}:\n{answer.response}" in result.output
+    assert result.output.count("/all PROMPT") == 2
 
 
 def test_chat_without_a_terminal(make: Make) -> None:

@@ -18,9 +18,14 @@ from paretune.cli.arguments import (
 from paretune.cli.output import echo
 
 if TYPE_CHECKING:
+    from paretune.results.answers import Prompt
+    from paretune.serving.chat import ChatModel
     from paretune.serving.choose import Candidate, Choice, Choices
 
-_HELP = "/prefer NAME=WEIGHT ... asks another point, /reset forgets, /quit ends; ctrl-C stops."
+_HELP = (
+    "/prefer NAME=WEIGHT ... asks another point, /all PROMPT every point, /reset forgets, "
+    "/quit ends; ctrl-C stops."
+)
 
 
 def chat(
@@ -81,6 +86,9 @@ def _talk(choices: "Choices", choice: "Choice", system: str | None) -> None:
                 case "/prefer":
                     choice = choices.choose(choices.preference(_weights(rest)))
                     echo(choice.reason())
+                case "/all" if rest:
+                    with suppress(KeyboardInterrupt):
+                        _ask_all(choices, speaker, conversation.prompt(rest, first=True))
                 case _ if command.startswith("/"):
                     echo(_HELP)
                 case _:
@@ -90,6 +98,16 @@ def _talk(choices: "Choices", choice: "Choice", system: str | None) -> None:
                     _write("\n" if finished else " [...]\n")
         except InputError as error:
             echo(f"error: {error}", err=True)
+
+
+def _ask_all(choices: "Choices", speaker: "ChatModel", prompt: "Prompt") -> None:
+    """Print the answers of the base model and of every point."""
+    from paretune.names import printable
+
+    speakers = [None, *choices.candidates]
+    for by, (answer,) in zip(speakers, speaker.answers_of([prompt], speakers), strict=True):
+        echo(f"\n{'base model' if by is None else by.name}:")
+        echo(f"{printable(answer.response)}{'' if answer.finished else ' [...]'}")
 
 
 def _lines() -> Iterator[str]:
@@ -141,8 +159,8 @@ def _print_lengths(choices: "Choices", asked: "list[Choice]", count: int) -> Non
     echo(f"Mean words of the answers to the first {count} test prompts (± standard error):")
     rows: list[tuple[Candidate | None, str]] = [(None, "base model")]
     rows += [(each.best, f"{each.best.name}  (best for {_listed(each)})") for each in asked]
-    for by, name in rows:
-        mean = mean_words(speaker, by, prompts[:count])
+    means = mean_words(speaker, [by for by, _ in rows], prompts[:count])
+    for (_, name), mean in zip(rows, means, strict=True):
         echo(f"  {mean.mean:6.1f} ± {mean.standard_error:4.1f}  {name}")
 
 

@@ -23,6 +23,8 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.generation.streamers import BaseStreamer
 
+from paretune.models.products import fast_products
+
 _FINISHED = 1 / 8  # part of a batch that leaves at a time: each time copies the cache
 _TOP = 64  # likeliest tokens that are looked at first for the nucleus
 
@@ -69,6 +71,7 @@ class KeptPrefix:
         self._tokens = list(tokens[: cache.get_seq_length()]) if plain else []
 
 
+@fast_products()
 def decode(
     model: Any,
     prompts: Sequence[Sequence[int]],
@@ -80,6 +83,7 @@ def decode(
     streamer: BaseStreamer | None = None,
     kept: KeptPrefix | None = None,
     ended: Callable[[int, list[int]], None] | None = None,
+    adapters: Sequence[str] | None = None,
 ) -> list[list[int]]:
     """The tokens that `model.generate` gives: the likeliest at each step, or those of `sampling`.
 
@@ -94,20 +98,26 @@ def decode(
         sampling: Of all prompts.
         kept: Of a single prompt: what of it need not be read again; holds it afterwards.
         ended: Is given each answer that has ended, with the number of its prompt.
+        adapters: Of a PEFT model that has several, the one that answers each prompt. Those that
+            come first are answered first.
 
     Returns:
         The tokens of each prompt's answer; the last of them is the end token, if there is one.
     """
     answers: dict[int, list[int]] = {}
-    waiting = deque(sorted(range(len(prompts)), key=lambda i: -len(prompts[i])))
-    decoder = _Decoder(model, max_new_tokens, eos_ids, pad_id, sampling, streamer)
+    turn = {name: n for n, name in enumerate(dict.fromkeys(adapters or ()))}
+    by = [0] * len(prompts) if adapters is None else [turn[name] for name in adapters]
+    waiting = deque(sorted(range(len(prompts)), key=lambda i: (by[i], -len(prompts[i]))))
+    decoder = _Decoder(model, max_new_tokens, eos_ids, pad_id, sampling, streamer, adapters)
 
     def next_rows(count: int) -> _Rows:
         numbers = [waiting.popleft() for _ in range(min(count, len(waiting)))]
-        return _Rows.of(numbers, [prompts[i] for i in numbers], pad_id, model.device, beginning)
+        asked = [prompts[i] for i in numbers]
+        read = None if beginning is None else (beginning, [by[i] for i in numbers])
+        return _Rows.of(numbers, asked, pad_id, model.device, read)
 
     with own_settings_off(model):
-        beginning = decoder.beginning(prompts)
+        beginning = decoder.beginning(prompts, [by.index(n) for n in sorted(set(by))])
         rows = next_rows(0)
         while waiting or len(rows):
             if not len(rows):
@@ -165,10 +175,14 @@ class _Rows:
         prompts: Sequence[Sequence[int]],
         pad_id: int,
         device: Any,
-        beginning: Any = None,
+        beginning: tuple[Any, list[int]] | None = None,
     ) -> _Rows:
-        """Prompts not read yet but for their beginning, of which the cache of one row is given."""
-        shared = 0 if beginning is None else beginning.get_seq_length()
+        """Prompts not read yet but for their beginning.
+
+        Args:
+            beginning: The cache of it, a row for each adapter, and which row is each prompt's.
+        """
+        shared = 0 if beginning is None else beginning[0].get_seq_length()
         width = max(map(len, prompts), default=0)
         tokens, mask = [], []
         for prompt in prompts:
@@ -182,9 +196,9 @@ class _Rows:
             torch.full((len(prompts),), width, device=device),
             shared,
         )
-        if shared and numbers:
-            rows.cache = copy.deepcopy(beginning)
-            rows.cache.batch_repeat_interleave(len(numbers))
+        if beginning is not None and numbers:
+            rows.cache = copy.deepcopy(beginning[0])
+            rows.cache.batch_select_indices(torch.tensor(beginning[1], device=device))
         return rows
 
     def select(self, left: Tensor) -> _Rows:
@@ -247,12 +261,16 @@ class _Decoder:
     pad_id: int
     sampling: SeededSampling | None
     streamer: BaseStreamer | None
+    adapters: Sequence[str] | None
 
     def go_on(self, rows: _Rows, most: int) -> None:
         """Make up to so many tokens more of each answer, until a part is over, if it can leave."""
         stay = len(rows) == 1 or self.streamer is not None or self.model in _keep_finished
         width = rows.tokens.shape[1]
         left = int(rows.starts.max()) + self.max_new_tokens - width
+        more: dict[str, Any] = {} if rows.cache is None else {"past_key_values": rows.cache}
+        if self.adapters is not None:
+            more["adapter_names"] = [self.adapters[i] for i in rows.numbers]
         made = self.model.generate(
             input_ids=rows.tokens,
             attention_mask=rows.mask,
@@ -269,14 +287,19 @@ class _Decoder:
             ),
             stopping_criteria=StoppingCriteriaList([] if stay else [_Finished(self, rows.starts)]),
             streamer=self.streamer,
-            **({} if rows.cache is None else {"past_key_values": rows.cache}),
+            **more,
         )
         rows.tokens, rows.cache = made.sequences, made.past_key_values
         rows.mask = nn.functional.pad(rows.mask, (0, rows.tokens.shape[1] - width), value=1)
 
-    def beginning(self, prompts: Sequence[Sequence[int]]) -> Any:
-        """The cache of what all prompts begin with; None where that is not worth while."""
-        if len(prompts) < 2 or self.model in _keep_finished or self.model in _read_whole:
+    def beginning(self, prompts: Sequence[Sequence[int]], firsts: list[int]) -> Any:
+        """The cache of what all prompts begin with; None where that is not worth while.
+
+        Args:
+            firsts: A prompt of each adapter, which has its own keys and values.
+        """
+        alone = len(prompts) == len(firsts)
+        if alone or self.model in _keep_finished or self.model in _read_whole:
             return None
         first = prompts[0]
         count = min(map(len, prompts)) - 1  # of each prompt a token is left to be read
@@ -285,10 +308,10 @@ class _Decoder:
                 count = next(n for n in range(count) if first[n] != prompt[n])
         if count < _SHARED:
             return None
-        row = _Rows.of([0], [first[:count]], self.pad_id, self.model.device)
-        self.go_on(row, 1)
-        if _kinds(row.cache) == {DynamicLayer}:
-            return row.cache
+        rows = _Rows.of(firsts, [first[:count]] * len(firsts), self.pad_id, self.model.device)
+        self.go_on(rows, 1)
+        if _kinds(rows.cache) == {DynamicLayer}:
+            return rows.cache
         _read_whole.add(self.model)
         return None
 

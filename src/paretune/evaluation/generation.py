@@ -58,6 +58,7 @@ def generate_answers(
     streamer: BaseStreamer | None = None,
     kept: KeptPrefix | None = None,
     ended: Callable[[int, Answer], None] | None = None,
+    adapters: Sequence[str] | None = None,
 ) -> list[Answer]:
     """Answer every prompt; the defaults are the CLAMP paper's (Table 8).
 
@@ -78,6 +79,8 @@ def generate_answers(
             one for a single prompt only.
         kept: Of a single prompt: what it has in common with the last one is not read again.
         ended: Is given each answer when it has ended, with its number.
+        adapters: Of a PEFT model that has several, the name of the one that answers each prompt:
+            as if each had been asked alone, in batches that they share.
 
     Raises:
         InputError: if a sampling setting is out of range or a prompt is empty.
@@ -85,7 +88,7 @@ def generate_answers(
     _check_settings(max_new_tokens, temperature, top_p, batch_size)
     encoder = Encoder(tokenizer)
     encoded = [_encoded(encoder, prompt) for prompt in prompts]
-    seeds = prompt_seeds(encoded, seed)
+    seeds = prompt_seeds(encoded, seed, adapters)
     eos_ids = end_token_ids(model, tokenizer, prompts)
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else eos_ids[0]
     sampling = None
@@ -117,6 +120,7 @@ def generate_answers(
             streamer,
             kept,
             made,
+            adapters,
         )
     finally:
         model.train(was_training)
@@ -147,15 +151,21 @@ def _encoded(encoder: Encoder, prompt: Prompt) -> list[int]:
     return ids
 
 
-def prompt_seeds(encoded: Sequence[list[int]], seed: int) -> list[int]:
-    """One 63-bit seed a prompt, from its tokens, `seed`, and how often it occurred before."""
-    seen: Counter[str] = Counter()
+def prompt_seeds(
+    encoded: Sequence[list[int]], seed: int, of: Sequence[str] | None = None
+) -> list[int]:
+    """One 63-bit seed a prompt, from its tokens, `seed`, and how often it occurred before.
+
+    Args:
+        of: Whose each prompt is: it has the seed that it has among the same one's alone.
+    """
+    seen: Counter[tuple[str, str]] = Counter()
     seeds = []
-    for ids in encoded:
+    for ids, owner in zip(encoded, of or [""] * len(encoded), strict=True):
         key = str(ids)
-        digest = hashlib.sha256(f"{seed}|{seen[key]}|{key}".encode()).digest()
+        digest = hashlib.sha256(f"{seed}|{seen[owner, key]}|{key}".encode()).digest()
         seeds.append(int.from_bytes(digest[:8]) >> 1)
-        seen[key] += 1
+        seen[owner, key] += 1
     return seeds
 
 

@@ -24,6 +24,8 @@ from paretune.training.gated_adapter import GatedAdapter
 OnText = Callable[[str], None]
 """Is given an answer piece by piece."""
 
+_BASE = "__base__"  # PEFT's name for no adapter
+
 
 class ChatModel:
     """A run's base model, which answers as it is or as any of the run's points.
@@ -58,7 +60,7 @@ class ChatModel:
         speaks = None if by is None else (by.name, by.folder, by.position)
         if self._kept[0] != speaks:
             self._kept = speaks, KeptPrefix()
-        return self._generate([prompt], by, streamer, self._kept[1])[0]
+        return self._answers([prompt], by, streamer, self._kept[1])[0]
 
     def answers(
         self,
@@ -67,35 +69,54 @@ class ChatModel:
         ended: Callable[[int, Answer], None] | None = None,
     ) -> list[Answer]:
         """`answer` to each of many prompts, in batches; `ended` is given each when it is there."""
-        return self._generate(prompts, by, None, ended=ended)
+        return self._answers(prompts, by, ended=ended)
 
-    def _generate(
+    def answers_of(
+        self, prompts: Sequence[Prompt], speakers: Sequence[Candidate | None]
+    ) -> list[list[Answer]]:
+        """`answers` of each of several: adapters and the base model answer in common batches."""
+        distinct = [n for n, by in enumerate(speakers) if speakers.index(by) == n]
+        sharing = [n for n in distinct if (by := speakers[n]) is None or by.stock]
+        found: dict[int, list[Answer]] = {}
+        if len(sharing) > 1:
+            asked = [_asked(prompts, speakers[n]) for n in sharing]
+            names = [self._adapter_name(speakers[n]) for n in sharing]
+            every = [prompt for each in asked for prompt in each]
+            of_each = [name for name in names for _ in prompts]
+            made = iter(self._generate(self._adapted, every, adapters=of_each))
+            found = {n: [next(made) for _ in prompts] for n in sharing}
+        for n in distinct:
+            if n not in found:
+                found[n] = self.answers(prompts, speakers[n])
+        return [found[speakers.index(by)] for by in speakers]
+
+    def _answers(
         self,
         prompts: Sequence[Prompt],
         by: Candidate | None,
-        streamer: TextStreamer | None,
+        streamer: TextStreamer | None = None,
         kept: KeptPrefix | None = None,
         ended: Callable[[int, Answer], None] | None = None,
     ) -> list[Answer]:
-        settings = self.recipe.evaluation
-        if by is not None and by.asked is not None:
-            prompts = list(map(by.asked.prompt, prompts))
+        prompts = _asked(prompts, by)
+        with self._speaking(by) as model:
+            return self._generate(model, prompts, streamer=streamer, kept=kept, ended=ended)
+
+    def _generate(self, model: Any, prompts: Sequence[Prompt], **more: Any) -> list[Answer]:
         for prompt in prompts:
             self._check_length(prompt)
-        with self._speaking(by) as model:
-            return generate_answers(
-                model,
-                self.tokenizer,
-                prompts,
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                seed=settings.seed,
-                batch_size=settings.batch_size,
-                streamer=streamer,
-                kept=kept,
-                ended=ended,
-            )
+        settings = self.recipe.evaluation
+        return generate_answers(
+            model,
+            self.tokenizer,
+            prompts,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            **more,
+        )
 
     def _check_length(self, prompt: Prompt) -> None:
         limit = getattr(self._base.config, "max_position_embeddings", None)
@@ -125,12 +146,7 @@ class ChatModel:
             yield self._with_adapter(by)
 
     def _with_adapter(self, by: Candidate) -> PeftModel:
-        # Of a module, which may hold no dot; a conditioned adapter is one, wherever its gate is.
-        name = (by.name if by.position is None else by.folder.name).replace(".", "_")
-        if name not in self._loaded:  # ctrl-C may have left it there without its weights
-            onto = self._base if self._adapted is None else self._adapted
-            self._adapted = with_adapter(onto, by.folder, name)
-            self._loaded.add(name)
+        name = self._adapter_name(by)
         assert self._adapted is not None
         self._adapted.set_adapter(name)
         if by.position is not None:
@@ -140,9 +156,26 @@ class ChatModel:
             self._gates[name].set(by.position)
         return self._adapted
 
+    def _adapter_name(self, by: Candidate | None) -> str:
+        """The name of a point's adapter in the model, into which it is loaded if need be."""
+        if by is None:
+            return _BASE
+        # Of a module, which may hold no dot; a conditioned adapter is one, wherever its gate is.
+        name = (by.name if by.position is None else by.folder.name).replace(".", "_")
+        if name not in self._loaded:  # ctrl-C may have left it there without its weights
+            onto = self._base if self._adapted is None else self._adapted
+            self._adapted = with_adapter(onto, by.folder, name)
+            self._loaded.add(name)
+        return name
+
     def _load(self, name: str) -> tuple[Any, Any]:
         options = {**self.recipe.model.model_dump(), "name": name}
         return load_model_and_tokenizer(**options, device=self._device)
+
+
+def _asked(prompts: Sequence[Prompt], by: Candidate | None) -> list[Prompt]:
+    """The prompts as a point is asked them."""
+    return list(prompts if by is None or by.asked is None else map(by.asked.prompt, prompts))
 
 
 class _Pieces(TextStreamer):
@@ -184,12 +217,13 @@ class Conversation:
             system = first[0]["content"]
         return cls(system=system or None)
 
-    def prompt(self, text: str) -> Prompt:
-        """What to ask when the user says `text`."""
+    def prompt(self, text: str, first: bool = False) -> Prompt:
+        """What to ask when the user says `text`; `first`: as if nothing had been said before."""
         if self.plain:
             return text
         opening = [{"role": "system", "content": self.system}] if self.system else []
-        return [*opening, *self.messages, {"role": "user", "content": text}]
+        said = [] if first else self.messages
+        return [*opening, *said, {"role": "user", "content": text}]
 
     def ask(self, speaker: ChatModel, by: Candidate | None, text: str, on_text: OnText) -> bool:
         """Ask, and remember the answer, or what there was of it when ctrl-C stopped it.
@@ -227,7 +261,11 @@ def asked_prompts(choices: Choices) -> list[Prompt]:
     return []
 
 
-def mean_words(speaker: ChatModel, by: Candidate | None, prompts: Sequence[Prompt]) -> Score:
-    """Mean number of words (between spaces) of the answers to the prompts."""
-    answers = speaker.answers(prompts, by)
-    return Score.of([float(len(answer.response.split())) for answer in answers])
+def mean_words(
+    speaker: ChatModel, speakers: Sequence[Candidate | None], prompts: Sequence[Prompt]
+) -> list[Score]:
+    """Mean number of words (between spaces) of each one's answers to the prompts."""
+    return [
+        Score.of([float(len(answer.response.split())) for answer in answers])
+        for answers in speaker.answers_of(prompts, speakers)
+    ]

@@ -55,6 +55,11 @@ class Candidate:
         """Whether it is a whole model, not an adapter."""
         return not (self.folder / "adapter_config.json").exists()
 
+    @property
+    def stock(self) -> bool:
+        """Whether it is an adapter as PEFT has them, without a gate."""
+        return self.position is None and not self.whole
+
 
 @dataclass(frozen=True)
 class Choice:
