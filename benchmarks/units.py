@@ -9,8 +9,8 @@ one answer a prompt of it, and of random tokens (prompt 100, four answers of 100
 padded. ``answers`` are those to the demo's test prompts, of the base model or of the points of
 a ``--run`` of the demo, ``--batch`` at a time: what all prompts begin with read once, finished
 answers making room for the next, and the nucleus found among the likeliest tokens; and, plainly,
-prompts read whole, all of a batch kept to the end of the last and the vocabulary sorted (which
-matters where ``--temperature`` is above 0); of points also all in one batch, ``--batch`` rows of
+prompts read whole, all of a batch kept to the end of the last, the vocabulary sorted (which
+matters where ``--temperature`` is above 0), and torch's own products; of points also all in one batch, ``--batch`` rows of
 each, beside one point after the other. ``chat`` is a conversation of four turns, its
 beginning kept and read again. These are CPU seconds of one thread on the embedded model, medians of
 repeats that take both in turn; what both give is compared. ``tokens`` is that many pairs of each of
@@ -28,9 +28,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -122,6 +124,7 @@ def answers(args: argparse.Namespace) -> None:
 
     from paretune.evaluation import decoding
     from paretune.evaluation.generation import generate, generate_answers
+    from paretune.models import products
 
     model, tokenizer = load()
     prompts, _ = demo_pairs(args.prompts)
@@ -145,7 +148,8 @@ def answers(args: argparse.Namespace) -> None:
         decoding.nucleus = sorted_nucleus if plain else nucleus
         settings: dict[str, Any] = {"max_new_tokens": 64, "batch_size": args.batch}
         settings |= {"temperature": args.temperature, "top_p": 0.9}
-        return generate(model, tokenizer, prompts, **settings)
+        with patch.object(products, "products_are_slow", lambda: False) if plain else nullcontext():
+            return generate(model, tokenizer, prompts, **settings)
 
     def one_by_one() -> list[str]:
         found = []
