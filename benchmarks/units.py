@@ -5,19 +5,20 @@
     python benchmarks/units.py minimize
 
 ``scoring`` is log-probabilities of the demo's test split, where four answers share each prompt, of
-one answer a prompt of it, and of random tokens (prompt 100, four answers of 100); packed and
-padded. ``answers`` are those to the demo's test prompts, of the base model or of the points of
-a ``--run`` of the demo, ``--batch`` at a time: what all prompts begin with read once, finished
-answers making room for the next, and the nucleus found among the likeliest tokens; and, plainly,
-prompts read whole, all of a batch kept to the end of the last, the vocabulary sorted (which
-matters where ``--temperature`` is above 0), and torch's own products; of points also all in one batch, ``--batch`` rows of
-each, beside one point after the other. ``chat`` is a conversation of four turns, its
-beginning kept and read again. These are CPU seconds of one thread on the embedded model, medians of
-repeats that take both in turn; what both give is compared. ``tokens`` is that many pairs of each of
-two objectives, of dialogues that a local file gives over and over with another first word,
-tokenised and kept for the first point, and read for five more: seconds of the clock. ``minimize``
-is two objectives of three variables: CPU microseconds of an evaluation, the least of the repeats,
-in all and without the objectives and their gradients, which torch takes alone.
+one answer a prompt of it, and of random tokens (prompt 100, four answers of 100); packed, and
+padded with torch's own products. ``answers`` are those to the demo's test prompts, of the base
+model or of the points of a ``--run`` of the demo, ``--batch`` at a time: what all prompts begin
+with read once, finished answers making room for the next, and the nucleus found among the likeliest
+tokens; and, plainly, prompts read whole, all of a batch kept to the end of the last, the vocabulary
+sorted (which matters where ``--temperature`` is above 0), and torch's own products; of points also
+all in one batch, ``--batch`` rows of each, beside one point after the other. ``chat`` is a
+conversation of four turns, its beginning kept and read again. These are CPU seconds of one thread
+on the embedded model, medians of repeats that take both in turn; what both give is compared.
+``tokens`` is that many pairs of each of two objectives, of dialogues that a local file gives over
+and over with another first word, tokenised and kept for the first point, and read for five more:
+seconds of the clock. ``minimize`` is two objectives of three variables: CPU microseconds of an
+evaluation, the least of the repeats, in all and without the objectives and their gradients, which
+torch takes alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -107,8 +107,19 @@ def scoring(args: argparse.Namespace) -> None:
             score(sequences[:2])  # a model's first scores prove that packing is exact
             return lambda: score(sequences)
 
-        ways = {"packed": way("on"), "padded": way("off")}
+        ways = {"packed": way("on"), "padded": _with_torch(way("off"))}
         compare(f"scoring: {title}", ways, args.repeats, _furthest)
+
+
+def _with_torch(way: Callable[[], Any]) -> Callable[[], Any]:
+    """With torch's own products, as it was before there were others."""
+    from paretune.models import products
+
+    def plain() -> Any:
+        with patch.object(products, "products_are_slow", lambda: False):
+            return way()
+
+    return plain
 
 
 def _furthest(one: Any, other: Any) -> str:
@@ -124,7 +135,6 @@ def answers(args: argparse.Namespace) -> None:
 
     from paretune.evaluation import decoding
     from paretune.evaluation.generation import generate, generate_answers
-    from paretune.models import products
 
     model, tokenizer = load()
     prompts, _ = demo_pairs(args.prompts)
@@ -148,8 +158,8 @@ def answers(args: argparse.Namespace) -> None:
         decoding.nucleus = sorted_nucleus if plain else nucleus
         settings: dict[str, Any] = {"max_new_tokens": 64, "batch_size": args.batch}
         settings |= {"temperature": args.temperature, "top_p": 0.9}
-        with patch.object(products, "products_are_slow", lambda: False) if plain else nullcontext():
-            return generate(model, tokenizer, prompts, **settings)
+        make = partial(generate, model, tokenizer, prompts, **settings)
+        return (_with_torch(make) if plain else make)()
 
     def one_by_one() -> list[str]:
         found = []

@@ -534,6 +534,19 @@ def test_criteria_add_at_most_half_of_the_sets_rows(weigher: Any) -> None:
     assert weigher(method="wc_penalty").x_every == 1
 
 
+def test_a_set_that_comes_again_is_told(weigher: Any, caplog: pytest.LogCaptureFixture) -> None:
+    sets = {"small": answers("cold", 4), "large": answers("walk", 12)}
+    for more in ({"max_steps": 2}, {"max_steps": 3, "x_learning_rate": 0.0}):
+        weigher(train=sets, per_device_train_batch_size=2, folder=str(len(more)), **more).train()
+    same = {"one": answers("cold", 10), "other": answers("walk", 12)}
+    weigher(train=same, per_device_train_batch_size=4, max_steps=4, folder="same").train()
+    assert "gone through" not in caplog.text
+    weigher(train=sets, per_device_train_batch_size=2, max_steps=3, folder="again").train()
+    (told,) = (record.getMessage() for record in caplog.records if "gone through" in record.msg)
+    assert "'small', of 4 rows, has been gone through after step 2 of 3" in told
+    assert "max_steps=2 ends" in told
+
+
 def test_a_step_of_x_stands_for_the_steps_between(weigher: Any) -> None:
     moved = []
     for every in (1, 3):

@@ -41,6 +41,8 @@ from paretune.training.weighting_steps import WeightingSteps
 
 logger = logging.getLogger(__name__)
 
+_UNEQUAL = 1.5  # times as many rows in the largest set as in the smallest
+
 
 @dataclass(frozen=True)
 class PolishReport:
@@ -226,6 +228,27 @@ class DataWeightingTrainer(BaseTrainer):
         self.note({"time/step": self._count(True)})
         return torch.tensor(chebyshev, device=self.args.device)
 
+    def warn_of_known_rows(self, steps: int) -> None:
+        """Say so if one set is gone through again while another is read for the first time."""
+        if self.args.method != "lookahead" or self.args.x_learning_rate == 0:
+            return
+        args = self.args
+        rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        sizes = {part.name: len(sequences) for part, sequences in self._set_parts.items()}
+        name = min(sizes, key=lambda each: sizes[each])
+        once = math.ceil(sizes[name] / rows)
+        if once < steps and sizes[name] * _UNEQUAL <= max(sizes.values()):
+            logger.warning(
+                "Training set %r, of %d rows, has been gone through after step %d of %d, and comes "
+                "again while larger sets have new rows: known rows do little for the criteria, and "
+                "weights may go over to the larger sets. max_steps=%d ends before that.",
+                name,
+                sizes[name],
+                once,
+                steps,
+                once,
+            )
+
     def _step_cost(self) -> tuple[int, int]:
         return self.steps.cost
 
@@ -410,6 +433,10 @@ class _Moved(TrainerCallback):
 
     def __init__(self, trainer: DataWeightingTrainer) -> None:
         self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 0:
+            self._trainer.warn_of_known_rows(state.max_steps)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trainer.steps.moved()
