@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import paretune.moo.numerics.simplex_qp as simplex_qp_module
 from paretune.errors import InputError
 from paretune.moo import simplex_qp
+from paretune.moo.numerics.simplex_qp import solve_simplex_qp
 
 SIZES = [1, 2, 3, 4, 5, 8, 16]
 
@@ -217,3 +219,24 @@ def test_same_kind_out():
 def test_bad_input(P, q, message):
     with pytest.raises(InputError, match=message):
         simplex_qp(P, q)
+
+
+def test_two_objectives_take_a_shorter_way_to_the_same_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    problems = []
+    for _ in range(2_000):
+        a, c = 10 ** rng.uniform(-8, 8, 2)
+        b = rng.choice([rng.uniform(-1, 1), 1, -1, 0, 1 - 1e-12]) * np.sqrt(a * c)
+        q = a * rng.normal(size=2) * rng.integers(2)
+        problems.append(([[a, b], [b, c]], q.tolist()))
+    problems += [([[0.0, 0.0], [0.0, 0.0]], [0.0, 0.0]), ([[1e-300, 0.0], [0.0, 1.0]], [0.0, 0.0])]
+    short = [solve_simplex_qp(P, q) for P, q in problems]
+    assert sum(simplex_qp_module._two_at_once(P, q) is not None for P, q in problems) > 1_500
+    monkeypatch.setattr(simplex_qp_module, "_two_at_once", lambda P, q: None)
+    for (P, q), (x, gap, value) in zip(problems, short, strict=True):
+        expected, other, lowest = solve_simplex_qp(P, q)
+        assert x == pytest.approx(expected, abs=1e-14)
+        assert gap == pytest.approx(other, abs=1e-14)
+        assert value == pytest.approx(lowest, rel=1e-12, abs=1e-14 * max(map(abs, P[0] + q)))

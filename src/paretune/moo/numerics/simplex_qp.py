@@ -94,7 +94,7 @@ Vector = list[float]
 def read_floats(array: Any, name: str) -> Any:
     """A torch tensor, numpy array or nested sequence as nested lists of floats."""
     if hasattr(array, "detach"):
-        return array.detach().double().tolist()
+        return array.tolist() if array.is_floating_point() else array.double().tolist()
     try:
         return np.asarray(array, dtype=np.float64).tolist()
     except (TypeError, ValueError):
@@ -216,16 +216,18 @@ def _two_at_once(P: Rows, q: Vector) -> tuple[Vector, float, float] | None:
     largest = max(abs(a), abs(b), abs(c), abs(first), abs(second))
     if b != other or not _SMALL < largest < 1 / _SMALL:
         return None
-    x, y = _two([[a, b], [b, c]], q)
-    parts = (2 * x * a, 2 * y * b, first), (2 * x * b, 2 * y * c, second)
-    (one, two), (size, more) = map(sum, parts), [sum(map(abs, each)) for each in parts]
+    x, y = _two(P, q)
+    left, middle, right = 2 * x * a, 2 * b, 2 * y * c
+    one, two = left + middle * y + first, middle * x + right + second
+    size, more = abs(left) + abs(middle * y), abs(middle * x) + abs(right)
+    size, more = size + abs(first), more + abs(second)
     level, noise = x * one + y * two, x * size + y * more
-    for share, gradient, terms in ((x, one, size), (y, two, more)):
-        if share > 0 and level - gradient + 2 * _EPS * terms > 32 * _EPS * noise:
-            return None  # where rounding matters
-    linear = x * first + y * second
+    below = 32 * _EPS * noise - level
+    if (x > 0 and 2 * _EPS * size - one > below) or (y > 0 and 2 * _EPS * more - two > below):
+        return None  # where rounding matters
     terms = 0.5 * (noise + x * abs(first) + y * abs(second))
     gap = (level - min(one, two)) / terms if terms > 0 else 0.0
+    linear = x * first + y * second
     return [x, y], max(0.0, gap), 0.5 * (level + linear)
 
 

@@ -92,6 +92,8 @@ class ActiveObjectives:
         active = [m for m, p in enumerate(wanted) if p > 0]
         if not active:
             raise InputError("No objective has a positive preference weight.")
+        if len(active) == len(wanted):
+            return cls(len(wanted), active, rows, values, wanted)
         return cls(
             size=len(wanted),
             indices=active,
@@ -134,11 +136,8 @@ class ActiveObjectives:
 
     def square_norm(self, weights: Vector) -> float:
         """‖G w‖² for weights of the active objectives."""
-        total = sum(
-            [
-                wi * entry * wj
-                for row, wi in zip(self.gramian, weights, strict=True)
-                for entry, wj in zip(row, weights, strict=True)
-            ]
-        )
+        total = 0.0
+        for row, wi in zip(self.gramian, weights, strict=True):
+            if wi:
+                total += wi * sum([entry * wj for entry, wj in zip(row, weights, strict=True)])
         return max(0.0, total)
