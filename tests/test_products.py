@@ -201,3 +201,27 @@ def test_elsewhere_nothing_changes(
     monkeypatch.setattr(products, "products_are_slow", decide)
     with fast_products():
         assert functional.linear is linear
+
+
+def test_rows_are_rounded_to_few_numbers(slow: list[Any]) -> None:
+    assert {products._rounded(rows) for rows in range(1, 9)} == {8}
+    for rows in (33, 64, 100, 511, 513, 1000, 4097):
+        assert rows <= products._rounded(rows) <= max(1.125 * rows, rows + 7)
+    assert len({products._rounded(rows) for rows in range(512, 4096)}) <= 3 * 8 + 1
+    weight = draw(160, 96).requires_grad_()
+    with fast_products():
+        for rows in range(120, 140):
+            x = draw(rows, 96).requires_grad_()
+            made = functional.linear(x, weight)
+            assert made.is_contiguous()
+            signal = draw(rows, 160, seed=1)
+            found = torch.autograd.grad(made, [x, weight], signal)
+            torch.testing.assert_close(made, x @ weight.T, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found[0], signal @ weight, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(found[1], signal.T @ x, rtol=1e-4, atol=1e-4)
+    assert {shape[0] for shape in slow} == {
+        120,
+        128,
+        144,
+        160,
+    }  # the last is of the weight's gradient

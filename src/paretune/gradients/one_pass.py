@@ -175,11 +175,11 @@ class _Layer:
         # The narrower side (LoRA's rank) is the one repeated M times.
         if self._weight is not None and n_out <= n_in:
             scaled = (signal[:, None] * per_token).reshape(-1, m * n_out)
-            made = product(scaled.T, x).view(m, n_out, n_in)
+            made = (scaled.T @ x).view(m, n_out, n_in)
             self._weight.add_(made, alpha=self.unscale)
         elif self._weight is not None:
             scaled = (x[:, None] * per_token).reshape(-1, m * n_in)
-            made = product(signal.T, scaled).view(n_out, m, n_in)
+            made = (signal.T @ scaled).view(n_out, m, n_in)
             self._weight.add_(made.transpose(0, 1), alpha=self.unscale)
         if self._bias is not None:
             sums = self.cotangents @ signal.to(self.cotangents.dtype)
