@@ -135,6 +135,16 @@ def test_it_lasts_until_the_last_thread_is_done(slow: list[Any]) -> None:
     assert functional.linear is linear
 
 
+def test_what_others_put_there_stays(slow: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def theirs(*given: Any) -> Tensor:
+        return linear(*given)
+
+    monkeypatch.setattr(functional, "linear", theirs)
+    with fast_products():
+        assert functional.linear is theirs
+    assert functional.linear is theirs
+
+
 def test_an_error_ends_it(slow: list[Any]) -> None:
     @fast_products()
     def fail() -> None:

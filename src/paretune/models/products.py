@@ -1,8 +1,8 @@
 """Products with weights through oneDNN, on processors where that is faster.
 
-On the CPU torch multiplies float32 matrices with MKL, which on processors that are not Intel's uses
-registers of 256 bits where there are 512: half of what AMD's Zen 5 can do. oneDNN, which comes with
-torch, makes no difference. Results differ by rounding.
+On the CPU torch multiplies float32 matrices with MKL, which on AMD's Zen 5 is half as fast as
+oneDNN, which comes with torch (`benchmarks/units.py products`): it seems not to use the 512 bits of
+AVX-512 where the processor is not Intel's. Results differ by rounding.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def fast_products() -> Iterator[None]:
     Also a decorator. `torch.nn.functional.linear` is replaced meanwhile: a function mode of torch
     would be off in the backward pass, where checkpointed layers run again.
     """
-    if not products_are_slow():
+    ours = nn.functional.linear in (linear, _linear)  # else somebody else's, which stays
+    if not (ours and products_are_slow()):
         yield
         return
     with _Within.lock:
