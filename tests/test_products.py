@@ -145,6 +145,13 @@ def test_what_others_put_there_stays(slow: list[Any], monkeypatch: pytest.Monkey
     assert functional.linear is theirs
 
 
+def test_who_turns_onednn_off_has_it_off(slow: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    with fast_products():
+        functional.linear(draw(200, 96), draw(160, 96))
+    assert slow == []
+
+
 def test_an_error_ends_it(slow: list[Any]) -> None:
     @fast_products()
     def fail() -> None:

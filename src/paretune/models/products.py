@@ -160,7 +160,7 @@ def fast_products() -> Iterator[None]:
     would be off in the backward pass, where checkpointed layers run again.
     """
     ours = nn.functional.linear in (linear, _linear)  # else somebody else's, which stays
-    if not (ours and products_are_slow()):
+    if not (ours and torch.backends.mkldnn.enabled and products_are_slow()):
         yield
         return
     with _Within.lock:
